@@ -1,0 +1,66 @@
+# Everything runs in .venv, which the first target that needs it makes.
+
+# The first Python that starts, is new enough and can make a virtual environment.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+  $$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' \
+  >/dev/null 2>&1 && { echo $$p; break; }; done)
+PY := .venv/bin/python
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
+DEMO := runs/demo
+
+export NO_ALBUMENTATIONS_UPDATE := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help setup demo test lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/.dev ## make .venv with covjax and the tools of a developer
+	@echo "covjax stands in .venv: source .venv/bin/activate"
+
+demo: .venv/.core ## train both stages on phantoms and print their tables (minutes)
+	@rm -rf $(DEMO)
+	@echo "== 1/4  stage 1: lungs"
+	@$(PY) -m covjax.main --config=configs/lung.py:phantom --workdir=$(DEMO)/lung
+	@echo "== 2/4  stage 2: infection, from the weights of the lungs"
+	@$(PY) -m covjax.main --config=configs/infection.py:phantom \
+	  --init_from=$(DEMO)/lung --workdir=$(DEMO)/infection
+	@echo "== 3/4  stage 2 again, from random weights"
+	@$(PY) -m covjax.main --config=configs/infection.py:phantom \
+	  --workdir=$(DEMO)/infection-scratch
+	@echo "== 4/4  the tables, side by side"
+	@$(PY) -m covjax.report.tables $(DEMO)/lung $(DEMO)/infection \
+	  $(DEMO)/infection-scratch
+
+test: .venv/.dev ## run the tests; ARGS="-k losses" goes to pytest
+	@$(PY) -m pytest $(ARGS)
+
+lint: .venv/.dev ## check style and types
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m pyright --pythonpath $(PY)
+
+format: .venv/.dev ## mend what ruff can mend
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+clean: ## remove .venv, caches and the demo's runs; other runs stay
+	rm -rf .venv $(DEMO) .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# A stamp is written last and taken away first: an install that broke off leaves none,
+# and the next one starts from an empty .venv.
+.venv/.core: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "covjax needs Python 3.11 or newer, with its venv\
+	 module; none was found. Name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@test -f $@ && $(PY) -c '' || $(PYTHON) -m venv --clear .venv
+	@rm -f .venv/.core .venv/.dev
+	@echo "Installing covjax into .venv (a minute or two, about 1 GB) ..."
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/.dev: .venv/.core
+	@echo "Installing the tools of a developer into .venv ..."
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@

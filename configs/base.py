@@ -1,0 +1,88 @@
+"""What both stages share. The variant, after a colon, says how large a run is.
+
+  lung.py            the study: 256 px, width 64, on COVID-QU-Ex, on an accelerator
+  lung.py:laptop     the same films at 128 px, width 16: what two cores can do
+  lung.py:phantom    a small model on synthetic films, in about a minute on two cores
+"""
+
+import ml_collections
+
+VARIANTS = ("", "laptop", "phantom")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the settings that do not depend on the stage."""
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"no variant {variant!r}: {', '.join(v or '(none)' for v in VARIANTS)}"
+        )
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of parameters, order, augmentation and dropout
+    config.init_from = ""  # a run or a checkpoint to start from; --init_from sets it
+
+    config.data = ml_collections.ConfigDict()
+    config.data.root = ""  # else $COVJAX_DATA, else data/COVID-QU-Ex
+    config.data.phantom_films = ()  # (Train, Val, Test): synthetic films, not the root
+    config.data.task = "lung"  # whose mask is the target: "lung" or "infection"
+    config.data.roi = "none"  # what is kept of the film: "none" (all), "truth" (lungs)
+    config.data.image_size = 256
+    config.data.threads = 2  # that read and augment, in each worker
+    config.data.workers = 0  # processes beside this one
+    config.data.prefetch = 4  # batches that wait on the host
+
+    config.augment = ml_collections.ConfigDict()  # the study's three transforms
+    config.augment.flip_prob = 0.5
+    config.augment.affine_prob = 0.5
+    config.augment.shift = 0.0625  # share of the side, each way
+    config.augment.scale = 0.1  # 0.1: from 0.9 to 1.1
+    config.augment.rotate = 15.0  # degrees, each way
+    config.augment.tone_prob = 0.5
+    config.augment.brightness = 0.2  # share of full scale, each way
+    config.augment.contrast = 0.2  # 0.2: from 0.8 to 1.2
+
+    config.model = ml_collections.ConfigDict()
+    config.model.width = 64
+    config.model.depth = 4
+    config.model.norm = "batch"  # "batch" or "group"
+    config.model.upsample = "transpose"  # or "depth_to_space", faster on a CPU
+    config.model.dropout = 0.0
+    config.model.dtype = "bfloat16"  # of the computation; parameters are float32
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.dice = 1.0
+    config.loss.bce = 0.0
+
+    config.optim = ml_collections.ConfigDict()  # AdamW, warm-up, cosine to 0
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 1e-4
+    config.optim.warmup_epochs = 1.0
+    config.optim.clip_norm = 1.0  # of the gradients; 0: no clipping
+
+    config.train = ml_collections.ConfigDict()
+    config.train.epochs = 20
+    config.train.batch_size = 32  # over all devices
+    config.train.log_every = 20  # steps
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.threshold = 0.5  # probability above which a pixel is foreground
+
+    config.transfer = ml_collections.ConfigDict()
+    # Leaves that start anew although --init_from is given: regular expressions,
+    # searched in names like "params/head/kernel". All others must be found there.
+    config.transfer.fresh = ("^params/head/",)
+
+    if variant:  # a CPU
+        config.model.dtype = "float32"
+        config.model.upsample = "depth_to_space"
+        config.train.batch_size = 16
+        config.optim.lr = 2e-3
+        config.optim.warmup_epochs = 0.5
+    if variant == "laptop":
+        config.data.image_size = 128
+        config.model.width = 16
+    if variant == "phantom":
+        config.data.phantom_films = (320, 64, 128)
+        config.data.image_size = 64
+        config.model.width = 8
+        config.model.depth = 3
+    return config

@@ -1,0 +1,149 @@
+"""Checkpoints: Orbax writes them, keeps the latest and the best, and reads them.
+
+A checkpoint holds the state as numpy arrays of one device, so that a run may go on
+with another number of devices.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from covjax.errors import UsageError
+from covjax.train_state import TrainState
+
+FOLDER = "checkpoints"
+_STATE = "state"
+_METRIC = "dice"  # of the Val split; the best has the highest
+
+
+class Checkpoints:
+    """The checkpoints of a run; close it, or use it in a `with`, to end the writing."""
+
+    def __init__(self, workdir: Path):
+        """Opens `workdir`/checkpoints, made if missing."""
+        policies = ocp.checkpoint_managers
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(get_metric_fn=lambda m: m[_METRIC], n=1),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            (workdir / FOLDER).absolute(),
+            item_names=(_STATE,),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda m: m[_METRIC], best_mode="max", preservation_policy=keep
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits until all is written."""
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Returns the step of the newest checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Returns the step of the best checkpoint on Val, None if there is none."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, *, dice: float) -> None:
+        """Writes a checkpoint in the background; it counts once it is whole.
+
+        Args:
+          state: on the host, without a device axis (`parallel.unreplicate`).
+          dice: mean Dice of the Val split, family `all`.
+        """
+        self._manager.save(
+            int(state.step),
+            metrics={_METRIC: dice},
+            args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(_tree(state))}),
+        )
+
+    def restore(self, state: TrainState, step: int) -> TrainState:
+        """Returns the state of a checkpoint.
+
+        Args:
+          state: one of the same shape, on the host; its values do not matter.
+          step: which checkpoint.
+        """
+        target = jax.tree.map(np.asarray, _tree(state))
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
+        )
+        return state.replace(**restored[_STATE])
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "opt_state": state.opt_state,
+    }
+
+
+def best_of(path: str) -> Path:
+    """Returns the folder of a checkpoint: `path` itself, or the best of a run.
+
+    Args:
+      path: a run's folder, or one of its checkpoints (runs/lung/checkpoints/932).
+
+    Raises:
+      UsageError: if it is neither.
+    """
+    folder = Path(path)
+    if (folder / _STATE).is_dir():
+        return folder
+    if (folder / FOLDER).is_dir():
+        with Checkpoints(folder) as checkpoints:
+            step = checkpoints.best()
+        if step is not None:
+            return folder / FOLDER / str(step)
+    raise UsageError(
+        f"{path}: neither a run with a whole checkpoint nor a checkpoint"
+        " (give RUN, or RUN/checkpoints/STEP)"
+    )
+
+
+def read_variables(folder: Path) -> dict[str, Any]:
+    """Reads parameters and batch statistics of a checkpoint, whatever their shapes.
+
+    Args:
+      folder: RUN/checkpoints/STEP.
+
+    Returns:
+      {"params": …, "batch_stats": …} of numpy arrays.
+
+    Raises:
+      UsageError: if it cannot be read.
+    """
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            path = (folder / _STATE).absolute()
+            stored = checkpointer.metadata(path).item_metadata.tree
+            wanted = {
+                name: jax.tree.map(lambda _: 0, stored.get(name, {}))
+                for name in ("params", "batch_stats")
+            }
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+            )
+            return checkpointer.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=wanted, restore_args=as_numpy, partial_restore=True
+                ),
+            )
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        logging.debug("restore failed", exc_info=True)
+        raise UsageError(f"{folder}: not a whole checkpoint ({error})") from None

@@ -1,0 +1,170 @@
+"""Checks of a config, before anything is read or compiled; and its file."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from covjax.errors import UsageError
+from covjax.files import write_whole
+
+# A run may go on with other values of these: no number that it computes depends on
+# them (the folder of the data may have moved).
+NOT_IDENTITY = {
+    "data.root",
+    "data.threads",
+    "data.workers",
+    "data.prefetch",
+    "train.log_every",
+}
+
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*allowed: str) -> _Check:
+    return (lambda v: v in allowed, "one of " + ", ".join(map(repr, allowed)))
+
+
+def _at_least(low: float) -> _Check:
+    return (lambda v: v >= low, f"at least {low}")
+
+
+def _between(low: float, high: float) -> _Check:
+    return (lambda v: low <= v <= high, f"from {low} to {high}")
+
+
+_PROBABILITY = _between(0, 1)
+
+_CHECKS: dict[str, _Check] = {
+    "seed": _between(0, 2**32 - 1),
+    "data.task": _one_of("lung", "infection"),
+    "data.roi": _one_of("none", "truth"),
+    "data.image_size": _at_least(8),
+    "data.threads": _at_least(1),
+    "data.workers": _at_least(0),
+    "data.prefetch": _at_least(1),
+    "data.phantom_films": (
+        lambda v: len(v) in (0, 3) and all(type(n) is int and n > 0 for n in v),
+        "(Train, Val, Test), whole numbers above 0, or () for the films of data.root",
+    ),
+    "augment.flip_prob": _PROBABILITY,
+    "augment.affine_prob": _PROBABILITY,
+    "augment.shift": _between(0, 1),
+    "augment.scale": (lambda v: 0 <= v < 1, "from 0, below 1"),
+    "augment.rotate": _between(0, 180),
+    "augment.tone_prob": _PROBABILITY,
+    "augment.brightness": _between(0, 1),
+    "augment.contrast": _between(0, 1),
+    "model.width": _at_least(1),
+    "model.depth": _between(1, 8),
+    "model.norm": _one_of("batch", "group"),
+    "model.upsample": _one_of("transpose", "depth_to_space"),
+    "model.dropout": (lambda v: 0 <= v < 1, "from 0, below 1"),
+    "model.dtype": _one_of("float32", "bfloat16"),
+    "loss.dice": _at_least(0),
+    "loss.bce": _at_least(0),
+    "optim.lr": (lambda v: v > 0, "above 0"),
+    "optim.weight_decay": _at_least(0),
+    "optim.warmup_epochs": _at_least(0),
+    "optim.clip_norm": _at_least(0),
+    "train.epochs": _at_least(1),
+    "train.batch_size": _at_least(1),
+    "train.log_every": _at_least(1),
+    "eval.threshold": (lambda v: 0 < v < 1, "above 0, below 1"),
+}
+
+
+def validate_config(config: ml_collections.ConfigDict) -> None:
+    """Refuses values that could not give a run.
+
+    Raises:
+      UsageError: naming the first wrong field, its value and what is allowed.
+    """
+    fields = flatten(config)
+    for name, (holds, allowed) in _CHECKS.items():
+        if name not in fields:
+            raise UsageError(f"config.{name} is missing")
+        value = fields[name]
+        try:
+            right = holds(value)
+        except TypeError:  # None, or a string among numbers
+            right = False
+        if not right or value != value:  # NaN is no value
+            raise UsageError(f"config.{name} = {value!r}: must be {allowed}")
+    if config.loss.dice + config.loss.bce == 0:
+        raise UsageError("config.loss.dice and config.loss.bce are both 0")
+    if config.optim.warmup_epochs >= config.train.epochs:
+        raise UsageError(
+            f"config.optim.warmup_epochs = {config.optim.warmup_epochs}: must be below"
+            f" config.train.epochs = {config.train.epochs}"
+        )
+    step = 2**config.model.depth
+    if config.data.image_size % step:
+        raise UsageError(
+            f"config.data.image_size = {config.data.image_size}: must be divisible by"
+            f" {step} (2 ** config.model.depth)"
+        )
+    if config.data.task == "lung" and config.data.roi != "none":
+        raise UsageError(
+            f"config.data.roi = {config.data.roi!r}: must be 'none' where"
+            " config.data.task is 'lung' (the lungs are the answer)"
+        )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of a config as {"data.task": "lung", …}, sorted by name."""
+    leaves: dict[str, Any] = {}
+    for name in sorted(config):
+        value = config[name]
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            leaves |= flatten(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields in which two configs are not the same run.
+
+    Args:
+      old: a config, or what `read_config` returned.
+      new: another.
+
+    Returns:
+      Names → (old value, new value); None stands for an absent field.
+    """
+    # Through JSON, so that tuples and lists compare as they were written.
+    a, b = (json.loads(json.dumps(flatten(c))) for c in (old, new))
+    return {
+        name: (a.get(name), b.get(name))
+        for name in sorted(a.keys() | b.keys())
+        if name not in NOT_IDENTITY and a.get(name) != b.get(name)
+    }
+
+
+def save_config(
+    config: ml_collections.ConfigDict, path: Path, about: Mapping[str, Any]
+) -> None:
+    """Writes a config as JSON, with `about` (versions, commit, …) under "about"."""
+    content = config.to_dict() | {"about": dict(about)}
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_config(path: Path) -> ml_collections.ConfigDict:
+    """Reads what `save_config` wrote, without its "about".
+
+    Raises:
+      UsageError: if there is no such file or it is no config.
+    """
+    try:
+        content = json.loads(path.read_text())
+        content.pop("about", None)
+        return ml_collections.ConfigDict(content)
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent} holds no run: no {path.name}") from None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UsageError(f"{path}: not a run's config ({error})") from None

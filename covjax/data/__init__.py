@@ -1,0 +1,1 @@
+"""From files on disk to batches on the host. Nothing here imports jax."""

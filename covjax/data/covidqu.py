@@ -1,0 +1,226 @@
+"""COVID-QU-Ex as published: where the films lie, and how one is read.
+
+    <root>/Lung Segmentation Data/[Lung Segmentation Data/]
+        {Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks}/*.png
+    <root>/Infection Segmentation Data/[Infection Segmentation Data/]
+        the same, and {infection masks} beside them
+
+Some copies hold the folder once, some twice, and download tools put `versions/7/`
+above it; all of them are understood. Film and masks are paired by file name.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from covjax.errors import DataError
+
+SPLITS = ("Train", "Val", "Test")
+CLASSES = ("COVID-19", "Non-COVID", "Normal")
+TASKS = ("lung", "infection")
+TREES = {"lung": "Lung Segmentation Data", "infection": "Infection Segmentation Data"}
+IMAGES, LUNG_MASKS, INFECTION_MASKS = "images", "lung masks", "infection masks"
+# Folders of masks that each tree holds beside `images`.
+MASK_FOLDERS = {"lung": (LUNG_MASKS,), "infection": (LUNG_MASKS, INFECTION_MASKS)}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+# A phantom set carries this file in its root, so that no figure drawn from it can
+# pass for a patient's.
+PHANTOM_MARKER = "PHANTOM.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """One chest X-ray and the paths of its masks.
+
+    Attributes:
+      name: file name, "covid_1.png"; unique within a split and class.
+      label: class, one of `CLASSES`.
+      split: one of `SPLITS`.
+      image: path of the film.
+      lung_mask: path of its lung mask.
+      infection_mask: path of its infection mask; None in the lung tree.
+    """
+
+    name: str
+    label: str
+    split: str
+    image: Path
+    lung_mask: Path
+    infection_mask: Path | None
+
+
+def data_root(root: str, project: Path) -> Path:
+    """Returns the folder of the data: `root`, $COVJAX_DATA, or the project's own.
+
+    Args:
+      root: `config.data.root`; empty means that the environment decides.
+      project: the project's folder, which holds `data/COVID-QU-Ex` by default.
+    """
+    named = root or os.environ.get("COVJAX_DATA", "")
+    return Path(named) if named else project / "data" / "COVID-QU-Ex"
+
+
+def find_tree(root: Path, task: str) -> Path:
+    """Returns the folder that holds Train, Val and Test of one of the two trees.
+
+    Args:
+      root: the folder of the data, or one that `versions/N/` stands in.
+      task: "lung" or "infection": which tree.
+
+    Raises:
+      DataError: if there is no such tree, with the places that were looked at.
+    """
+    name = TREES[task]
+    versions = sorted(
+        (p for p in root.glob("versions/*") if p.name.isdigit()),
+        key=lambda p: int(p.name),
+        reverse=True,  # the newest first
+    )
+    for base in (root, *versions):
+        for folder in (base / name / name, base / name):
+            if any((folder / split).is_dir() for split in SPLITS):
+                return folder
+    raise DataError(
+        f"no '{name}/{{Train,Val,Test}}' under {root} (nor nested once more, nor under"
+        " versions/N/)"
+    )
+
+
+def is_phantom(root: Path) -> bool:
+    """Tells whether the set is made of synthetic films."""
+    return (root / PHANTOM_MARKER).is_file()
+
+
+def list_films(root: Path, task: str, split: str) -> list[Film]:
+    """Lists one split of one tree, in an order that is the same on every machine.
+
+    Args:
+      root: the folder of the data.
+      task: "lung" or "infection": which tree.
+      split: "Train", "Val" or "Test".
+
+    Returns:
+      Films sorted by class, then by name.
+
+    Raises:
+      DataError: if the split is missing or empty, or a film lacks a mask.
+    """
+    folder = find_tree(root, task) / split
+    films = []
+    for label in CLASSES:
+        masks = {kind: _by_stem(folder / label / kind) for kind in MASK_FOLDERS[task]}
+        for stem, image in sorted(_by_stem(folder / label / IMAGES).items()):
+            for kind, found in masks.items():
+                if stem not in found:
+                    raise DataError(f"{image}: no mask of that name in '{kind}'")
+            infection = masks[INFECTION_MASKS][stem] if task == "infection" else None
+            films.append(
+                Film(
+                    image.name, label, split, image, masks[LUNG_MASKS][stem], infection
+                )
+            )
+    if not films:
+        raise DataError(f"no films in {folder}/{{{','.join(CLASSES)}}}/{IMAGES}")
+    return films
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Maps the names of a folder's pictures, without their endings, to their paths."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if path.stem in found:
+                raise DataError(f"{path}: same name as {found[path.stem].name}")
+            found[path.stem] = path
+    return found
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Reads a picture of 8 or 16 bits, grey or in colour, as 8-bit grey.
+
+    Colour is weighed by ITU-R 601-2 luma; 16 bits are scaled by 255 / 65535.
+
+    Args:
+      path: any picture that Pillow reads.
+
+    Returns:
+      uint8 [H, W].
+
+    Raises:
+      DataError: if the file is missing, truncated or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()  # the whole file: a truncated one fails here
+            if picture.mode.startswith(("I", "F")):  # 16 bits; Pillow clips, not scales
+                wide = np.asarray(picture, np.float64)
+                if picture.mode == "F" or wide.min() < 0 or wide.max() > 65535:
+                    raise DataError(f"{path}: neither 8 nor 16 bits a pixel")
+                return np.rint(wide / 257).astype(np.uint8)
+            if picture.mode in ("P", "PA", "RGBA", "LA"):
+                picture = picture.convert("RGB")  # alpha is dropped, not blended
+            return np.asarray(picture.convert("L"))
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(f"{path}: cannot be read as a picture ({error})") from None
+
+
+def binarize(mask: np.ndarray) -> np.ndarray:
+    """Returns a mask as {0, 1}, uint8, cut at mid-grey.
+
+    A mask stored as 0 and 1, rather than 0 and 255, is taken as it is.
+    """
+    return (mask > (127 if mask.max(initial=0) > 1 else 0)).astype(np.uint8)
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes uint8 [H, W] to [size, size], linearly, antialiased when it shrinks."""
+    return _resize(image, size, Image.Resampling.BILINEAR)
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """Resizes {0, 1} [H, W] to [size, size] by nearest neighbour: no new values."""
+    return _resize(mask, size, Image.Resampling.NEAREST)
+
+
+def _resize(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
+    if array.shape == (size, size):
+        return array
+    return np.asarray(Image.fromarray(array).resize((size, size), how))
+
+
+def read_film(film: Film, size: int) -> dict[str, np.ndarray]:
+    """Reads a film and its masks, square.
+
+    Args:
+      film: what to read.
+      size: side of the result, pixels.
+
+    Returns:
+      "image" uint8 [size, size] in 0 to 255; "lung" uint8 [size, size] in {0, 1}; in
+      the infection tree also "infection", the same.
+
+    Raises:
+      DataError: if a file cannot be read, or a mask is not of the film's size.
+    """
+    image = read_grey(film.image)
+    record = {"image": resize_image(image, size)}
+    for kind, path in (("lung", film.lung_mask), ("infection", film.infection_mask)):
+        if path is None:
+            continue
+        mask = read_grey(path)
+        if mask.shape != image.shape:
+            raise DataError(
+                f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} pixels for a film of"
+                f" {image.shape[1]}x{image.shape[0]}"
+            )
+        record[kind] = resize_mask(binarize(mask), size)
+    return record

@@ -1,0 +1,198 @@
+"""Grain pipelines: films on disk → batches on the host.
+
+What stands at a position of a run is a function of (seed, position) alone: batch s of
+a run holds positions s·B to (s+1)·B, whatever the number of processes, workers and
+threads. A run that was stopped goes on at the step it had reached; no iterator has to
+be saved.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from covjax.data.augment import Augment
+from covjax.data.covidqu import Film, read_film
+from covjax.errors import UsageError
+
+Record = dict[str, np.ndarray]
+
+
+class ShuffledEpochs:
+    """Maps a position in a run to (epoch, index of the film).
+
+    Every epoch has an order of its own. Its last, incomplete batch is left out; which
+    films that are changes with the epoch.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int):
+        """Sets the number of films, the batch of the whole run and the run's seed."""
+        self._n, self._seed = n, seed
+        self._per_epoch = n // batch_size * batch_size
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """Returns (epoch, index) of a position."""
+        epoch, k = divmod(int(position), self._per_epoch)
+        return epoch, int(_epoch_order(self._seed, epoch, self._n)[k])
+
+
+@functools.lru_cache(maxsize=2)  # threads may be at the seam of two epochs
+def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def record_seed(seed: int, epoch: int, index: int) -> int:
+    """Returns the 32-bit seed of a film's augmentation in one epoch."""
+    return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
+
+
+class ReadAugmented:
+    """Maps (epoch, index) to an augmented, cut record."""
+
+    def __init__(
+        self,
+        films: Sequence[Film],
+        size: int,
+        task: str,
+        roi: str,
+        augment: Augment,
+        seed: int,
+    ):
+        """Takes what `make_train_dataset` documents."""
+        self._films, self._size, self._task, self._roi = films, size, task, roi
+        self._augment, self._seed = augment, seed
+
+    def __call__(self, key: tuple[int, int]) -> Record:
+        """Reads, augments and cuts one film."""
+        epoch, index = key
+        record = read_film(self._films[index], self._size)
+        record = self._augment(record, record_seed(self._seed, epoch, index))
+        return finish(record, self._task, self._roi, index)
+
+
+class ReadPadded:
+    """Maps an index to a record; from the end of the split on, to padding."""
+
+    def __init__(self, films: Sequence[Film], size: int, task: str, roi: str):
+        """Takes what `make_eval_dataset` documents."""
+        self._films, self._size, self._task, self._roi = films, size, task, roi
+
+    def __call__(self, index: int) -> Record:
+        """Reads and cuts one film, or returns zeros of weight 0."""
+        if index < len(self._films):
+            record = read_film(self._films[index], self._size)
+            return finish(record, self._task, self._roi, index)
+        zeros = np.zeros((self._size, self._size, 1), np.uint8)
+        return {
+            "image": zeros,
+            "mask": zeros,
+            "index": np.int32(0),
+            "weight": np.float32(0),
+        }  # type: ignore[return-value]
+
+
+def finish(record: Record, task: str, roi: str, index: int) -> Record:
+    """Cuts a film to the region of interest and picks the target.
+
+    The cut comes after the augmentation, so that outside of the region is exactly 0.
+
+    Args:
+      record: as `read_film` returns it.
+      task: which mask is the target.
+      roi: "none": the whole film; "truth": the film inside the true lung mask.
+      index: position of the film in its split.
+
+    Returns:
+      "image" uint8 [H, W, 1], "mask" uint8 [H, W, 1] in {0, 1}, "index" int32 [],
+      "weight" 1, float32 [].
+    """
+    image = record["image"] * record["lung"] if roi == "truth" else record["image"]
+    return {
+        "image": image[..., None],
+        "mask": record[task][..., None],
+        "index": np.int32(index),
+        "weight": np.float32(1),
+    }  # type: ignore[return-value]
+
+
+def make_train_dataset(
+    films: Sequence[Film],
+    *,
+    config: Any,
+    steps: range,
+    rank: int = 0,
+    world: int = 1,
+) -> grain.IterDataset:
+    """Returns this process's shares of the training batches of some steps.
+
+    Args:
+      films: the training split.
+      config: the whole config; `data`, `augment`, `seed`, `train.batch_size` are read.
+      steps: which steps of the run, for example `range(reached, total)`.
+      rank: of this process.
+      world: number of processes; the batch must be divisible by it.
+
+    Returns:
+      Batches of numpy arrays: "image" and "mask" uint8 [B, H, W, 1], "index" int32
+      [B], "weight" float32 [B], B = batch_size / world.
+
+    Raises:
+      UsageError: if a batch is larger than the split.
+    """
+    batch = config.train.batch_size
+    if batch > len(films):
+        raise UsageError(
+            f"config.train.batch_size = {batch}: there are only {len(films)} films"
+        )
+    data = config.data
+    read = ReadAugmented(
+        films,
+        data.image_size,
+        data.task,
+        data.roi,
+        Augment(**config.augment),
+        config.seed,
+    )
+    positions = grain.MapDataset.range(
+        steps.start * batch + rank, steps.stop * batch, world
+    )
+    order = ShuffledEpochs(len(films), batch, config.seed)
+    dataset = positions.map(order).map(read).batch(batch // world)
+    return _iterate(dataset, data)
+
+
+def make_eval_dataset(
+    films: Sequence[Film], *, config: Any, rank: int = 0, world: int = 1
+) -> grain.IterDataset:
+    """Returns this process's share of a split, every film once, in order.
+
+    The last batch is filled with padding of weight 0, so that all processes have as
+    many batches of one shape.
+
+    Args:
+      films: the split.
+      config: the whole config; `data` and `train.batch_size` are read.
+      rank: of this process.
+      world: number of processes; the batch must be divisible by it.
+
+    Returns:
+      Batches as `make_train_dataset` gives them, without augmentation.
+    """
+    batch, data = config.train.batch_size, config.data
+    padded = -(-len(films) // batch) * batch
+    read = ReadPadded(films, data.image_size, data.task, data.roi)
+    dataset = grain.MapDataset.range(rank, padded, world).map(read)
+    return _iterate(dataset.batch(batch // world), data)
+
+
+def _iterate(dataset: grain.MapDataset, data: Any) -> grain.IterDataset:
+    batches = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
+    )
+    if data.workers:
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=data.workers)
+        )
+    return batches

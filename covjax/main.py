@@ -1,0 +1,57 @@
+"""Flags, then one call.
+
+  python -m covjax.main --config=configs/lung.py --workdir=runs/lung
+  python -m covjax.main --config=configs/infection.py --init_from=runs/lung
+  python -m covjax.main --mode=evaluate --workdir=runs/lung --split=val
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from covjax import run_dir
+from covjax.errors import Diverged, UsageError
+from covjax.train import evaluate_run, train_and_evaluate
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run's folder; default runs/STAGE-TIME")
+_INIT_FROM = flags.DEFINE_string("init_from", None, "Run or checkpoint to start from")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do")
+_SPLIT = flags.DEFINE_enum(
+    "split", "test", ["train", "val", "test"], "What --mode=evaluate scores"
+)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, ValueError, OSError, TypeError) as error:
+        raise UsageError(str(error)) from None  # AttributeError: no such config field
+    if len(rest) > 1:
+        raise UsageError(f"not a flag: {rest[1]}")
+    return rest
+
+
+def _main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    if _MODE.value == "evaluate":
+        if not workdir:
+            raise UsageError("--mode=evaluate needs --workdir, the run to evaluate")
+        evaluate_run(Path(workdir), _SPLIT.value.capitalize(), config)
+        return
+    if config is None:
+        raise UsageError("--config is missing, for example --config=configs/lung.py")
+    if _INIT_FROM.value is not None:
+        config.init_from = _INIT_FROM.value
+    train_and_evaluate(config, Path(workdir) if workdir else run_dir.default(config))
+
+
+if __name__ == "__main__":
+    try:
+        app.run(_main, flags_parser=_parse)
+    except (UsageError, Diverged) as failure:
+        print(f"covjax: {failure}", file=sys.stderr)
+        sys.exit(1 if isinstance(failure, Diverged) else 2)

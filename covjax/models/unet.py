@@ -1,0 +1,175 @@
+"""The U-Net of Ronneberger et al., 2015, with padded convolutions and a norm.
+
+Names of the parameters, for transfer by name: `encoder_0` (full size) to
+`encoder_<depth-1>`, `bottleneck`, `upsample_<i>` and `decoder_<i>` (back at the size
+of `encoder_<i>`), `head`.
+"""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covjax.types import AXIS
+
+Norm = Literal["batch", "group"]
+Upsampling = Literal["transpose", "depth_to_space"]
+
+
+class Upsample(nn.Module):
+    """Doubles height and width by a 2x2 transposed convolution of stride 2.
+
+    With such a stride no two inputs meet in one output, so the same map is a matrix
+    product at every pixel, whose results are laid out as 2x2 blocks. Both forms hold
+    the same parameters and give the same numbers; which is faster depends on the
+    machine (XLA's CPU gradient of the first is about four times slower).
+
+    Attributes:
+      features: channels of the output.
+      form: "transpose" (a convolution) or "depth_to_space" (a product and a reshape).
+      dtype: of the computation; parameters are float32.
+    """
+
+    features: int
+    form: Upsampling
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to [B, 2 H, 2 W, features]."""
+        shape = (2, 2, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        if self.form == "transpose":
+            x = jax.lax.conv_transpose(
+                x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            return x + bias
+        batch, height, width, _ = x.shape
+        # conv_transpose correlates, so the block that an input spreads over is the
+        # kernel turned by 180 degrees.
+        blocks = jnp.einsum("bhwi,klio->bhkwlo", x, kernel[::-1, ::-1])
+        return blocks.reshape(batch, 2 * height, 2 * width, self.features) + bias
+
+
+class ConvBlock(nn.Module):
+    """Twice: a 3x3 convolution, a norm, a ReLU.
+
+    Attributes:
+      features: channels of the output.
+      norm: "batch" (over the batches of all devices) or "group".
+      dtype: of the computation; parameters and statistics are float32.
+    """
+
+    features: int
+    norm: Norm
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H, W, features]."""
+        for i in range(2):
+            # The norm that follows has a bias of its own.
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.he_normal(),
+                name=f"conv_{i}",
+            )(x)
+            x = nn.relu(self._normalize(x, train=train, name=f"norm_{i}"))
+        return x
+
+    def _normalize(self, x: jax.Array, *, train: bool, name: str) -> jax.Array:
+        if self.norm == "batch":
+            return nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                dtype=self.dtype,
+                # `init` runs outside of the pmap, where the axis has no name.
+                axis_name=None if self.is_initializing() else AXIS,
+                name=name,
+            )(x)
+        groups = math.gcd(self.features, 8)
+        return nn.GroupNorm(num_groups=groups, dtype=self.dtype, name=name)(x)
+
+
+class UNet(nn.Module):
+    """A U-Net for one binary mask.
+
+    Attributes:
+      width: channels of the first level; each level down has twice as many.
+      depth: times that the picture is halved; its sides must be divisible by
+        2 ** depth.
+      norm: "batch" (statistics over the batches of all devices) or "group".
+      upsample: "transpose" or "depth_to_space", two forms of the same map.
+      dropout: rate at which features of the bottleneck are dropped in training.
+      dtype: of the computation; parameters, statistics and logits are float32.
+
+    Reference:
+      Ronneberger, Fischer, Brox: U-Net, MICCAI 2015, with padded convolutions.
+    """
+
+    width: int = 64
+    depth: int = 4
+    norm: Norm = "batch"
+    upsample: Upsampling = "transpose"
+    dropout: float = 0.0
+    dtype: jnp.dtype = np.dtype("float32")
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Computes the logit of every pixel.
+
+        Args:
+          images: float [B, H, W, C]; H and W divisible by 2 ** depth.
+          train: whether batch statistics are taken from this batch and features
+            dropped; needs `mutable=["batch_stats"]` and an rng named "dropout".
+
+        Returns:
+          Logits, float32 [B, H, W, 1].
+
+        Raises:
+          ValueError: if a side is not divisible by 2 ** depth.
+        """
+        _, height, width, _ = images.shape
+        if height % 2**self.depth or width % 2**self.depth:
+            raise ValueError(
+                f"a U-Net of depth {self.depth} halves the picture {self.depth} times:"
+                f" {height}x{width} is not divisible by {2**self.depth}"
+            )
+        x = images.astype(self.dtype)
+        skips = []
+        for i in range(self.depth):
+            x = self._block(i, f"encoder_{i}")(x, train=train)
+            skips.append(x)
+            x = _max_pool(x)
+        x = self._block(self.depth, "bottleneck")(x, train=train)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for i in reversed(range(self.depth)):
+            x = Upsample(
+                self.width * 2**i, self.upsample, self.dtype, name=f"upsample_{i}"
+            )(x)
+            x = jnp.concatenate([skips[i], x], axis=-1)
+            x = self._block(i, f"decoder_{i}")(x, train=train)
+        return nn.Conv(1, (1, 1), dtype=jnp.float32, name="head")(x)
+
+    def _block(self, level: int, name: str) -> ConvBlock:
+        return ConvBlock(self.width * 2**level, self.norm, self.dtype, name=name)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """Takes the maximum of 2x2 blocks.
+
+    As a reshape, because XLA's gradient of `nn.max_pool` (select and scatter) is
+    about fourteen times slower on the CPU. They differ only where two positive
+    features of a block are equal: here these share the gradient.
+    """
+    batch, height, width, channels = x.shape
+    blocks = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return jnp.max(blocks, axis=(2, 4))

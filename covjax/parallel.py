@@ -1,0 +1,97 @@
+"""How many devices and hosts there are: the one file that knows.
+
+A batch of the whole run is cut twice: one share for each process (the pipeline reads
+only its own) and one for each of its devices. Steps see the batch of one device and
+meet the others through the axis `AXIS`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import jax_utils
+from jax.experimental import multihost_utils
+
+from covjax.errors import UsageError
+from covjax.types import AXIS
+
+
+def process() -> tuple[int, int]:
+    """Returns (rank of this process, number of processes)."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_main() -> bool:
+    """Tells whether this process is the one that writes files and talks."""
+    return jax.process_index() == 0
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuses a batch that the devices cannot share evenly.
+
+    Raises:
+      UsageError: naming the field and the number of devices.
+    """
+    if batch_size % jax.device_count():
+        raise UsageError(
+            f"config.train.batch_size = {batch_size}: must be divisible by the"
+            f" {jax.device_count()} devices"
+        )
+
+
+def compile_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles `step(state, batch, rng)`, one call for all devices.
+
+    The state and the batch have a leading axis [D]; the key is the same everywhere.
+    The old state's memory is given to the new one.
+    """
+    return jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), donate_argnums=(0,))
+
+
+def compile_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles `step(state, batch)`, both with a leading axis [D]."""
+    return jax.pmap(step, axis_name=AXIS)
+
+
+def replicate(tree: Any) -> Any:
+    """Copies a tree to every device of this process, with a leading axis [D]."""
+    return jax_utils.replicate(tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """Returns the first device's copy, on the host, as numpy."""
+    return jax.device_get(jax_utils.unreplicate(tree))
+
+
+def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[Any]:
+    """Moves batches onto the devices, two ahead of the step that takes them.
+
+    Args:
+      batches: this process's shares, arrays [D * B, ...].
+
+    Yields:
+      The same, [D, B, ...], on the devices.
+    """
+    return jax_utils.prefetch_to_device(map(_shard, batches), size=2)
+
+
+def gather(tree: Any) -> Any:
+    """Collects what every device of every process computed.
+
+    Args:
+      tree: arrays [D, B, ...].
+
+    Returns:
+      numpy arrays [processes * D * B, ...], on every process.
+    """
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.device_get(tree))
+    if jax.process_count() > 1:
+        flat = multihost_utils.process_allgather(flat, tiled=True)
+    return flat
+
+
+def _shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Cuts [D * B, ...] into [D, B, ...]."""
+    devices = jax.local_device_count()
+    return {k: v.reshape(devices, -1, *v.shape[1:]) for k, v in batch.items()}

@@ -1,0 +1,1 @@
+"""What people look at: logs, tables, figures, and the page that holds them."""

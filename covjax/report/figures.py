@@ -1,0 +1,131 @@
+"""Pictures of a run: what the model did on three films, and how training went."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from covjax.files import write_whole
+
+# Okabe and Ito's palette: told apart with any colour vision.
+_TRUTH, _OUTPUT = "#56B4E9", "#E69F00"
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One film of the qualitative figure.
+
+    Attributes:
+      title: which case it is, and its figures.
+      film: the whole film, uint8 [H, W].
+      seen: what the network saw of it, uint8 [H, W].
+      truth: uint8 [H, W] in {0, 1}.
+      output: the same.
+    """
+
+    title: str
+    film: np.ndarray
+    seen: np.ndarray
+    truth: np.ndarray
+    output: np.ndarray
+
+
+def choose_films(
+    labels: Sequence[str], counts: np.ndarray, lungs: bool
+) -> list[tuple[str, int]]:
+    """Picks three films by a rule that looks at the truth, never at the output.
+
+    For infection: among the films that have any, the one at the 90th percentile of
+    infected pixels (severe) and at the 10th (mild), and the Normal film in the middle
+    of the list. For lungs: the middle film of each class.
+
+    Args:
+      labels: class of every film, [n].
+      counts: TP, FP, FN, TN of every film, int [n, 4].
+      lungs: whether the task is lungs.
+
+    Returns:
+      (what it is, index) of each; fewer where a class is empty.
+    """
+    chosen = []
+    pixels = counts[:, 0] + counts[:, 2]
+    if not lungs:
+        positive = np.flatnonzero(pixels)
+        by_size = positive[np.argsort(pixels[positive], kind="stable")]
+        for name, quantile in (("severe", 0.9), ("mild", 0.1)):
+            if len(by_size):
+                chosen.append((name, int(by_size[int(quantile * (len(by_size) - 1))])))
+    for label in ("COVID-19", "Non-COVID", "Normal") if lungs else ("Normal",):
+        of_class = np.flatnonzero(np.asarray(labels) == label)
+        if len(of_class):
+            chosen.append((label, int(of_class[len(of_class) // 2])))
+    return chosen
+
+
+def draw_qualitative(path: Path, panels: Sequence[Panel], title: str) -> None:
+    """Draws a row for each film: input, truth, output, outlines over the film.
+
+    Args:
+      path: of the PNG.
+      panels: what to draw.
+      title: above all of it; says "PHANTOM" where the films are.
+    """
+    figure = Figure(figsize=(10, 2.75 * len(panels) + 0.7), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(len(panels), 4, squeeze=False)
+    for row, panel in zip(axes, panels, strict=True):
+        pictures = (panel.seen, 255 * panel.truth, 255 * panel.output, panel.film)
+        for cell, picture in zip(row, pictures, strict=True):
+            cell.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            cell.set_xticks([])
+            cell.set_yticks([])
+        for mask, colour in ((panel.truth, _TRUTH), (panel.output, _OUTPUT)):
+            if mask.any() and not mask.all():
+                row[3].contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
+        row[0].set_ylabel(panel.title, fontsize=8)
+    for cell, name in zip(axes[0], ("input", "truth", "output", ""), strict=True):
+        cell.set_title(name, fontsize=10)
+    handles = [axes[0, 3].plot([], [], color=c)[0] for c in (_TRUTH, _OUTPUT)]
+    axes[0, 3].legend(
+        handles, ["truth", "output"], loc="lower center", bbox_to_anchor=(0.5, 1.0),
+        ncols=2, frameon=False, fontsize=9,
+    )  # fmt: skip
+    _save(figure, path)
+
+
+def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
+    """Draws loss (Train, Val) and Dice (Val) over the steps of a run.
+
+    Args:
+      path: of the PNG.
+      lines: of metrics.jsonl.
+      title: above all of it.
+    """
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    loss, dice = figure.subplots(1, 2)
+    for split, colour in (("train", _TRUTH), ("val", _OUTPUT)):
+        of_split = [line for line in lines if line["split"] == split]
+        steps = [line["step"] for line in of_split]
+        loss.plot(steps, [line["loss"] for line in of_split], color=colour, label=split)
+        if split == "val":
+            for family, style in (("all", "-"), ("positive", "--"), ("pooled", ":")):
+                values = [line[f"{family}_dice"] for line in of_split]
+                dice.plot(steps, values, style, color=colour, label=f"val, {family}")
+    loss.set(xlabel="step", ylabel="loss")
+    dice.set(xlabel="step", ylabel="Dice")
+    for cell in (loss, dice):
+        cell.grid(alpha=0.3)
+        cell.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    # No date and no version inside: the same run draws the same bytes.
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    write_whole(path, buffer.getvalue())

@@ -1,0 +1,93 @@
+"""Tables of finished runs for a terminal; `python -m covjax.report.tables RUN …`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from covjax.errors import UsageError
+
+# The study's Test figures, family `all`: mean loss, Dice, IoU.
+STUDY = {"lung": (0.0372, 0.9690, 0.9411), "infection": (0.3656, 0.6167, 0.5642)}
+_NONE = "–"
+
+
+def read_results(workdir: Path, split: str) -> dict[str, Any]:
+    """Reads results/<split>.json of a run.
+
+    Raises:
+      UsageError: if the run has no results of that split.
+    """
+    path = workdir / "results" / f"{split.lower()}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: no results there ({error})") from None
+
+
+def format_results(results: dict[str, Any], title: str) -> str:
+    """Returns the study's table (loss, Dice, IoU) and, below it, the families.
+
+    Args:
+      results: what results/<split>.json holds.
+      title: printed first, for example the run's folder.
+    """
+    films = "PHANTOM films" if results["phantom"] else "films"
+    lines = [
+        f"{title}: {results['task']}, {results['split']}, {results['n']} {films}"
+        f" ({results['n_empty']} with an empty truth), region of interest:"
+        f" {results['roi']}, threshold {results['threshold']}",
+        "",
+        f"  {'':14}{'loss':>8}{'Dice':>9}{'IoU':>9}",
+    ]
+    ours = results["loss"], *(results["all"][k]["mean"] for k in ("dice", "iou"))
+    rows = [("covjax, all", ours)]
+    if not results["phantom"]:  # the study saw no phantoms: nothing to compare
+        rows.append(("the study, all", STUDY[results["task"]]))
+    for name, values in rows:
+        cells = "".join(f"{_number(v):>9}" for v in values)
+        lines.append(f"  {name:14}{cells[1:]}")
+    lines += ["", f"  {'family':14}{'Dice [95 %]':>24}{'IoU [95 %]':>24}"]
+    for family in ("all", "positive", "pooled"):
+        cells = "".join(f"{_figure(results[family][k]):>24}" for k in ("dice", "iou"))
+        lines.append(f"  {family:14}{cells}")
+    blank = results["blank_rate"]
+    if blank["mean"] is not None:
+        lines.append(
+            f"  {'blank rate':14}{_figure(blank):>24}   Normal"
+            f" {_number(blank['Normal'])}, Non-COVID {_number(blank['Non-COVID'])}"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.4f}"
+
+
+def _figure(figure: dict[str, float | None]) -> str:
+    if figure["mean"] is None:
+        return _NONE
+    return (
+        f"{_number(figure['mean'])} [{_number(figure['low'])},"
+        f" {_number(figure['high'])}]"
+    )
+
+
+def main(runs: list[str]) -> int:
+    """Prints the Test tables of some runs, and where their reports are."""
+    if not runs:
+        print("usage: python -m covjax.report.tables RUN [RUN ...]", file=sys.stderr)
+        return 2
+    try:
+        for run in runs:
+            print(format_results(read_results(Path(run), "test"), run), end="\n\n")
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for run in runs:
+        print(f"report: {Path(run) / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

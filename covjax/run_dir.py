@@ -1,0 +1,89 @@
+"""A run's folder: whose it is, and what about it is written down."""
+
+import importlib.metadata
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from covjax.config import differences, read_config, save_config
+from covjax.errors import UsageError
+
+CONFIG = "config.json"
+PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "albumentations",
+    "numpy",
+)  # fmt: skip
+
+
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes a folder this run's, or finds that it already is.
+
+    Args:
+      workdir: new, empty, or the folder of a run of the same config.
+      config: of this run.
+
+    Raises:
+      UsageError: if the folder holds something else; nothing is changed then.
+    """
+    path = workdir / CONFIG
+    if path.exists():
+        check_same(workdir, config)
+        return
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UsageError(
+            f"--workdir={workdir} holds files that are no run of covjax: give another"
+        )
+    save_config(config, path, about(sys.argv))
+
+
+def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a config that is not the one of the run in a folder.
+
+    Raises:
+      UsageError: naming the fields that differ.
+    """
+    changed = differences(read_config(workdir / CONFIG), config)
+    if changed:
+        fields = ", ".join(
+            f"config.{name} ({old!r} there, {new!r} here)"
+            for name, (old, new) in changed.items()
+        )
+        raise UsageError(
+            f"--workdir={workdir} holds a run of another config: {fields}.\n"
+            "Give another folder, or the same config to go on."
+        )
+
+
+def default(config: ml_collections.ConfigDict) -> Path:
+    """Returns a folder that names stage and time: runs/lung-20261123-134501."""
+    return Path("runs") / f"{config.data.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def about(argv: list[str]) -> dict[str, Any]:
+    """Returns what else one must know to repeat a run: command, versions, commit."""
+    return {
+        "command": " ".join(["python -m covjax.main", *argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": sys.version.split()[0],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Returns the commit of the code, marked where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit, changes = (
+            subprocess.run(
+                [*git, *args], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # not a checkout
+    return commit + ("+changes" if changes else "")

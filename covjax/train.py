@@ -1,0 +1,300 @@
+"""Training of one stage: config and folder in, checkpoints and results out."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from covjax import evaluate, metrics, parallel, run_dir
+from covjax.checkpoint import Checkpoints, best_of, read_variables
+from covjax.config import read_config, validate_config
+from covjax.data import covidqu
+from covjax.data.covidqu import Film
+from covjax.data.phantom import write_phantoms
+from covjax.data.pipeline import make_eval_dataset, make_train_dataset
+from covjax.errors import DataError, Diverged, UsageError
+from covjax.losses import make_loss
+from covjax.models import make_model
+from covjax.optim import make_optimizer, make_schedule
+from covjax.report.figures import draw_curves
+from covjax.report.log import RunLog, read_metrics
+from covjax.report.page import write_report
+from covjax.report.tables import format_results
+from covjax.steps import train_step
+from covjax.train_state import TrainState, create_train_state, start_state
+from covjax.transfer import Transfer, format_transfer, transfer
+
+Films = dict[str, list[Film]]
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Trains one stage, or goes on with it, then evaluates its best epoch on Test.
+
+    The state starts from the newest checkpoint in `workdir`; else from the run that
+    `config.init_from` names; else from random parameters.
+
+    Args:
+      config: as configs/*.py make it.
+      workdir: the run's folder.
+
+    Raises:
+      UsageError: if config, data, folder or `init_from` cannot be used; nothing that
+        was there before is changed.
+      Diverged: if the loss is no longer finite; the checkpoints stay.
+    """
+    validate_config(config)
+    parallel.check_batch_size(config.train.batch_size)
+    root, films = find_films(config)
+    steps_per_epoch = len(films["Train"]) // config.train.batch_size
+    if not steps_per_epoch:
+        raise UsageError(
+            f"config.train.batch_size = {config.train.batch_size}: there are only"
+            f" {len(films['Train'])} Train films"
+        )
+    schedule = make_schedule(config, steps_per_epoch)
+    init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+    state = create_train_state(
+        make_model(config),
+        make_optimizer(config, schedule),
+        init_key,
+        image_size=config.data.image_size,
+    )
+    moved = _transfer(config, state) if config.init_from else None
+    if parallel.is_main():
+        run_dir.claim(workdir, config)
+
+    with Checkpoints(workdir) as checkpoints:
+        state, origin = _start(state, checkpoints, moved, config.init_from)
+        with RunLog(
+            workdir,
+            start=int(state.step),
+            total=config.train.epochs * steps_per_epoch,
+            batch_size=config.train.batch_size,
+            silent=not parallel.is_main(),
+        ) as log:
+            log.say(_describe(config, workdir, root, films))
+            log.say(origin)
+            _fit(config, films, state, checkpoints, log, schedule, dropout_key)
+    if parallel.is_main():
+        kind = evaluate.phantom_prefix(root)
+        draw_curves(
+            workdir / "figures" / "curves.png",
+            read_metrics(workdir),
+            f"{kind}{config.data.task}: {workdir.name}",
+        )
+    _evaluate_best(config, workdir, root, films, "Test", state)
+
+
+def evaluate_run(
+    workdir: Path, split: str, config: ml_collections.ConfigDict | None = None
+) -> None:
+    """Evaluates the best checkpoint of a run on any split.
+
+    Args:
+      workdir: the run's folder.
+      split: "Train", "Val" or "Test".
+      config: None, or the run's config, with another `data.root` perhaps.
+
+    Raises:
+      UsageError: if there is no such run, or `config` is not its own.
+    """
+    stored = read_config(workdir / run_dir.CONFIG)
+    if config is not None:
+        config.init_from = config.init_from or stored.init_from
+        run_dir.check_same(workdir, config)
+    config = config or stored
+    validate_config(config)
+    parallel.check_batch_size(config.train.batch_size)
+    root, films = find_films(config)
+    state = create_train_state(
+        make_model(config),
+        make_optimizer(config, optax.constant_schedule(0.0)),
+        jax.random.key(0),
+        image_size=config.data.image_size,
+    )
+    _evaluate_best(config, workdir, root, films, split, state)
+
+
+def find_films(config: ml_collections.ConfigDict) -> tuple[Path, Films]:
+    """Returns where the data is, and the films of every split.
+
+    Phantoms are made on the first call.
+
+    Raises:
+      UsageError: if there is no data, with what was looked for, where, and the two
+        ways on.
+    """
+    if config.data.phantom_films:
+        counts = dict(zip(covidqu.SPLITS, config.data.phantom_films, strict=True))
+        size = config.data.image_size
+        name = "-".join(map(str, [*counts.values(), f"{size}px"]))
+        root = Path("data") / f"phantom-{name}"
+        write_phantoms(root, films=counts, size=size, seed=0)
+    else:
+        root = covidqu.data_root(config.data.root, Path.cwd())
+    try:
+        return root, {
+            split: covidqu.list_films(root, config.data.task, split)
+            for split in covidqu.SPLITS
+        }
+    except DataError as error:
+        if root.is_dir():
+            raise
+        raise DataError(
+            f"no data: {error}.\nGet it (python -m covjax.data.download, then set"
+            " COVJAX_DATA or --config.data.root), or try the small model on synthetic"
+            f" films: --config=configs/{config.data.task}.py:phantom"
+        ) from None
+
+
+def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
+    source = best_of(config.init_from)
+    return transfer(
+        read_variables(source),
+        state.variables(),
+        fresh=config.transfer.fresh,
+        name=str(source),
+    )
+
+
+def _start(
+    state: TrainState, checkpoints: Checkpoints, moved: Transfer | None, init_from: str
+) -> tuple[TrainState, str]:
+    """Returns the state to go on from, and a text that says where it comes from."""
+    reached = checkpoints.latest()
+    if reached is not None:
+        return checkpoints.restore(state, reached), f"resumed at step {reached}"
+    if moved is not None:
+        state = start_state(state.apply_fn, state.tx, **moved.variables)
+        return state, format_transfer(moved, init_from)
+    return state, "every leaf starts anew (no --init_from)"
+
+
+def _describe(
+    config: ml_collections.ConfigDict, workdir: Path, root: Path, films: Films
+) -> str:
+    counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in films.items())
+    return (
+        f"{config.data.task}: {evaluate.phantom_prefix(root)}films of {root}: {counts}\n"
+        f"{jax.device_count()} {jax.default_backend()} device(s); run: {workdir}"
+    )
+
+
+def _fit(
+    config: ml_collections.ConfigDict,
+    films: Films,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    schedule: optax.Schedule,
+    dropout_key: jax.Array,
+) -> None:
+    """Trains to the last step; every epoch ends with Val and a checkpoint."""
+    steps_per_epoch = len(films["Train"]) // config.train.batch_size
+    start, total = int(state.step), config.train.epochs * steps_per_epoch
+    if start == total:
+        return
+    loss_fn = make_loss(dice=config.loss.dice, bce=config.loss.bce)
+    step_fn = parallel.compile_train_step(functools.partial(train_step, loss_fn=loss_fn))
+    eval_fn = evaluate.compile_eval_step(config)
+    rank, world = parallel.process()
+    batches = make_train_dataset(
+        films["Train"], config=config, steps=range(start, total), rank=rank, world=world
+    )
+    val_batches = make_eval_dataset(films["Val"], config=config, rank=rank, world=world)
+
+    device_state = parallel.replicate(state)
+    pending = None  # (step, metrics) whose numbers were not read yet
+    for step, batch in enumerate(parallel.prefetch(batches), start + 1):
+        device_state, result = step_fn(device_state, batch, dropout_key)
+        # Reading the step before keeps the device busy with this one.
+        _read(pending, log, schedule, config.train.log_every)
+        pending = step, result
+        if step == start + 1:
+            jax.block_until_ready(result)
+            log.restart_clock(step)  # compilation is no training
+        if step % steps_per_epoch:
+            continue
+        _read(pending, log, schedule, config.train.log_every)
+        pending = None
+        rate = log.images_per_second(step)
+        scores = evaluate.score(eval_fn, device_state, val_batches, len(films["Val"]))
+        numbers = _val_numbers(scores, films["Val"], config.eval.threshold)
+        log.write(step, "val", numbers)
+        checkpoints.save(parallel.unreplicate(device_state), dice=numbers["all_dice"])
+        log.say(
+            f"epoch {step // steps_per_epoch:3}/{config.train.epochs}  step {step}"
+            f"  {rate:.0f} images/s  val: loss {numbers['loss']:.4f}"
+            f"  Dice {numbers['all_dice']:.4f}  IoU {numbers['all_iou']:.4f}  (all)"
+        )
+        log.restart_clock(step)
+
+
+def _read(
+    pending: tuple[int, Any] | None,
+    log: RunLog,
+    schedule: optax.Schedule,
+    log_every: int,
+) -> None:
+    """Reads a step's metrics; shows them, and writes every `log_every`-th."""
+    if pending is None:
+        return
+    step, result = pending
+    numbers = {k: float(v) for k, v in parallel.unreplicate(result).items()}
+    if not math.isfinite(numbers["loss"]):
+        raise Diverged(
+            f"the loss is {numbers['loss']} at step {step}. The checkpoints of earlier"
+            " epochs are whole; try a lower config.optim.lr in another --workdir."
+        )
+    log.advance(step, numbers["loss"])
+    if step % log_every == 0:
+        numbers["lr"] = float(schedule(step - 1))
+        log.write(step, "train", numbers)
+
+
+def _val_numbers(
+    scores: evaluate.Scores, films: list[Film], threshold: float
+) -> dict[str, Any]:
+    summary = metrics.summarize(
+        scores.counts,
+        scores.losses,
+        [film.label for film in films],
+        threshold=threshold,
+        resamples=0,
+    )
+    numbers = {
+        f"{family}_{name}": summary[family][name]["mean"]
+        for family in metrics.FAMILIES
+        for name in ("dice", "iou")
+    }
+    return {
+        "loss": summary["loss"],
+        **numbers,
+        "blank_rate": summary["blank_rate"]["mean"],
+    }
+
+
+def _evaluate_best(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    root: Path,
+    films: Films,
+    split: str,
+    state: TrainState,
+) -> None:
+    """Scores the best checkpoint on a split; writes results, figure and report."""
+    with Checkpoints(workdir) as checkpoints:
+        best = checkpoints.best()
+        if best is None:
+            raise UsageError(f"{workdir} holds no whole checkpoint yet")
+        state = checkpoints.restore(state, best)
+    results = evaluate.evaluate_split(
+        config, workdir, root, films[split], split, parallel.replicate(state)
+    )
+    if parallel.is_main():
+        print("\n" + format_results(results, str(workdir)))
+        print(f"\nreport: {write_report(workdir)}")

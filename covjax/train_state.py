@@ -1,0 +1,61 @@
+"""What a training step turns into the next: parameters and all that goes with them."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+
+from covjax.models.unet import UNet
+from covjax.types import Params
+
+
+class TrainState(train_state.TrainState):
+    """Step, parameters, optimizer state (flax's), and batch statistics.
+
+    Attributes:
+      batch_stats: running means and variances of the batch norms; empty without them.
+    """
+
+    batch_stats: Params
+
+    def variables(self) -> dict[str, Params]:
+        """Returns what `apply_fn` takes: parameters and batch statistics."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_train_state(
+    model: UNet,
+    tx: optax.GradientTransformation,
+    rng: jax.Array,
+    *,
+    image_size: int,
+) -> TrainState:
+    """Returns the state before the first step, on one device.
+
+    Args:
+      model: maps float [B, image_size, image_size, 1] to logits.
+      tx: the optimizer.
+      rng: key of the initial parameters.
+      image_size: side of a film, pixels.
+    """
+    image = jnp.zeros((1, image_size, image_size, 1))
+    variables = jax.jit(lambda key: model.init(key, image, train=False))(rng)
+    return start_state(model, tx, variables["params"], variables.get("batch_stats", {}))
+
+
+def start_state(
+    model: UNet,
+    tx: optax.GradientTransformation,
+    params: Any,
+    batch_stats: Any,
+) -> TrainState:
+    """Returns the state of step 0 with the given parameters and statistics."""
+    return TrainState.create(
+        apply_fn=model.apply,
+        tx=tx,
+        params=flax.core.unfreeze(params),
+        batch_stats=flax.core.unfreeze(batch_stats),
+    )

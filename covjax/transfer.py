@@ -1,0 +1,103 @@
+"""Which leaves of one run's tree start the next, and a table that says so."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from flax import traverse_util
+
+from covjax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """What `transfer` did.
+
+    Attributes:
+      variables: {"params": …, "batch_stats": …}, to start with.
+      taken: names of the leaves that come from the source.
+      fresh: names of the leaves that start anew.
+    """
+
+    variables: dict[str, Any]
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def transfer(
+    source: dict[str, Any],
+    target: dict[str, Any],
+    *,
+    fresh: Sequence[str],
+    name: str,
+) -> Transfer:
+    """Takes every leaf of `target` from `source`, but for those that start anew.
+
+    Nothing is left unexplained: each leaf of either tree is taken or matches a
+    pattern, and each pattern matches a leaf.
+
+    Args:
+      source: {"params": …, "batch_stats": …} of another run.
+      target: the same of this run, just initialised.
+      fresh: regular expressions, searched in names like "params/head/kernel".
+      name: of the source, for messages.
+
+    Returns:
+      The tree to start with and both lists of names.
+
+    Raises:
+      UsageError: naming the first leaf that is missing, surplus or of another shape,
+        or the pattern that matches nothing.
+    """
+    old = traverse_util.flatten_dict(source, sep="/")
+    new = traverse_util.flatten_dict(target, sep="/")
+    try:
+        patterns = [re.compile(pattern) for pattern in fresh]
+    except re.error as error:
+        raise UsageError(f"config.transfer.fresh = {fresh}: {error}") from None
+    for pattern in patterns:
+        if not any(pattern.search(leaf) for leaf in new):
+            raise UsageError(
+                f"config.transfer.fresh: {pattern.pattern!r} matches no leaf; leaves"
+                f" are named like {next(iter(sorted(new)))}"
+            )
+    started = {leaf for leaf in new if any(p.search(leaf) for p in patterns)}
+    for leaf in sorted((old.keys() | new.keys()) - started):
+        if any(p.search(leaf) for p in patterns):
+            continue  # surplus in the source, and explained
+        if leaf not in old or leaf not in new:
+            where = f"is not in {name}" if leaf in new else f"of {name} is not in here"
+            raise UsageError(
+                f"{leaf} {where}: set config.model as it was there, or name the leaf"
+                " in config.transfer.fresh"
+            )
+        if old[leaf].shape != new[leaf].shape:
+            raise UsageError(
+                f"{leaf} is {tuple(old[leaf].shape)} in {name} and"
+                f" {tuple(new[leaf].shape)} here: set config.model (width, depth) as"
+                " it was there, or name the leaf in config.transfer.fresh"
+            )
+    merged = {leaf: new[leaf] if leaf in started else old[leaf] for leaf in new}
+    return Transfer(
+        variables=dict.fromkeys(target, {})
+        | traverse_util.unflatten_dict(merged, sep="/"),
+        taken=tuple(sorted(new.keys() - started)),
+        fresh=tuple(sorted(started)),
+    )
+
+
+def format_transfer(result: Transfer, name: str) -> str:
+    """Returns a table: a line a module, with the leaves taken and started anew."""
+    rows: dict[str, list[int]] = {}
+    for column, leaves in enumerate((result.taken, result.fresh)):
+        for leaf in leaves:
+            collection, module, *_ = leaf.split("/")
+            rows.setdefault(f"{collection}/{module}", [0, 0])[column] += 1
+    width = max(map(len, rows))
+    lines = [
+        f"{len(result.taken)} leaves from {name}, {len(result.fresh)} start anew",
+        f"  {'module':{width}}  taken  anew",
+    ]
+    lines += [f"  {row:{width}}  {a:5}  {b:4}" for row, (a, b) in sorted(rows.items())]
+    return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""Names that the whole project shares, and the glossary of shapes.
+
+    B  images of a batch, on one device
+    D  devices of this process
+    H, W  height and width, pixels
+    C  channels; 1 for a grey film, for a mask and for logits
+    n  images of a split
+
+Arrays are [B, H, W, C] on a device, [D, B, H, W, C] on their way to the devices.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
+
+import jax
+
+# The axis over which devices meet: gradients and batch statistics are means over it.
+AXIS = "batch"
+# A tree of parameters or batch statistics, as flax.linen makes it.
+Params = Mapping[str, Any]
+# Names → scalars, float32 [].
+Metrics = dict[str, jax.Array]
+# (logits [B, H, W, 1], masks [B, H, W, 1]) → the loss of every image, float32 [B].
+LossFn = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Batch(TypedDict):
+    """What the pipelines supply and the steps take.
+
+    Attributes:
+      image: film, cut to the region of interest, uint8 [B, H, W, 1] in 0 to 255.
+      mask: target, uint8 [B, H, W, 1] in {0, 1}.
+      index: position of the film in its split, int32 [B].
+      weight: 1 for a film, 0 for padding, float32 [B].
+    """
+
+    image: jax.Array
+    mask: jax.Array
+    index: jax.Array
+    weight: jax.Array
