@@ -1,8 +1,8 @@
 """What both stages share. The variant, after a colon, says how large a run is.
 
-  lung.py            the study: 256 px, width 64, on COVID-QU-Ex, on an accelerator
-  lung.py:laptop     the same films at 128 px, width 16: what two cores can do
-  lung.py:phantom    a small model on synthetic films, in about a minute on two cores
+- `lung.py`: the study, 256 px and width 64 on COVID-QU-Ex, on an accelerator.
+- `lung.py:laptop`: the same films at 128 px and width 16, what two cores can do.
+- `lung.py:phantom`: a small model on synthetic films, a minute or so on two cores.
 """
 
 import ml_collections

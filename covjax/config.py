@@ -20,6 +20,7 @@ NOT_IDENTITY = {
     "train.log_every",
 }
 
+Tree = Mapping[str, Any] | ml_collections.ConfigDict
 _Check = tuple[Callable[[Any], bool], str]
 
 
@@ -113,7 +114,7 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Tree, prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of a config as {"data.task": "lung", …}, sorted by name."""
     leaves: dict[str, Any] = {}
     for name in sorted(config):
@@ -125,9 +126,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def differences(
-    old: Mapping[str, Any], new: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
+def differences(old: Tree, new: Tree) -> dict[str, tuple[Any, Any]]:
     """Returns the fields in which two configs are not the same run.
 
     Args:

@@ -85,9 +85,7 @@ def compile_eval_step(config: ml_collections.ConfigDict) -> Callable[[Any, Any],
     """Returns the compiled `eval_step` with the config's loss and threshold."""
     loss_fn = make_loss(dice=config.loss.dice, bce=config.loss.bce)
     return parallel.compile_eval_step(
-        functools.partial(
-            eval_step, loss_fn=loss_fn, threshold=config.eval.threshold
-        )
+        functools.partial(eval_step, loss_fn=loss_fn, threshold=config.eval.threshold)
     )
 
 

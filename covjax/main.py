@@ -1,8 +1,8 @@
 """Flags, then one call.
 
-  python -m covjax.main --config=configs/lung.py --workdir=runs/lung
-  python -m covjax.main --config=configs/infection.py --init_from=runs/lung
-  python -m covjax.main --mode=evaluate --workdir=runs/lung --split=val
+python -m covjax.main --config=configs/lung.py --workdir=runs/lung
+python -m covjax.main --config=configs/infection.py --init_from=runs/lung
+python -m covjax.main --mode=evaluate --workdir=runs/lung --split=val
 """
 
 import sys

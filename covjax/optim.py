@@ -39,9 +39,7 @@ def make_optimizer(
     clip_norm = config.optim.clip_norm
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
     decay = config.optim.weight_decay
-    return optax.chain(
-        clip, optax.adamw(schedule, weight_decay=decay, mask=decay_mask)
-    )
+    return optax.chain(clip, optax.adamw(schedule, weight_decay=decay, mask=decay_mask))
 
 
 def decay_mask(params: Params) -> Params:

@@ -86,6 +86,4 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 
 def _logits(state: TrainState, batch: Batch) -> jax.Array:
-    return state.apply_fn(
-        state.variables(), scale_pixels(batch["image"]), train=False
-    )
+    return state.apply_fn(state.variables(), scale_pixels(batch["image"]), train=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from covjax import evaluate, metrics, parallel, run_dir
@@ -129,7 +130,9 @@ def find_films(config: ml_collections.ConfigDict) -> tuple[Path, Films]:
         ways on.
     """
     if config.data.phantom_films:
-        counts = dict(zip(covidqu.SPLITS, config.data.phantom_films, strict=True))
+        counts: dict[str, int] = dict(
+            zip(covidqu.SPLITS, config.data.phantom_films, strict=True)
+        )
         size = config.data.image_size
         name = "-".join(map(str, [*counts.values(), f"{size}px"]))
         root = Path("data") / f"phantom-{name}"
@@ -179,7 +182,8 @@ def _describe(
 ) -> str:
     counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in films.items())
     return (
-        f"{config.data.task}: {evaluate.phantom_prefix(root)}films of {root}: {counts}\n"
+        f"{config.data.task}: {evaluate.phantom_prefix(root)}films of {root}:"
+        f" {counts}\n"
         f"{jax.device_count()} {jax.default_backend()} device(s); run: {workdir}"
     )
 
@@ -199,7 +203,9 @@ def _fit(
     if start == total:
         return
     loss_fn = make_loss(dice=config.loss.dice, bce=config.loss.bce)
-    step_fn = parallel.compile_train_step(functools.partial(train_step, loss_fn=loss_fn))
+    step_fn = parallel.compile_train_step(
+        functools.partial(train_step, loss_fn=loss_fn)
+    )
     eval_fn = evaluate.compile_eval_step(config)
     rank, world = parallel.process()
     batches = make_train_dataset(
@@ -252,7 +258,7 @@ def _read(
         )
     log.advance(step, numbers["loss"])
     if step % log_every == 0:
-        numbers["lr"] = float(schedule(step - 1))
+        numbers["lr"] = np.asarray(schedule(step - 1)).item()
         log.write(step, "train", numbers)
 
 

@@ -1,8 +1,8 @@
 """What a training step turns into the next: parameters and all that goes with them."""
 
+from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -43,19 +43,21 @@ def create_train_state(
     """
     image = jnp.zeros((1, image_size, image_size, 1))
     variables = jax.jit(lambda key: model.init(key, image, train=False))(rng)
-    return start_state(model, tx, variables["params"], variables.get("batch_stats", {}))
+    return start_state(
+        model.apply, tx, variables["params"], variables.get("batch_stats", {})
+    )
 
 
 def start_state(
-    model: UNet,
+    apply_fn: Callable[..., Any],
     tx: optax.GradientTransformation,
     params: Any,
     batch_stats: Any,
 ) -> TrainState:
     """Returns the state of step 0 with the given parameters and statistics."""
     return TrainState.create(
-        apply_fn=model.apply,
+        apply_fn=apply_fn,
         tx=tx,
-        params=flax.core.unfreeze(params),
-        batch_stats=flax.core.unfreeze(batch_stats),
+        params=params,
+        batch_stats=batch_stats,
     )

@@ -50,8 +50,8 @@ def transfer(
       UsageError: naming the first leaf that is missing, surplus or of another shape,
         or the pattern that matches nothing.
     """
-    old = traverse_util.flatten_dict(source, sep="/")
-    new = traverse_util.flatten_dict(target, sep="/")
+    old: dict[str, Any] = traverse_util.flatten_dict(source, sep="/")
+    new: dict[str, Any] = traverse_util.flatten_dict(target, sep="/")
     try:
         patterns = [re.compile(pattern) for pattern in fresh]
     except re.error as error:

@@ -20,11 +20,24 @@ PROJECT = Path(__file__).parents[1]
 FLOORS = [
     ["", "errors", "types", "files", "config"],
     ["losses", "metrics", "optim", "parallel", "models.unet", "models"]
-    + ["data.covidqu", "data.phantom", "data.augment", "data.pipeline"]
-    + ["data.near_duplicates", "data.audit", "data.download", "data"],
+    + [
+        "data.covidqu",
+        "data.phantom_film",
+        "data.phantom",
+        "data.augment",
+        "data.pipeline",
+    ]
+    + [
+        "data.leaks",
+        "data.near_duplicates",
+        "data.film_checks",
+        "data.audit",
+        "data.download",
+        "data",
+    ],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir"],
-    ["evaluate", "report.log", "report.tables", "report.figures", "report.page"]
-    + ["report"],
+    ["report.log", "report.tables", "report.figures", "report.page", "report"]
+    + ["evaluate"],
     ["train"],
     ["main"],
 ]
@@ -33,7 +46,7 @@ FLOORS = [
 ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
-    "optax": ["losses", "optim", "train_state"],
+    "optax": ["losses", "optim", "train_state", "steps", "train"],
     "orbax": ["checkpoint"],
 }
 

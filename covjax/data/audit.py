@@ -153,7 +153,7 @@ def format_report(findings: dict[str, Any]) -> str:
     if findings["phantom"]:
         lines.append("A phantom set: synthetic films, nobody's chest.")
     for task in covidqu.TASKS:
-        lines += ["", *_format_counts(task, findings["trees"].get(task))]
+        lines += ["", *_format_counts(task, findings)]
     lines += ["", "Files and masks"]
     for kind, title in KINDS.items():
         found = findings["files"][kind]
@@ -174,7 +174,8 @@ def format_report(findings: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _format_counts(task: str, tree: dict[str, Any] | None) -> list[str]:
+def _format_counts(task: str, findings: dict[str, Any]) -> list[str]:
+    tree = findings["trees"].get(task)
     if tree is None:
         return [f"{covidqu.TREES[task]}: not there"]
     titles = (*covidqu.CLASSES, "all")
@@ -186,7 +187,9 @@ def _format_counts(task: str, tree: dict[str, Any] | None) -> list[str]:
         )
         cells = zip([*have, sum(have)], [*told, sum(told)], strict=True)
         row = "".join(f"{f'{n:,} / {of:,}':>18}" for n, of in cells)
-        lines.append(f"  {split:5}{row}{'' if have == told else '  differs'}")
+        # Phantoms are as many as their maker wanted.
+        note = "" if have == told or findings["phantom"] else "  differs"
+        lines.append(f"  {split:5}{row}{note}")
     return lines
 
 

@@ -75,7 +75,7 @@ class Augment:
         compose = self._local.compose
         compose.set_random_seed(seed)
         masks = {k: v for k, v in record.items() if k != "image"}
-        result = compose(image=record["image"][..., None], **masks)
+        result = compose(**{"image": record["image"][..., None], **masks})
         return {"image": result["image"][..., 0]} | {k: result[k] for k in masks}
 
 

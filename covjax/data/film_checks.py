@@ -1,4 +1,4 @@
-"""Checks the films and masks of one tree, one by one; nothing is raised, all is told."""
+"""Checks the films and masks of a tree one by one; faults are told, not raised."""
 
 import dataclasses
 import hashlib

@@ -59,10 +59,9 @@ def find_leaks(
     def add(kind: str, a: Place, b: Place) -> None:
         a, b = sorted((a, b), key=lambda place: _rank(place.part))
         counts[kind][a.part, b.part] += 1
-        for earlier, later in ((a, b), (b, a)):
-            if is_leak(earlier.part, later.part):
-                kinds = seen.setdefault(later.part, {k: set() for k in counts})
-                kinds[kind].add(later)
+        if is_leak(a.part, b.part):
+            kinds = seen.setdefault(b.part, {k: set() for k in counts})
+            kinds[kind].add(b)
 
     identical, alike = [], []
     for places in pictures:
@@ -100,7 +99,7 @@ def _several_splits(places: list[Place]) -> bool:
 def _rows(counter: collections.Counter) -> list[dict[str, Any]]:
     """Pairs counted by two parts, in the order of the trees and splits."""
     return [
-        {"parts": [a, b], "pairs": pairs, "leak": is_leak(a, b) or is_leak(b, a)}
+        {"parts": [a, b], "pairs": pairs, "leak": is_leak(a, b)}
         for (a, b), pairs in sorted(
             counter.items(), key=lambda item: (_rank(item[0][0]), _rank(item[0][1]))
         )

@@ -1,0 +1,281 @@
+"""The published layout, and the reading of films in every kind of file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covjax.data import covidqu
+from covjax.errors import DataError
+
+RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+def write(path: Path, array: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def write_film(split: Path, label: str = "Normal", name: str = "a.png") -> None:
+    write(split / label / "images" / name, RAMP)
+    for kind in ("lung masks", "infection masks"):
+        write(split / label / kind / name, (RAMP > 99).astype(np.uint8) * 255)
+
+
+INFECTION = "Infection Segmentation Data"
+
+
+@pytest.mark.parametrize(
+    "above",
+    ["", INFECTION, f"versions/7/{INFECTION}", "versions/12"],
+    ids=["once", "twice", "versions-twice", "versions-once"],
+)
+def test_finds_the_tree_however_it_is_nested(tmp_path, above):
+    tree = tmp_path / above / INFECTION
+    write_film(tree / "Val")
+    assert covidqu.find_tree(tmp_path, "infection") == tree
+    assert len(covidqu.list_films(tmp_path, "infection", "Val")) == 1
+
+
+def test_takes_the_newest_version_by_number(tmp_path):
+    for version in ("2", "10", "9"):
+        write_film(tmp_path / "versions" / version / INFECTION / "Val")
+    (tmp_path / "versions" / "old").mkdir()
+    found = covidqu.find_tree(tmp_path, "infection")
+    assert found == tmp_path / "versions" / "10" / INFECTION
+
+
+def test_missing_tree_names_what_was_looked_for(tmp_path):
+    write_film(tmp_path / INFECTION / "Val")
+    with pytest.raises(DataError, match="Lung Segmentation Data.*versions/N"):
+        covidqu.find_tree(tmp_path, "lung")
+
+
+def test_pairs_by_name_whatever_the_endings(tmp_path):
+    folder = tmp_path / INFECTION / "Train" / "COVID-19"
+    write(folder / "images" / "b.2.jpg", RAMP)
+    write(folder / "images" / "a.JPEG", RAMP)
+    write(folder / "lung masks" / "a.png", RAMP)
+    write(folder / "lung masks" / "b.2.tif", RAMP)
+    write(folder / "infection masks" / "a.bmp", RAMP)
+    write(folder / "infection masks" / "b.2.png", RAMP)
+    first, second = covidqu.list_films(tmp_path, "infection", "Train")
+    assert (first.name, first.lung_mask.name) == ("a.JPEG", "a.png")
+    assert (second.name, second.lung_mask.name) == ("b.2.jpg", "b.2.tif")
+    assert first.infection_mask == folder / "infection masks" / "a.bmp"
+    assert (first.label, first.split) == ("COVID-19", "Train")
+
+
+def test_lung_tree_has_no_infection_masks(tmp_path):
+    write_film(tmp_path / "Lung Segmentation Data" / "Test")
+    (film,) = covidqu.list_films(tmp_path, "lung", "Test")
+    assert film.infection_mask is None
+    assert set(covidqu.read_film(film, 8)) == {"image", "lung"}
+
+
+def test_order_is_by_class_then_name(tmp_path):
+    split = tmp_path / INFECTION / "Test"
+    for label, name in (
+        ("Normal", "a.png"),
+        ("Non-COVID", "b.png"),
+        ("COVID-19", "covid_9.png"),
+        ("COVID-19", "covid_10.png"),
+    ):
+        write_film(split, label, name)
+    films = covidqu.list_films(tmp_path, "infection", "Test")
+    assert [film.name for film in films] == [
+        "covid_10.png",
+        "covid_9.png",
+        "b.png",
+        "a.png",
+    ]
+    assert films == covidqu.list_films(tmp_path, "infection", "Test")
+
+
+def test_ignores_files_that_are_not_films(tmp_path):
+    split = tmp_path / INFECTION / "Test"
+    write_film(split)
+    for name in ("._a.png", "._b.png", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (split / "Normal" / "images" / name).write_bytes(b"\0\5\x16\7")
+    assert len(covidqu.list_films(tmp_path, "infection", "Test")) == 1
+
+
+def test_missing_mask_names_the_film(tmp_path):
+    split = tmp_path / INFECTION / "Test"
+    write_film(split)
+    (split / "Normal" / "infection masks" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"a\.png.*'infection masks'"):
+        covidqu.list_films(tmp_path, "infection", "Test")
+
+
+def test_two_films_of_one_name_are_refused(tmp_path):
+    split = tmp_path / INFECTION / "Test"
+    write_film(split)
+    write(split / "Normal" / "images" / "a.jpg", RAMP)
+    with pytest.raises(DataError, match=r"a\.png: same name as a\.jpg"):
+        covidqu.list_films(tmp_path, "infection", "Test")
+
+
+@pytest.mark.parametrize("present", [False, True], ids=["missing", "empty"])
+def test_split_without_films_is_refused(tmp_path, present):
+    write_film(tmp_path / INFECTION / "Test")
+    if present:
+        (tmp_path / INFECTION / "Val" / "Normal" / "images").mkdir(parents=True)
+    with pytest.raises(DataError, match="no films in .*Val"):
+        covidqu.list_films(tmp_path, "infection", "Val")
+
+
+def test_data_root_prefers_config_then_environment(monkeypatch):
+    project = Path("/project")
+    monkeypatch.setenv("COVJAX_DATA", "/from/environment")
+    assert covidqu.data_root("/from/config", project) == Path("/from/config")
+    assert covidqu.data_root("", project) == Path("/from/environment")
+    monkeypatch.delenv("COVJAX_DATA")
+    assert covidqu.data_root("", project) == Path("/project/data/COVID-QU-Ex")
+
+
+def test_phantom_is_told_by_its_marker(tmp_path):
+    assert not covidqu.is_phantom(tmp_path)
+    (tmp_path / "PHANTOM.json").write_text("{}")
+    assert covidqu.is_phantom(tmp_path)
+
+
+def palette() -> Image.Image:
+    # Index 0 is white and 1 is black: reading the indices would turn them round.
+    picture = Image.fromarray(np.array([[0, 1], [1, 1]], np.uint8), "P")
+    picture.putpalette([255, 255, 255, 0, 0, 0])
+    return picture
+
+
+def with_alpha(mode: str) -> Image.Image:
+    picture = Image.fromarray(RAMP).convert(mode)
+    picture.putalpha(0)  # wholly transparent: the colour below must still come out
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (lambda: Image.fromarray(RAMP), RAMP),
+        (lambda: Image.fromarray(RAMP).convert("RGB"), RAMP),
+        (lambda: with_alpha("RGB"), RAMP),
+        (lambda: with_alpha("L"), RAMP),
+        (palette, [[255, 0], [0, 0]]),
+        (lambda: Image.new("1", (1, 1), 1), [[255]]),
+        # Luma of pure red, green and blue: .299, .587 and .114 of 255.
+        (
+            lambda: Image.fromarray(np.eye(3, dtype=np.uint8)[None] * 255),
+            [[76, 150, 29]],
+        ),
+        (
+            lambda: Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)),
+            [[0, 100, 255]],
+        ),
+    ],
+    ids=["L", "RGB", "RGBA", "LA", "P", "1", "luma", "I;16"],
+)
+def test_reads_every_mode_as_8_bit_grey(tmp_path, picture, expected):
+    picture().save(tmp_path / "x.png")
+    grey = covidqu.read_grey(tmp_path / "x.png")
+    assert grey.dtype == np.uint8
+    np.testing.assert_array_equal(grey, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_reads_16_bit_tiff(tmp_path, dtype):
+    write(tmp_path / "x.tif", np.array([[0, 257 * 7, 65535]], dtype))
+    np.testing.assert_array_equal(covidqu.read_grey(tmp_path / "x.tif"), [[0, 7, 255]])
+
+
+def test_reads_jpeg(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "x.jpg", quality=95)
+    grey = covidqu.read_grey(tmp_path / "x.jpg")
+    np.testing.assert_allclose(grey.astype(int), RAMP, atol=6)
+
+
+def test_refuses_floats(tmp_path):
+    write(tmp_path / "x.tif", np.full((2, 2), 0.5, np.float32))
+    with pytest.raises(DataError, match=r"x\.tif: neither 8 nor 16 bits"):
+        covidqu.read_grey(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
+def test_truncated_file_is_refused_wherever_it_is_cut(tmp_path, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    whole = write(tmp_path / "x.png", noise).read_bytes()
+    # The last 12 bytes are the end marker, after all pixels.
+    (tmp_path / "x.png").write_bytes(whole[: int(share * (len(whole) - 12))])
+    with pytest.raises(DataError, match=r"x\.png: cannot be read"):
+        covidqu.read_grey(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture at all\n"], ids=["empty", "text"]
+)
+def test_file_that_is_no_picture_is_refused(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.png: cannot be read"):
+        covidqu.read_grey(tmp_path / "x.png")
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"x\.png: no such file"):
+        covidqu.read_grey(tmp_path / "x.png")
+
+
+def test_binarize_cuts_at_mid_grey_and_takes_0_and_1():
+    levels = np.array([[0, 1, 127, 128, 255]], np.uint8)
+    np.testing.assert_array_equal(covidqu.binarize(levels), [[0, 0, 0, 1, 1]])
+    stored = np.array([[0, 1, 1]], np.uint8)
+    np.testing.assert_array_equal(covidqu.binarize(stored), stored)
+    assert covidqu.binarize(np.zeros((2, 2), np.uint8)).sum() == 0
+
+
+def test_image_shrinks_by_averaging():
+    checkers = (np.indices((16, 16)).sum(0) % 2 * 255).astype(np.uint8)
+    half = covidqu.resize_image(checkers, 8)
+    # Every weight of the filter falls evenly on black and white; the border, where
+    # the filter is cut, keeps a little of its corner.
+    np.testing.assert_allclose(half[1:-1, 1:-1].astype(float), 127.5, atol=1)
+    assert set(np.unique(checkers[::2, ::2])) == {0}  # what dropping pixels would give
+
+
+def test_image_keeps_its_size_or_becomes_square():
+    assert covidqu.resize_image(RAMP, 8) is RAMP
+    assert covidqu.resize_image(np.zeros((5, 9), np.uint8), 7).shape == (7, 7)
+
+
+def test_mask_stays_binary_at_an_odd_ratio():
+    mask = np.zeros((13, 13), np.uint8)
+    mask[4:9, 3:11] = 1
+    small = covidqu.resize_mask(mask, 5)
+    # Centres of the 5 cells fall on rows and columns 1, 3, 6, 9 and 11.
+    np.testing.assert_array_equal(
+        small, mask[np.ix_([1, 3, 6, 9, 11], [1, 3, 6, 9, 11])]
+    )
+    assert small.sum() == 3
+
+
+def make_film(folder: Path, image: np.ndarray, mask: np.ndarray) -> covidqu.Film:
+    paths = [write(folder / name, a) for name, a in (("i.png", image), ("m.png", mask))]
+    return covidqu.Film("i.png", "Normal", "Val", paths[0], paths[1], paths[1])
+
+
+def test_read_film_gives_square_arrays(tmp_path):
+    film = make_film(tmp_path, RAMP, (RAMP > 99).astype(np.uint8))  # stored 0 and 1
+    record = covidqu.read_film(film, 8)
+    np.testing.assert_array_equal(record["image"], RAMP)
+    np.testing.assert_array_equal(record["lung"], RAMP > 99)
+    np.testing.assert_array_equal(record["infection"], RAMP > 99)
+    for array in covidqu.read_film(film, 5).values():
+        assert (array.shape, array.dtype) == ((5, 5), np.uint8)
+
+
+def test_mask_of_another_size_is_refused(tmp_path):
+    film = make_film(tmp_path, RAMP, np.zeros((8, 4), np.uint8))
+    with pytest.raises(
+        DataError, match=r"m\.png: mask of 4x8 pixels for a film of 8x8"
+    ):
+        covidqu.read_film(film, 8)
