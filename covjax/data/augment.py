@@ -1,5 +1,6 @@
 """The study's three augmentations, through Albumentations."""
 
+import dataclasses
 import os
 import threading
 import warnings
@@ -11,50 +12,45 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the netwo
 import albumentations as A  # noqa: E402, N812
 
 
+@dataclasses.dataclass
 class Augment:
     """Flips, moves and re-exposes a film together with its masks.
 
     A result is a function of the record and its seed alone, whichever thread or
     process computes it: a `Compose` holds its random state, so every thread has its
     own and seeds it anew for each record.
+
+    Attributes:
+      flip_prob: probability of a horizontal flip.
+      affine_prob: probability of shift, scale and rotation together.
+      shift: largest shift along each axis, as a share of the side.
+      scale: largest relative change of size, the same along both axes.
+      rotate: largest rotation, degrees.
+      tone_prob: probability of brightness and contrast together.
+      brightness: largest change of brightness, as a share of full scale.
+      contrast: largest relative change of contrast.
     """
 
-    def __init__(
-        self,
-        *,
-        flip_prob: float,
-        affine_prob: float,
-        shift: float,
-        scale: float,
-        rotate: float,
-        tone_prob: float,
-        brightness: float,
-        contrast: float,
-    ):
-        """Sets probabilities and strengths.
+    flip_prob: float
+    affine_prob: float
+    shift: float
+    scale: float
+    rotate: float
+    tone_prob: float
+    brightness: float
+    contrast: float
 
-        Args:
-          flip_prob: probability of a horizontal flip.
-          affine_prob: probability of shift, scale and rotation together.
-          shift: largest shift along each axis, as a share of the side.
-          scale: largest relative change of size, the same along both axes.
-          rotate: largest rotation, degrees.
-          tone_prob: probability of brightness and contrast together.
-          brightness: largest change of brightness, as a share of full scale.
-          contrast: largest relative change of contrast.
-        """
-        self._settings = {k: v for k, v in locals().items() if k != "self"}
-        self._settings.pop("__class__", None)
+    def __post_init__(self) -> None:
+        """Makes the place where each thread keeps its own `Compose`."""
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to a thread, on the way to another process."""
-        return self._settings
+        return dataclasses.asdict(self)
 
     def __setstate__(self, settings: dict[str, Any]) -> None:
         """Takes what `__getstate__` returned."""
-        self._settings = settings
-        self._local = threading.local()
+        self.__init__(**settings)
 
     def __call__(
         self, record: dict[str, np.ndarray], seed: int
@@ -71,44 +67,36 @@ class Augment:
           away, pixels are 0.
         """
         if not hasattr(self._local, "compose"):
-            self._local.compose = _make_compose(**self._settings)
+            self._local.compose = self._make_compose()
         compose = self._local.compose
         compose.set_random_seed(seed)
-        masks = {k: v for k, v in record.items() if k != "image"}
-        result = compose(**{"image": record["image"][..., None], **masks})
-        return {"image": result["image"][..., 0]} | {k: result[k] for k in masks}
+        # Albumentations' types know no targets beyond its own.
+        targets: dict[str, Any] = record | {"image": record["image"][..., None]}
+        result = compose(**targets)
+        return {k: result[k] for k in record} | {"image": result["image"][..., 0]}
 
-
-def _make_compose(
-    *,
-    flip_prob: float,
-    affine_prob: float,
-    shift: float,
-    scale: float,
-    rotate: float,
-    tone_prob: float,
-    brightness: float,
-    contrast: float,
-) -> A.Compose:
-    with warnings.catch_warnings():
-        # A misspelt argument only warns: never train without a transform.
-        warnings.simplefilter("error", UserWarning)
-        transforms = [
-            A.HorizontalFlip(p=flip_prob),
-            A.Affine(
-                translate_percent=(-shift, shift),
-                scale=(1 - scale, 1 + scale),
-                keep_ratio=True,
-                rotate=(-rotate, rotate),
-                fill=0,
-                fill_mask=0,
-                p=affine_prob,
-            ),
-            A.RandomBrightnessContrast(
-                brightness_limit=brightness, contrast_limit=contrast, p=tone_prob
-            ),
-        ]
-        return A.Compose(
-            [t for t in transforms if t.p > 0],
-            additional_targets={"lung": "mask", "infection": "mask"},
-        )
+    def _make_compose(self) -> A.Compose:
+        with warnings.catch_warnings():
+            # A misspelt argument only warns: never train without a transform.
+            warnings.simplefilter("error", UserWarning)
+            transforms = [
+                A.HorizontalFlip(p=self.flip_prob),
+                A.Affine(
+                    translate_percent=(-self.shift, self.shift),
+                    scale=(1 - self.scale, 1 + self.scale),
+                    keep_ratio=True,
+                    rotate=(-self.rotate, self.rotate),
+                    fill=0,
+                    fill_mask=0,
+                    p=self.affine_prob,
+                ),
+                A.RandomBrightnessContrast(
+                    brightness_limit=self.brightness,
+                    contrast_limit=self.contrast,
+                    p=self.tone_prob,
+                ),
+            ]
+            return A.Compose(
+                [t for t in transforms if t.p > 0],
+                additional_targets={"lung": "mask", "infection": "mask"},
+            )

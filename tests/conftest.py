@@ -1,0 +1,47 @@
+"""Where the tests run: eight virtual CPU devices, no network, parsed flags.
+
+jax reads `JAX_PLATFORMS` when it is imported and `XLA_FLAGS` when it first looks for
+devices. pytest imports this file before any test file, so this is the place for both.
+"""
+
+import os
+import re
+import sys
+
+import pytest
+from absl import flags
+
+DEVICES = 8
+
+# Other flags stay. Another number of devices, which the shell may have set for a run,
+# goes: XLA would take the last one, and a reader of the variable should see only one.
+_others = re.sub(
+    r"--xla_force_host_platform_device_count=\S*", "", os.environ.get("XLA_FLAGS", "")
+)
+os.environ["XLA_FLAGS"] = " ".join(
+    [*_others.split(), f"--xla_force_host_platform_device_count={DEVICES}"]
+)
+# An accelerator would bring its own number of devices and its own rounding.
+os.environ["JAX_PLATFORMS"] = "cpu"
+# These would override the number of devices, the dtypes or the compilation.
+for _name in ("JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64", "JAX_DISABLE_JIT"):
+    os.environ.pop(_name, None)
+# albumentations asks the network for its newest version when it is imported.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+# Grain reads absl flags before it starts workers, and refuses flags that no absl app
+# has parsed.
+flags.FLAGS.mark_as_parsed()
+
+if "jax" in sys.modules:  # a pytest plugin was faster
+    sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture(scope="session")
+def devices() -> list:
+    """The virtual devices; fails if something made fewer of them before."""
+    import jax
+
+    found = jax.devices()
+    assert len(found) == DEVICES, f"{found}: jax looked for devices before conftest.py"
+    return found

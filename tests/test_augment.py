@@ -1,0 +1,342 @@
+"""Augmentation: a function of record and seed, within the strengths of the config."""
+
+import pickle
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from configs import base
+from covjax.data import augment
+from covjax.data.augment import Augment
+
+OFF = {
+    "flip_prob": 0.0,
+    "affine_prob": 0.0,
+    "shift": 0.0,
+    "scale": 0.0,
+    "rotate": 0.0,
+    "tone_prob": 0.0,
+    "brightness": 0.0,
+    "contrast": 0.0,
+}
+STUDY = dict(base.get_config().augment)
+SIDE = 64
+SEEDS = range(100)
+
+
+def make(**settings: float) -> Augment:
+    """Everything off, but for what is named."""
+    return Augment(**(OFF | settings))
+
+
+def record_of(mask: np.ndarray, film: np.ndarray | None = None) -> dict:
+    film = 255 * mask if film is None else film
+    return {"image": film, "lung": mask.copy(), "infection": mask.copy()}
+
+
+def rectangle(half_height: int, half_width: int) -> np.ndarray:
+    """A rectangle around the centre of the film."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    centre = SIDE // 2
+    rows = slice(centre - half_height, centre + half_height)
+    mask[rows, centre - half_width : centre + half_width] = 1
+    return mask
+
+
+def noise(seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    lung = np.kron(rng.integers(0, 2, (8, 8), np.uint8), np.ones((8, 8), np.uint8))
+    return {
+        "image": rng.integers(0, 256, (SIDE, SIDE), np.uint8),
+        "lung": lung,
+        "infection": lung * rng.integers(0, 2, (SIDE, SIDE), np.uint8),
+    }
+
+
+def is_same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+RECORDS = [noise(seed) for seed in range(48)]
+
+
+@pytest.fixture(scope="module")
+def serial() -> list[dict]:
+    """What the study's augmentation makes of the records, one after another."""
+    return [Augment(**STUDY)(record, seed) for seed, record in enumerate(RECORDS)]
+
+
+def test_result_depends_on_record_and_seed_alone(serial):
+    shared = Augment(**STUDY)
+    for seed in reversed(range(len(RECORDS))):  # other things came before
+        assert is_same(shared(RECORDS[seed], seed), serial[seed])
+
+
+def test_another_thread_gives_the_same(serial):
+    shared = Augment(**STUDY)
+    shared(RECORDS[0], 0)
+    with ThreadPoolExecutor(1) as pool:
+        assert is_same(pool.submit(shared, RECORDS[3], 3).result(), serial[3])
+
+
+def test_many_threads_at_once_give_the_same(serial):
+    shared, started = Augment(**STUDY), threading.Barrier(8)
+
+    def run(first: int) -> list[bool]:
+        started.wait()
+        order = [(first + k) % len(RECORDS) for k in range(len(RECORDS))]
+        return [is_same(shared(RECORDS[k], k), serial[k]) for k in order]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(all(same) for same in pool.map(run, range(8)))
+
+
+def test_another_process_would_get_the_same(serial):
+    used = Augment(**STUDY)
+    used(RECORDS[0], 0)
+    copy = pickle.loads(pickle.dumps(used))
+    assert all(is_same(copy(RECORDS[k], k), serial[k]) for k in range(8))
+
+
+def test_seeds_give_different_results():
+    always = Augment(**(STUDY | {"affine_prob": 1.0}))
+    results = [always(RECORDS[0], seed)["image"].tobytes() for seed in range(20)]
+    assert len(set(results)) == 20
+
+
+def test_film_and_masks_of_the_caller_stay_as_they_are():
+    record = noise(0)
+    for seed in range(10):
+        Augment(**STUDY)(record, seed)
+    assert is_same(record, noise(0))
+
+
+def test_keys_shapes_and_dtypes_stay_and_masks_are_binary(serial):
+    for result in serial:
+        assert list(result) == ["image", "lung", "infection"]
+        for array in result.values():
+            assert (array.shape, array.dtype) == ((SIDE, SIDE), np.uint8)
+        assert set(np.unique(result["lung"])) <= {0, 1}
+        assert set(np.unique(result["infection"])) <= {0, 1}
+
+
+def test_lung_tree_has_no_infection_mask():
+    record = {k: v for k, v in noise(1).items() if k != "infection"}
+    for seed in range(10):
+        result, whole = (Augment(**STUDY)(r, seed) for r in (record, noise(1)))
+        assert list(result) == ["image", "lung"]
+        assert np.array_equal(result["image"], whole["image"])
+        assert np.array_equal(result["lung"], whole["lung"])
+
+
+def test_masks_move_with_the_film():
+    mask = rectangle(20, 8)
+    mask[12:20, 40:44] = 1  # no symmetry
+    moved = Augment(**(STUDY | {"tone_prob": 0.0, "affine_prob": 1.0}))
+    changed = 0
+    for seed in SEEDS:
+        result = moved(record_of(mask), seed)
+        assert np.array_equal(result["lung"], result["infection"])
+        # Film and mask are sampled differently, so they may differ along the edge.
+        assert np.mean((result["image"] > 127) != result["lung"]) < 0.015
+        changed += np.mean(result["lung"] != mask) > 0.015
+    assert changed > 80
+
+
+def test_infection_stays_inside_the_lungs(serial):
+    for result in serial:
+        assert not np.any(result["infection"] & ~result["lung"])
+
+
+def test_no_probability_changes_nothing():
+    strengths = {k: v for k, v in STUDY.items() if not k.endswith("_prob")}
+    for seed, record in enumerate(RECORDS[:20]):
+        assert is_same(make(**strengths)(record, seed), record)
+
+
+def test_flip_alone_mirrors_left_and_right_exactly():
+    for seed, record in enumerate(RECORDS[:20]):
+        result = make(flip_prob=1.0)(record, seed)
+        assert is_same(result, {k: np.fliplr(v) for k, v in record.items()})
+
+
+def centroid(mask: np.ndarray) -> np.ndarray:
+    return np.argwhere(mask).mean(axis=0)
+
+
+def test_shift_is_bounded_by_a_share_of_the_side_along_both_axes():
+    square = rectangle(8, 8)
+    move = make(affine_prob=1.0, shift=0.125)
+    shifts = np.array(
+        [
+            centroid(move(record_of(square), seed)["lung"]) - centroid(square)
+            for seed in SEEDS
+        ]
+    )
+    limit = 0.125 * SIDE
+    assert np.abs(shifts).max() <= limit + 0.5  # masks move by whole pixels
+    assert (shifts.max(axis=0) > 0.8 * limit).all()
+    assert (shifts.min(axis=0) < -0.8 * limit).all()
+    assert abs(np.corrcoef(shifts.T)[0, 1]) < 0.4  # each axis is drawn anew
+
+
+def tilt(mask: np.ndarray) -> float:
+    """Degrees by which a bar that stood upright leans."""
+    rows, columns = np.argwhere(mask).T
+    cov = np.cov(rows, columns)
+    return np.degrees(0.5 * np.arctan2(2 * cov[0, 1], cov[0, 0] - cov[1, 1]))
+
+
+def test_rotation_goes_to_its_limit_both_ways():
+    bar = rectangle(24, 4)
+    turn = make(affine_prob=1.0, rotate=20.0)
+    results = [turn(record_of(bar), seed)["lung"] for seed in SEEDS]
+    tilts = np.array([tilt(result) for result in results])
+    assert np.abs(tilts).max() <= 20.5
+    assert tilts.max() > 17 and tilts.min() < -17
+    for result in results:  # about the centre, and of the same size
+        assert np.abs(centroid(result) - centroid(bar)).max() < 1
+        assert abs(result.sum() / bar.sum() - 1) < 0.06
+
+
+def test_scale_is_the_same_along_both_axes_and_goes_to_both_limits():
+    square = rectangle(16, 16)
+    resize = make(affine_prob=1.0, scale=0.25)
+    sides = []
+    for seed in SEEDS:
+        rows, columns = np.nonzero(resize(record_of(square), seed)["lung"])
+        sides.append((np.ptp(rows) + 1, np.ptp(columns) + 1))
+    factors = np.array(sides) / 32
+    assert np.abs(factors[:, 0] - factors[:, 1]).max() <= 1.5 / 32
+    assert 0.75 - 1.5 / 32 <= factors.min() < 0.8
+    assert 1.2 < factors.max() <= 1.25 + 1.5 / 32
+
+
+def test_pixels_that_the_film_leaves_are_0():
+    white = np.ones((SIDE, SIDE), np.uint8)
+    move = make(affine_prob=1.0, shift=0.5)
+    for seed in range(20):
+        result = move(record_of(white), seed)
+        # A film that were mirrored or stretched at its border would stay white.
+        assert np.any(result["lung"] == 0)
+        assert np.mean((result["image"] == 0) != (result["lung"] == 0)) < 0.04
+        assert set(np.unique(result["infection"])) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("strength", "limit"),
+    [("brightness", 0.2 * 255), ("contrast", 0.2 * 100)],
+    ids=["brightness", "contrast"],
+)
+def test_tone_changes_up_to_its_limit_both_ways(strength, limit):
+    grey = np.full((SIDE, SIDE), 100, np.uint8)
+    expose = make(tone_prob=1.0, **{strength: 0.2})
+    changes = []
+    for seed in SEEDS:
+        result = expose(record_of(rectangle(8, 8), grey), seed)
+        assert np.array_equal(result["lung"], rectangle(8, 8))
+        assert len(np.unique(result["image"])) == 1
+        changes.append(int(result["image"][0, 0]) - 100)
+    assert np.abs(changes).max() <= limit + 1
+    assert max(changes) > 0.8 * limit and min(changes) < -0.8 * limit
+
+
+def test_contrast_scales_and_brightness_adds():
+    film = np.tile(np.array([60, 120], np.uint8), (SIDE, SIDE // 2))
+    for seed in range(20):
+        bright, stark = (
+            make(tone_prob=1.0, **{name: 0.2})(record_of(film // 120, film), seed)
+            for name in ("brightness", "contrast")
+        )
+        low, high = bright["image"][0, :2].astype(int)
+        assert abs(high - low - 60) <= 1
+        low, high = stark["image"][0, :2].astype(int)
+        assert abs(high - 2 * low) <= 2
+
+
+def test_too_bright_stays_white():
+    white = np.full((SIDE, SIDE), 250, np.uint8)
+    for seed in SEEDS:
+        result = make(tone_prob=1.0, brightness=0.2)(
+            record_of(white // 250, white), seed
+        )
+        assert result["image"].min() >= 250 - 52  # nothing wraps around to black
+
+
+@pytest.mark.parametrize("probability", [0.2, 0.8])
+@pytest.mark.parametrize(
+    ("name", "strength"),
+    [
+        ("flip_prob", {}),
+        ("affine_prob", {"shift": 0.2, "scale": 0.2, "rotate": 15.0}),
+        ("tone_prob", {"brightness": 0.2, "contrast": 0.2}),
+    ],
+)
+def test_transform_happens_as_often_as_asked(name, strength, probability):
+    sometimes = make(**{name: probability}, **strength)
+    record = RECORDS[0]
+    happened = sum(
+        not np.array_equal(sometimes(record, seed)["image"], record["image"])
+        for seed in range(400)
+    )
+    # Three standard deviations of 400 draws.
+    assert abs(happened / 400 - probability) < 0.06
+
+
+def test_transforms_happen_independently():
+    half = Augment(**(STUDY | {"rotate": 0.0, "scale": 0.0}))
+    film = np.full((SIDE, SIDE), 100, np.uint8)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[28:36, 10:18] = 1
+    events = []
+    for seed in range(400):
+        result = half(record_of(mask, film), seed)
+        flipped = centroid(result["lung"])[1] > SIDE / 2
+        original = np.fliplr(mask) if flipped else mask
+        moved = not np.array_equal(result["lung"], original)
+        events.append((flipped, moved, result["image"][32, 32] != 100))
+    correlations = np.corrcoef(np.array(events, float).T)
+    assert np.abs(correlations - np.eye(3)).max() < 0.15
+
+
+def test_misspelt_setting_is_an_error():
+    with pytest.raises(TypeError, match="flipp_prob"):
+        Augment(**OFF, flipp_prob=0.5)
+
+
+@pytest.mark.filterwarnings("ignore")  # the code has to refuse, not pytest
+def test_argument_that_the_library_does_not_know_is_an_error(monkeypatch):
+    known = augment.A.HorizontalFlip
+    monkeypatch.setattr(augment.A, "HorizontalFlip", lambda p: known(p=p, probabilty=p))
+    with pytest.raises(UserWarning, match="probabilty"):
+        make(flip_prob=1.0)(RECORDS[0], 0)
+
+
+def test_threads_that_start_at_once_leave_the_filters_of_warnings(monkeypatch):
+    # `warnings.catch_warnings` is of the whole process: where the first of two threads
+    # to enter is the first to leave, the second brings the first's filters back.
+    both_in, first_out = threading.Barrier(2), threading.Event()
+    compose = augment.A.Compose
+
+    def overlap(*arguments, **keywords):
+        result = compose(*arguments, **keywords)
+        try:
+            if both_in.wait(timeout=0.5):  # 0 for one of the two
+                first_out.wait(timeout=0.5)
+        except threading.BrokenBarrierError:
+            pass  # one at a time, then
+        return result
+
+    shared, before = make(flip_prob=1.0), list(warnings.filters)
+    monkeypatch.setattr(augment.A, "Compose", overlap)
+
+    def run(record: dict) -> None:
+        shared(record, 0)
+        first_out.set()
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, RECORDS[:2]))
+        assert list(warnings.filters) == before

@@ -1,0 +1,273 @@
+"""Checkpoints: which are kept, what they hold, and what a damaged one says."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from covjax.checkpoint import Checkpoints, best_of, read_variables
+from covjax.errors import UsageError
+from covjax.models.unet import UNet
+from covjax.train_state import TrainState, start_state
+
+DICE = [0.5, 0.9, 0.7, 0.6]  # of Val, after steps 1, 2, 3, 4
+# Orbax writes into a folder with this ending, and renames it when all is written.
+UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def make_state(step: int, width: int = 3, *, statistics: bool = True) -> TrainState:
+    """A state whose every leaf tells the step; it needs no network."""
+    rng = np.random.default_rng((step, width))
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    params = {
+        "encoder_0": {"conv_0": {"kernel": draw(3, 3, 1, width)}},
+        "head": {"bias": draw(1), "kernel": draw(1, 1, width, 1)},
+    }
+    stats = {"encoder_0": {"norm_0": {"mean": draw(width), "var": draw(width)}}}
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    state = start_state(UNet(), tx, params, stats if statistics else {})
+    moments = jax.tree.map(
+        lambda leaf: draw(*leaf.shape) if leaf.ndim else np.int32(step),
+        state.opt_state,
+    )
+    return state.replace(step=np.int32(step), opt_state=moments)
+
+
+def write_run(workdir: Path, dice: list[float], **settings) -> Path:
+    with Checkpoints(workdir) as checkpoints:
+        for step, value in enumerate(dice, 1):
+            checkpoints.save(make_state(step, **settings), dice=value)
+    return workdir
+
+
+def steps_in(workdir: Path) -> list[str]:
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def content(state: TrainState) -> dict:
+    names = ("step", "params", "batch_stats", "opt_state")
+    return {name: getattr(state, name) for name in names}
+
+
+def assert_same(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        assert x.dtype == y.dtype, path
+        np.testing.assert_array_equal(x, y, err_msg=str(path))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "lung", DICE)
+
+
+@pytest.fixture
+def run(written, tmp_path) -> Path:
+    """A run that a test may damage."""
+    return Path(shutil.copytree(written, tmp_path / "lung"))
+
+
+def test_new_run_has_no_checkpoint(tmp_path):
+    with Checkpoints(tmp_path / "new") as checkpoints:
+        assert checkpoints.latest() is None
+        assert checkpoints.best() is None
+
+
+def test_latest_and_best_are_kept_and_the_others_deleted(written):
+    assert steps_in(written) == ["2", "4"]
+    with Checkpoints(written) as checkpoints:
+        assert (checkpoints.latest(), checkpoints.best()) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("dice", "kept", "best"),
+    [([0.1, 0.2, 0.3], ["3"], 3), ([0.3, 0.2, 0.1], ["1", "3"], 1)],
+    ids=["rising", "falling"],
+)
+def test_best_has_the_highest_dice(tmp_path, dice, kept, best):
+    workdir = write_run(tmp_path, dice)
+    assert steps_in(workdir) == kept
+    with Checkpoints(workdir) as checkpoints:
+        assert (checkpoints.latest(), checkpoints.best()) == (3, best)
+
+
+def test_best_of_equals_is_kept(tmp_path):
+    workdir = write_run(tmp_path, [0.5, 0.9, 0.9, 0.1])
+    with Checkpoints(workdir) as checkpoints:
+        best = checkpoints.best()
+        assert best in (2, 3)
+        assert steps_in(workdir) == [str(best), "4"]
+        assert_same(
+            content(checkpoints.restore(make_state(0), best)), content(make_state(best))
+        )
+
+
+def test_run_that_goes_on_remembers_its_best(run):
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(make_state(5), dice=0.8)
+        checkpoints.save(make_state(6), dice=0.85)
+    assert steps_in(run) == ["2", "6"]
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(make_state(7), dice=0.95)
+    assert steps_in(run) == ["7"]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_restored_state_has_the_same_bits(written, step):
+    with Checkpoints(written) as checkpoints:
+        restored = checkpoints.restore(make_state(0), step)
+    assert int(restored.step) == step
+    assert_same(content(restored), content(make_state(step)))
+
+
+def test_state_without_batch_statistics_is_restored(tmp_path):
+    write_run(tmp_path, [0.5], statistics=False)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(make_state(0, statistics=False), 1)
+    assert_same(content(restored), content(make_state(1, statistics=False)))
+    assert read_variables(tmp_path / "checkpoints" / "1")["batch_stats"] == {}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["all files", "first files"])
+def test_checkpoint_that_was_not_finished_is_not_seen(run, whole):
+    begun = run / "checkpoints" / f"9{UNFINISHED}"
+    if whole:
+        shutil.copytree(run / "checkpoints" / "2", begun)
+    else:
+        (begun / "state").mkdir(parents=True)
+    with Checkpoints(run) as checkpoints:
+        assert (checkpoints.latest(), checkpoints.best()) == (4, 2)
+    assert best_of(str(run)) == run / "checkpoints" / "2"
+    with Checkpoints(run) as checkpoints:  # and the step can be written again
+        checkpoints.save(make_state(9), dice=0.99)
+    with Checkpoints(run) as checkpoints:
+        assert_same(
+            content(checkpoints.restore(make_state(0), 9)), content(make_state(9))
+        )
+
+
+def test_best_of_a_run_is_its_best_checkpoint(written):
+    assert best_of(str(written)) == written / "checkpoints" / "2"
+
+
+def test_best_of_a_checkpoint_is_itself(written):
+    chosen = written / "checkpoints" / "4"
+    assert best_of(str(chosen)) == chosen
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "file", "begun", "states"])
+def test_best_of_anything_else_says_what_to_give(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "begun" / "checkpoints" / f"3{UNFINISHED}" / "state").mkdir(
+        parents=True
+    )
+    (tmp_path / "states" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UsageError, match="neither a run") as caught:
+        best_of(str(tmp_path / name))
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert "RUN/checkpoints/STEP" in str(caught.value)
+
+
+def test_best_of_leaves_no_trace_in_what_is_no_run(tmp_path):
+    with pytest.raises(UsageError):
+        best_of(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_variables_are_exactly_parameters_and_statistics_in_numpy(written):
+    variables = read_variables(written / "checkpoints" / "2")
+    assert_same(variables, make_state(2).variables())
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(variables))
+
+
+def test_variables_of_any_shape_are_read(tmp_path):
+    write_run(tmp_path, [0.5], width=7)
+    variables = read_variables(tmp_path / "checkpoints" / "1")
+    assert_same(variables, make_state(1, width=7).variables())
+
+
+def damage(state: Path, how: str) -> None:
+    if how == "emptied":
+        shutil.rmtree(state)
+        state.mkdir()
+    elif how == "without description":
+        (state / "_METADATA").unlink()
+    elif how == "cut manifest":
+        cut(state / "manifest.ocdbt")
+    else:
+        for path in (state / "d").iterdir():
+            cut(path)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def closed_loops(monkeypatch):
+    """Drops what Orbax's readers say after the first of them has failed.
+
+    They report to an event loop that is closed by then; each of them would count as a
+    warning here, of this test or a later one.
+    """
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    yield
+    time.sleep(0.1)
+
+
+DAMAGES = ["emptied", "without description", "cut manifest", "cut arrays"]
+
+
+def error_of(call: Callable[[], object]) -> tuple[str, str]:
+    """Kind and text of an error, without the traceback that holds Orbax's readers."""
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+@pytest.mark.usefixtures("closed_loops")
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_checkpoint_cannot_start_a_run_and_is_named(run, how):
+    folder = run / "checkpoints" / "2"
+    damage(folder / "state", how)
+    kind, text = error_of(lambda: read_variables(folder))
+    assert kind == "UsageError"
+    assert text.startswith(f"{folder}: not a whole checkpoint")
+
+
+@pytest.mark.usefixtures("closed_loops")
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_checkpoint_cannot_be_gone_on_from_and_is_named(run, how):
+    damage(run / "checkpoints" / "4" / "state", how)
+    with Checkpoints(run) as checkpoints:
+        kind, text = error_of(lambda: checkpoints.restore(make_state(0), 4))
+    assert kind == "UsageError"
+    assert str(run / "checkpoints" / "4") in text
+
+
+def test_damaged_figures_of_a_checkpoint_are_named(run):
+    (run / "checkpoints" / "2" / "metrics" / "metrics").write_bytes(b"")
+    kind, text = error_of(lambda: best_of(str(run)))
+    assert kind == "UsageError"
+    assert str(run) in text
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UsageError, match="not a whole checkpoint") as caught:
+            read_variables(folder)
+        assert str(folder) in str(caught.value)

@@ -1,0 +1,346 @@
+"""Settings: every field is checked, read somewhere, and survives its file."""
+
+import ast
+import inspect
+import json
+import math
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from configs import base, infection, lung
+from covjax.config import (
+    NOT_IDENTITY,
+    differences,
+    flatten,
+    read_config,
+    save_config,
+    validate_config,
+)
+from covjax.data.augment import Augment
+from covjax.errors import UsageError
+
+SOURCES = Path(__file__).parents[1] / "covjax"
+STAGES = {"lung": lung, "infection": infection}
+FIELDS = flatten(base.get_config())
+# Paths and names, which are looked up where they are used.
+FREE = {"init_from", "data.root", "transfer.fresh"}
+CHECKED = sorted(FIELDS.keys() - FREE)
+WHOLE = [name for name in CHECKED if type(FIELDS[name]) is int]
+REAL = [name for name in CHECKED if type(FIELDS[name]) is float]
+WORDS = [name for name in CHECKED if type(FIELDS[name]) is str]
+
+
+def change(config: ml_collections.ConfigDict, name: str, value: object) -> None:
+    """Sets one field, whatever the type of its value."""
+    with config.ignore_type():
+        config.update_from_flattened_dict({name: value})
+
+
+def refusal(config: ml_collections.ConfigDict) -> str:
+    with pytest.raises(UsageError) as caught:
+        validate_config(config)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("variant", base.VARIANTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_variant_of_both_stages_is_valid(stage, variant):
+    config = STAGES[stage].get_config(variant)
+    validate_config(config)
+    assert config.data.task == stage
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES.keys())
+def test_variants_set_the_same_fields(stage):
+    assert {frozenset(flatten(stage.get_config(v))) for v in base.VARIANTS} == {
+        frozenset(FIELDS)
+    }
+
+
+def test_unknown_variant_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="'tiny'.*laptop.*phantom"):
+        lung.get_config("tiny")
+
+
+def test_fields_of_all_kinds_are_covered():
+    kinds = [*WHOLE, *REAL, *WORDS, "data.phantom_films"]
+    assert sorted(kinds) == CHECKED
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_missing_field_is_named(name):
+    content = base.get_config().to_dict()
+    *sections, leaf = name.split(".")
+    section = content
+    for part in sections:
+        section = section[part]
+    del section[leaf]
+    assert refusal(ml_collections.ConfigDict(content)) == f"config.{name} is missing"
+
+
+@pytest.mark.parametrize("value", [None, math.nan], ids=["None", "NaN"])
+@pytest.mark.parametrize("name", CHECKED)
+def test_no_value_is_refused_by_name(name, value):
+    config = base.get_config()
+    change(config, name, value)
+    assert refusal(config).startswith(f"config.{name} = {value!r}: must be ")
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *REAL])
+def test_word_for_a_number_is_refused_by_name(name):
+    config = base.get_config()
+    change(config, name, "3")
+    assert refusal(config).startswith(f"config.{name} = '3': must be ")
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_number_for_a_word_is_refused_by_name(name):
+    config = base.get_config()
+    change(config, name, 3)
+    assert refusal(config).startswith(f"config.{name} = 3: must be one of '")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_infinity_is_refused_by_name(name):
+    config = base.get_config()
+    change(config, name, math.inf)
+    assert refusal(config).startswith(f"config.{name} = inf: must be ")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_fraction_cannot_be_given_for_a_whole_number(name):
+    with pytest.raises(TypeError):
+        base.get_config().update_from_flattened_dict({name: 2.5})
+
+
+# Field, values that are refused, values at the edge of what is allowed, what is said.
+RANGES = [
+    ("seed", [-1, 2**32], [0, 2**32 - 1], "from 0 to 4294967295"),
+    ("data.task", ["lungs", ""], ["lung", "infection"], "'lung', 'infection'"),
+    ("data.roi", ["predicted", ""], ["none"], "'none', 'truth'"),
+    ("data.image_size", [0, -64, 7], [16], "at least 8"),
+    ("data.threads", [0], [1], "at least 1"),
+    ("data.workers", [-1], [0], "at least 0"),
+    ("data.prefetch", [0], [1], "at least 1"),
+    (
+        "data.phantom_films",
+        [(8,), (8, 8), (8, 8, 0), (8, 8, 2.5), (8, 8, True), 8, "abc"],
+        [(), (1, 1, 1), [8, 8, 8]],
+        "(Train, Val, Test)",
+    ),
+    ("augment.flip_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.affine_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.shift", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.scale", [-0.1, 1.0], [0.0, 0.9], "from 0, below 1"),
+    ("augment.rotate", [-1.0, 181.0], [0.0, 180.0], "from 0 to 180"),
+    ("augment.tone_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.brightness", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.contrast", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("model.width", [0], [1], "at least 1"),
+    ("model.depth", [0, 9], [1, 8], "from 1 to 8"),
+    ("model.norm", ["layer"], ["batch", "group"], "'batch', 'group'"),
+    ("model.upsample", ["bilinear"], ["transpose", "depth_to_space"], "'transpose'"),
+    ("model.dropout", [-0.1, 1.0], [0.0, 0.9], "from 0, below 1"),
+    ("model.dtype", ["float16"], ["float32", "bfloat16"], "'float32', 'bfloat16'"),
+    ("loss.dice", [-0.5], [0.5], "at least 0"),
+    ("loss.bce", [-0.5], [0.0, 2.0], "at least 0"),
+    ("optim.lr", [0.0, -1e-3], [1e-9], "above 0"),
+    ("optim.weight_decay", [-1e-4], [0.0], "at least 0"),
+    ("optim.warmup_epochs", [-1.0], [0.0], "at least 0"),
+    ("optim.clip_norm", [-1.0], [0.0], "at least 0"),
+    ("train.epochs", [0], [2], "at least 1"),
+    ("train.batch_size", [0], [1], "at least 1"),
+    ("train.log_every", [0], [1], "at least 1"),
+    ("eval.threshold", [0.0, 1.0], [0.001, 0.999], "above 0, below 1"),
+]
+
+
+def test_ranges_cover_every_checked_field():
+    assert sorted(name for name, *_ in RANGES) == CHECKED
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [(name, value, text) for name, wrong, _, text in RANGES for value in wrong],
+)
+def test_wrong_value_is_refused_with_what_is_allowed(name, value, allowed):
+    config = base.get_config()
+    change(config, name, value)
+    said = refusal(config)
+    assert said.startswith(f"config.{name} = {value!r}: must be ")
+    assert allowed in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, _, right, _ in RANGES for value in right],
+)
+def test_value_at_the_edge_is_allowed(name, value):
+    config = base.get_config()
+    change(config, name, value)
+    validate_config(config)
+
+
+COMBINATIONS = [
+    ({"loss.dice": 0.0, "loss.bce": 0.0}, ["loss.dice", "loss.bce", "both 0"]),
+    (
+        {"optim.warmup_epochs": 4.0, "train.epochs": 4},
+        ["optim.warmup_epochs = 4.0", "below config.train.epochs = 4"],
+    ),
+    (
+        {"data.image_size": 72, "model.depth": 4},
+        ["data.image_size = 72", "divisible by 16", "model.depth"],
+    ),
+    (
+        {"data.task": "lung", "data.roi": "truth"},
+        ["data.roi = 'truth'", "'none'", "data.task is 'lung'"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), COMBINATIONS)
+def test_values_that_contradict_each_other_are_refused(fields, words):
+    config = base.get_config()
+    for name, value in fields.items():
+        change(config, name, value)
+    said = refusal(config)
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"loss.dice": 0.0, "loss.bce": 1.0},
+        {"optim.warmup_epochs": 3.9, "train.epochs": 4},
+        {"data.image_size": 72, "model.depth": 3},
+        {"data.task": "infection", "data.roi": "truth"},
+    ],
+)
+def test_values_that_just_agree_are_allowed(fields):
+    config = base.get_config()
+    for name, value in fields.items():
+        change(config, name, value)
+    validate_config(config)
+
+
+def find_reads(source: str) -> set[tuple[str, str]]:
+    """Finds `owner.name` in a source, as ("owner", "name"); `a.b.c` is ("b", "c")."""
+    reads = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            match node.value:
+                case ast.Attribute(attr=owner) | ast.Name(id=owner):
+                    reads.add((owner, node.attr))
+    return reads
+
+
+def test_every_setting_is_read():
+    reads = set()
+    for path in SOURCES.rglob("*.py"):
+        if path.name != "config.py":  # it checks; it uses nothing
+            reads |= find_reads(path.read_text(encoding="utf-8"))
+    # The section goes to Augment as a whole, below.
+    wanted = {
+        (section.rpartition(".")[2] or "config", leaf)
+        for section, _, leaf in (name.rpartition(".") for name in FIELDS)
+        if section != "augment"
+    }
+    assert ("config", "augment") in reads
+    assert wanted - reads == set()
+
+
+def test_settings_of_augment_are_its_arguments():
+    assert set(inspect.signature(Augment).parameters) == set(base.get_config().augment)
+
+
+def test_flatten_names_leaves_by_their_path_in_order():
+    nested = {"b": {"y": 1, "x": {"z": (2, 3)}}, "a": ""}
+    assert list(flatten(nested).items()) == [("a", ""), ("b.x.z", (2, 3)), ("b.y", 1)]
+    assert flatten(ml_collections.ConfigDict(nested)) == flatten(nested)
+
+
+def test_differences_give_both_values():
+    old, new = base.get_config(), base.get_config()
+    new.model.width = 16
+    new.transfer.fresh = ()
+    assert differences(old, new) == {
+        "model.width": (64, 16),
+        "transfer.fresh": (["^params/head/"], []),
+    }
+
+
+def test_differences_show_a_field_that_one_side_lacks():
+    old, new = {"a": {"b": 1}}, {"a": {"c": 2}}
+    assert differences(old, new) == {"a.b": (1, None), "a.c": (None, 2)}
+
+
+def test_tuples_are_the_lists_that_json_makes_of_them():
+    config = lung.get_config("phantom")
+    read = json.loads(json.dumps(config.to_dict()))
+    assert read["data"]["phantom_films"] == [320, 64, 128]
+    assert differences(read, config) == {}
+    read["data"]["phantom_films"][2] = 127
+    assert list(differences(read, config)) == ["data.phantom_films"]
+
+
+def test_only_fields_without_effect_on_numbers_may_change():
+    assert NOT_IDENTITY <= FIELDS.keys()
+    other = {int: 7, float: 0.7, str: "other", tuple: (7, 7, 7)}
+    config = base.get_config()
+    for name, value in FIELDS.items():
+        assert value != other[type(value)]
+        change(config, name, other[type(value)])
+    changed = differences(base.get_config(), config)
+    assert FIELDS.keys() - changed.keys() == {
+        "data.root",
+        "data.threads",
+        "data.workers",
+        "data.prefetch",
+        "train.log_every",
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES.keys())
+def test_saved_config_is_read_back_the_same(tmp_path, stage):
+    config = stage.get_config("phantom")
+    config.seed, config.init_from, config.optim.lr = 3, "runs/ä", 0.1 + 0.2
+    save_config(config, tmp_path / "config.json", {"commit": "abc"})
+    read = read_config(tmp_path / "config.json")
+    assert flatten(read) == flatten(config) | {
+        "data.phantom_films": [320, 64, 128],
+        "transfer.fresh": ["^params/head/"],
+    }
+    assert differences(config, read) == {}
+    validate_config(read)
+
+
+def test_saved_config_says_what_it_is_about(tmp_path):
+    save_config(base.get_config(), tmp_path / "config.json", {"commit": "abc"})
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["about"] == {"commit": "abc"}
+    assert content["model"]["width"] == 64
+
+
+def test_folder_without_config_is_no_run(tmp_path):
+    with pytest.raises(UsageError, match="holds no run: no config.json") as caught:
+        read_config(tmp_path / "config.json")
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"seed": 0', b"[1, 2]", b'"seed"', b"3", b"null", b'{"\xff": 1}']
+)
+def test_file_that_is_no_config_is_named(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="not a run's config") as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_folder_in_place_of_the_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match="not a run's config"):
+        read_config(tmp_path)

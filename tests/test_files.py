@@ -1,0 +1,84 @@
+"""Files appear whole or not at all."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from covjax.files import write_whole
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_text_and_bytes_are_written_as_they_are(tmp_path):
+    write_whole(tmp_path / "text", "Größe\n")
+    write_whole(tmp_path / "bytes", b"\x00\xff\r\n")
+    assert listing(tmp_path) == {
+        "text": "Größe\n".encode(),
+        "bytes": b"\x00\xff\r\n",
+    }
+
+
+def test_missing_folders_are_made(tmp_path):
+    write_whole(tmp_path / "a" / "b" / "file", "new")
+    assert listing(tmp_path / "a" / "b") == {"file": b"new"}
+
+
+def test_old_content_is_replaced_whole(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, "a long old content")
+    write_whole(path, "new")
+    assert listing(tmp_path) == {"file": b"new"}
+
+
+def test_others_can_read_it(tmp_path):
+    write_whole(tmp_path / "file", "new")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o644
+
+
+def test_new_content_is_complete_before_it_takes_the_name(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    replace, seen = os.replace, []
+
+    def look(source, target):
+        seen.append((Path(source).read_text(), Path(target).read_text()))
+        assert Path(source).parent == tmp_path  # of one file system
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    write_whole(path, "new")
+    assert seen == [("new", "old")]
+
+
+FAILURES = [OSError(errno.ENOSPC, "no space left"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["full disk", "interrupt"])
+@pytest.mark.parametrize("where", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("old", [{}, {"file": b"old"}], ids=["new", "there"])
+def test_failure_midway_leaves_what_was_there(
+    tmp_path, monkeypatch, old, where, failure
+):
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(os, where, fail)
+    with pytest.raises(type(failure)):
+        write_whole(tmp_path / "file", "new")
+    monkeypatch.undo()
+    assert listing(tmp_path) == old
+
+
+def test_file_in_place_of_the_folder_is_an_os_error(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "taken" / "file", "new")
+    assert listing(tmp_path) == {"taken": b"mine"}

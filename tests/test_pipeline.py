@@ -1,0 +1,325 @@
+"""Batches: who stands where is a function of seed and position alone."""
+
+import multiprocessing
+from pathlib import Path
+
+import grain
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import infection
+from covjax.data.covidqu import Film
+from covjax.data.pipeline import (
+    ShuffledEpochs,
+    make_eval_dataset,
+    make_train_dataset,
+    record_seed,
+)
+from covjax.errors import DataError, UsageError
+
+SIDE = 16
+KEYS = {"image", "mask", "index", "weight"}
+
+
+def picture(seed: int, kind: str) -> np.ndarray:
+    """Film, lung mask or infection mask of one film; no film has a pixel of 0."""
+    rng = np.random.default_rng(seed)
+    film = rng.integers(80, 256, (SIDE, SIDE), np.uint8)
+    lung = np.kron(rng.integers(0, 2, (4, 4), np.uint8), np.ones((4, 4), np.uint8))
+    sick = lung * rng.integers(0, 2, (SIDE, SIDE), np.uint8)
+    return {"image": film, "lung": lung, "infection": sick}[kind]
+
+
+def write_films(folder: Path, n: int) -> list[Film]:
+    films = []
+    for k in range(n):
+        paths = [folder / f"{k}-{kind}.png" for kind in ("image", "lung", "infection")]
+        arrays = [picture(k, kind) for kind in ("image", "lung", "infection")]
+        for path, array, scale in zip(paths, arrays, (1, 255, 255), strict=True):
+            Image.fromarray(array * np.uint8(scale)).save(path)
+        films.append(Film(f"{k}.png", "COVID-19", "Train", *paths))
+    return films
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> list[Film]:
+    """Seven, so that a batch of two or four leaves some over."""
+    return write_films(tmp_path_factory.mktemp("films"), 7)
+
+
+@pytest.fixture
+def config() -> ml_collections.ConfigDict:
+    config = infection.get_config("phantom")
+    config.data.image_size = SIDE
+    config.train.batch_size = 2
+    return config
+
+
+def without_augmentation(config):
+    for name in ("flip_prob", "affine_prob", "tone_prob"):
+        config.augment[name] = 0.0
+    return config
+
+
+def train(films, config, steps, **share) -> list[dict]:
+    return list(make_train_dataset(films, config=config, steps=range(*steps), **share))
+
+
+def assert_same(a: list[dict], b: list[dict]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        assert one.keys() == other.keys() == KEYS
+        for key in KEYS:
+            assert one[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+def indices(batches: list[dict]) -> list[int]:
+    return [int(index) for batch in batches for index in batch["index"]]
+
+
+def is_as_on_disk(batches: list[dict]) -> bool:
+    return all(
+        np.array_equal(image[..., 0], picture(int(index), "image"))
+        for batch in batches
+        for image, index in zip(batch["image"], batch["index"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7])
+def test_epoch_holds_every_film_at_most_once(films, config, batch_size):
+    config.train.batch_size = batch_size
+    steps = 7 // batch_size
+    for epoch in range(3):
+        batches = train(films, config, (epoch * steps, (epoch + 1) * steps))
+        seen = indices(batches)
+        assert len(seen) == len(set(seen)) == steps * batch_size
+        assert set(seen) <= set(range(7))
+        assert all((batch["weight"] == 1).all() for batch in batches)
+
+
+def test_films_that_an_epoch_leaves_out_change():
+    order = ShuffledEpochs(7, 4, seed=0)
+    kept = [
+        frozenset(order(position)[1] for position in range(4 * epoch, 4 * epoch + 4))
+        for epoch in range(12)
+    ]
+    assert len(set(kept)) > 3
+    assert frozenset.union(*kept) == set(range(7))
+
+
+def test_positions_are_numbered_by_epoch():
+    order = ShuffledEpochs(7, 2, seed=0)
+    assert [order(position)[0] for position in range(13)] == [0] * 6 + [1] * 6 + [2]
+
+
+def test_orders_differ_between_epochs_and_seeds(films, config):
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        config.seed = seed
+        seen = indices(train(films, config, (0, 12)))
+        return [tuple(seen[k : k + 6]) for k in range(0, 24, 6)]
+
+    assert len({*orders(0), *orders(1)}) == 8
+    assert orders(0) == orders(0)
+
+
+def test_shape_and_type_of_a_batch(films, config):
+    (batch,) = train(films, config, (0, 1))
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+        "image": ((2, SIDE, SIDE, 1), "uint8"),
+        "mask": ((2, SIDE, SIDE, 1), "uint8"),
+        "index": ((2,), "int32"),
+        "weight": ((2,), "float32"),
+    }
+
+
+def test_seed_of_a_record_depends_on_run_epoch_and_film():
+    keys = [(s, e, i) for s in range(4) for e in range(4) for i in range(4)]
+    seeds = {record_seed(*key) for key in keys}
+    assert len(seeds) == len(keys)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert record_seed(1, 2, 3) == record_seed(1, 2, 3)
+
+
+def test_film_is_augmented_otherwise_in_every_epoch_and_run(films, config):
+    config.augment.affine_prob = 1.0
+
+    def looks(seed: int) -> list[bytes]:
+        config.seed = seed
+        return [
+            image.tobytes()
+            for batch in train(films, config, (0, 18))
+            for image, index in zip(batch["image"], batch["index"], strict=True)
+            if index == 3
+        ]
+
+    first, second = looks(0), looks(1)
+    assert min(len(first), len(second)) >= 4
+    assert len({*first, *second}) == len(first) + len(second)
+
+
+def test_threads_do_not_change_a_bit(films, config):
+    config.data.threads = 1
+    expected = train(films, config, (0, 24))
+    config.data.threads, config.data.prefetch = 4, 8
+    assert_same(train(films, config, (0, 24)), expected)
+
+
+def test_run_that_starts_at_any_step_goes_on_with_the_same_bits(films, config):
+    whole = train(films, config, (0, 8))
+    for start in (1, 3, 5, 8):  # within an epoch, and at its end
+        assert_same(train(films, config, (start, 8)), whole[start:])
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("world", [2, 4])
+def test_shares_of_all_processes_are_the_batch_of_one(films, config, world, start):
+    config.train.batch_size = 4
+    whole = train(films, config, (start, 5))
+    shares = [
+        train(films, config, (start, 5), rank=rank, world=world)
+        for rank in range(world)
+    ]
+    joined = [
+        {
+            k: np.stack([share[k] for share in of_step], axis=1).reshape(
+                whole[0][k].shape
+            )
+            for k in KEYS
+        }
+        for of_step in zip(*shares, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_batch_larger_than_the_split_is_refused(films, config):
+    config.train.batch_size = 8
+    with pytest.raises(UsageError, match="batch_size = 8: there are only 7 films"):
+        make_train_dataset(films, config=config, steps=range(1))
+
+
+@pytest.mark.parametrize("task", ["lung", "infection"])
+def test_target_is_the_mask_of_the_task(films, config, task):
+    config.data.task = task
+    for batch in make_eval_dataset(films, config=config):
+        for mask, index, weight in zip(
+            batch["mask"], batch["index"], batch["weight"], strict=True
+        ):
+            if weight:
+                assert np.array_equal(mask[..., 0], picture(int(index), task))
+
+
+def test_truth_as_region_blackens_all_but_the_lungs(films, config):
+    for batch in train(films, without_augmentation(config), (0, 6)):
+        for image, index in zip(batch["image"][..., 0], batch["index"], strict=True):
+            lung = picture(int(index), "lung")
+            expected = np.where(lung, picture(int(index), "image"), 0)
+            assert np.array_equal(image, expected)
+
+
+def test_region_is_cut_after_the_augmentation(films, config):
+    config.data.task = "lung"  # so that the target is the mask of the region
+    config.augment.tone_prob = config.augment.affine_prob = 1.0
+    cut = train(films, config, (0, 12))
+    config.data.roi = "none"
+    whole = train(films, config, (0, 12))
+    for one, other in zip(cut, whole, strict=True):
+        np.testing.assert_array_equal(one["mask"], other["mask"])
+        assert (one["image"][one["mask"] == 0] == 0).all()
+        assert (other["image"][other["mask"] == 0] > 0).any()
+        inside = one["mask"] == 1
+        np.testing.assert_array_equal(one["image"][inside], other["image"][inside])
+
+
+def test_no_region_keeps_the_whole_film(films, config):
+    config.data.roi = "none"
+    assert is_as_on_disk(train(films, without_augmentation(config), (0, 6)))
+
+
+def test_film_is_augmented_in_training_only(films, config):
+    config.data.roi = "none"
+    assert not is_as_on_disk(train(films, config, (0, 3)))
+    (batch, *_) = make_eval_dataset(films, config=config)
+    assert is_as_on_disk([batch])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 8, 16])
+def test_evaluation_takes_every_film_once_in_order(films, config, batch_size):
+    config.train.batch_size, config.data.roi = batch_size, "none"
+    batches = list(make_eval_dataset(films, config=config))
+    assert all(batch["image"].shape[0] == batch_size for batch in batches)
+    assert len(batches) == -(-7 // batch_size)
+    weights = np.concatenate([batch["weight"] for batch in batches])
+    assert weights.tolist() == [1] * 7 + [0] * (len(weights) - 7)
+    assert indices(batches)[:7] == list(range(7))
+    images = np.concatenate([batch["image"] for batch in batches])
+    masks = np.concatenate([batch["mask"] for batch in batches])
+    for k in range(7):
+        assert np.array_equal(images[k, ..., 0], picture(k, "image"))
+    assert not images[7:].any() and not masks[7:].any()
+
+
+@pytest.mark.parametrize("batch_size", [4, 8, 16])
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_an_evaluation_evenly(films, config, world, batch_size):
+    config.train.batch_size = batch_size
+    shares = [
+        list(make_eval_dataset(films, config=config, rank=rank, world=world))
+        for rank in range(world)
+    ]
+    assert {len(share) for share in shares} == {-(-7 // batch_size)}
+    seen = []
+    for share in shares:
+        for batch in share:
+            assert len(batch["index"]) == batch_size // world
+            seen += batch["index"][batch["weight"] > 0].tolist()
+    assert sorted(seen) == list(range(7))
+
+
+def test_evaluation_can_be_run_again(films, config):
+    dataset = make_eval_dataset(films, config=config)
+    assert_same(list(dataset), list(dataset))
+
+
+def test_split_of_whole_batches_has_no_padding(films, config):
+    batches = list(make_eval_dataset(films[:6], config=config))
+    assert len(batches) == 3
+    assert all((batch["weight"] == 1).all() for batch in batches)
+
+
+def broken(tmp_path: Path) -> tuple[list[Film], Path]:
+    """Eight films, of which the sixth cannot be read."""
+    films = write_films(tmp_path, 8)
+    films[5].image.write_bytes(films[5].image.read_bytes()[:60])
+    return films, films[5].image
+
+
+@pytest.mark.parametrize("make", [make_eval_dataset, make_train_dataset])
+def test_broken_film_is_named_through_threads(tmp_path, config, make):
+    films, path = broken(tmp_path)
+    steps = {"steps": range(4)} if make is make_train_dataset else {}
+    with pytest.raises(DataError) as caught:
+        list(make(films, config=config, **steps))
+    assert str(caught.value).startswith(f"{path}: cannot be read as a picture")
+
+
+def test_workers_change_no_bit_name_a_broken_film_and_end(tmp_path, config):
+    # One test, because it takes seconds until workers have started.
+    films, path = broken(tmp_path)
+    config.seed = next(  # that comes to the broken film in the last batch
+        seed
+        for seed in range(99)
+        if 5 in [ShuffledEpochs(8, 2, seed)(k)[1] for k in (6, 7)]
+    )
+    expected = train(films, config, (0, 3))
+    config.data.workers = 2
+    iterator = iter(make_train_dataset(films, config=config, steps=range(4)))
+    assert isinstance(iterator, grain.DatasetIterator)
+    assert_same([next(iterator) for _ in range(3)], expected)
+    with pytest.raises(DataError) as caught:
+        next(iterator)
+    assert str(caught.value).startswith(f"{path}: cannot be read as a picture")
+    iterator.close()
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,457 @@
+"""What people look at: logs, tables, figures, the page."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from configs import infection
+from covjax.config import save_config
+from covjax.report import log, tables
+from covjax.report.figures import Panel, choose_films, draw_curves, draw_qualitative
+from covjax.report.log import RunLog, read_metrics
+from covjax.report.page import write_report
+from covjax.report.tables import format_results
+
+
+def open_log(workdir: Path, start: int = 0, silent: bool = False) -> RunLog:
+    return RunLog(workdir, start=start, total=9, batch_size=8, silent=silent)
+
+
+def read_events(workdir: Path) -> list[tuple[int, str, float]]:
+    """Step, name and number of everything that TensorBoard would show."""
+    found = []
+    for path in workdir.glob("events.out.tfevents.*"):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]  # a checksum stands on either side
+            for value in event.summary.value:
+                found.append((event.step, value.tag, value.simple_value))
+    return found
+
+
+def test_numbers_are_a_line_of_json_each(tmp_path):
+    with open_log(tmp_path) as run_log:
+        run_log.write(2, "train", {"loss": 0.5, "lr": 1e-3})
+        run_log.write(4, "val", {"loss": 0.25, "blank_rate": None})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"step": 2, "split": "train", "loss": 0.5, "lr": 1e-3},
+        {"step": 4, "split": "val", "loss": 0.25, "blank_rate": None},
+    ]
+    assert text.endswith("\n")
+    assert read_metrics(tmp_path) == [json.loads(line) for line in text.splitlines()]
+
+
+def test_numbers_are_on_disk_as_soon_as_they_are_written(tmp_path):
+    with open_log(tmp_path) as run_log:
+        run_log.write(2, "train", {"loss": 0.5})
+        assert read_metrics(tmp_path) == [{"step": 2, "split": "train", "loss": 0.5}]
+
+
+def test_tensorboard_gets_the_same_numbers_but_for_none(tmp_path):
+    with open_log(tmp_path) as run_log:
+        run_log.write(2, "train", {"loss": 0.5})
+        run_log.write(4, "val", {"loss": 0.25, "blank_rate": None})
+    assert read_events(tmp_path) == [(2, "train/loss", 0.5), (4, "val/loss", 0.25)]
+
+
+TORN = ["", '{"step": 5, "spl', '{"step": 5, "split": "train", "loss": 0.1']
+
+
+@pytest.mark.parametrize("torn", TORN, ids=["whole", "in a name", "before its end"])
+def test_run_that_goes_on_drops_what_was_beyond_its_checkpoint(tmp_path, torn):
+    with open_log(tmp_path) as run_log:
+        for step in (1, 2, 3, 4):
+            run_log.write(step, "train", {"loss": 1.0 / step})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + torn)
+    with open_log(tmp_path, start=3) as run_log:
+        run_log.write(4, "train", {"loss": 9.0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["loss"] for line in lines] == [1.0, 0.5, 1 / 3, 9.0]
+
+
+def test_torn_last_line_is_not_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+
+
+def test_folder_without_numbers_has_none(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_silent_log_writes_and_says_nothing(tmp_path, capsys):
+    with open_log(tmp_path, silent=True) as run_log:
+        run_log.say("hello")
+        run_log.write(1, "train", {"loss": 0.5})
+        run_log.advance(1, 0.5)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_log_says_a_text_as_it_is(tmp_path, capsys):
+    text = "[bold] runs/[1] " + 40 * "long "
+    with open_log(tmp_path) as run_log:
+        run_log.say(text)
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_rate_counts_from_the_last_start_of_the_clock(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now)
+    with open_log(tmp_path, start=3) as run_log:
+        now = 104.0
+        assert run_log.images_per_second(5) == 2 * 8 / 4
+        run_log.restart_clock(5)
+        assert run_log.images_per_second(5) == 0
+        now = 106.0
+        assert run_log.images_per_second(9) == 4 * 8 / 2
+
+
+def figure(mean: float | None, low: float | None, high: float | None) -> dict:
+    return {"mean": mean, "low": low, "high": high}
+
+
+def make_results(**changes) -> dict:
+    results = {
+        "split": "test",
+        "n": 1166,
+        "n_empty": 583,
+        "threshold": 0.5,
+        "loss": 0.3141,
+        "all": {
+            "dice": figure(0.6111, 0.5911, 0.6311),
+            "iou": figure(0.5611, 0.5411, 0.5811),
+        },
+        "positive": {
+            "dice": figure(0.7222, 0.7022, 0.7422),
+            "iou": figure(0.6222, 0.6022, 0.6422),
+        },
+        "pooled": {
+            "dice": figure(0.8333, 0.8133, 0.8533),
+            "iou": figure(0.7333, 0.7133, 0.7533),
+        },
+        "blank_rate": figure(0.4444, 0.4244, 0.4644)
+        | {"Normal": 0.5555, "Non-COVID": 0.3333},
+        "task": "infection",
+        "roi": "truth",
+        "image_size": 256,
+        "checkpoint": 932,
+        "phantom": False,
+    }
+    return results | changes
+
+
+def rows_of(text: str) -> dict[str, str]:
+    """Name of a row → the rest of it."""
+    parts = (re.split(r"  +", line.strip(), maxsplit=1) for line in text.splitlines())
+    return {part[0]: part[1] for part in parts if len(part) == 2}
+
+
+def test_table_names_run_films_and_threshold():
+    first = format_results(make_results(), "runs/a").splitlines()[0]
+    assert first == (
+        "runs/a: infection, test, 1166 films (583 with an empty truth), region of"
+        " interest: truth, threshold 0.5"
+    )
+
+
+def test_table_shows_every_figure_with_its_interval():
+    rows = rows_of(format_results(make_results(), "runs/a"))
+    assert rows["covjax, all"].split() == ["0.3141", "0.6111", "0.5611"]
+    assert rows["all"].startswith("0.6111 [0.5911, 0.6311]")
+    assert rows["all"].endswith("0.5611 [0.5411, 0.5811]")
+    assert rows["positive"].startswith("0.7222 [0.7022, 0.7422]")
+    assert rows["positive"].endswith("0.6222 [0.6022, 0.6422]")
+    assert rows["pooled"].startswith("0.8333 [0.8133, 0.8533]")
+    assert rows["pooled"].endswith("0.7333 [0.7133, 0.7533]")
+    assert rows["blank rate"].startswith("0.4444 [0.4244, 0.4644]")
+    assert rows["blank rate"].endswith("Normal 0.5555, Non-COVID 0.3333")
+
+
+def test_columns_stand_under_their_names():
+    lines = format_results(make_results(), "runs/a").splitlines()
+    head = next(line for line in lines if "loss" in line)
+    row = next(line for line in lines if "covjax" in line)
+    for name, value in (("loss", "0.3141"), ("Dice", "0.6111"), ("IoU", "0.5611")):
+        assert head.index(name) + len(name) == row.index(value) + len(value)
+
+
+@pytest.mark.parametrize(
+    ("task", "study"),
+    [
+        ("lung", ["0.0372", "0.9690", "0.9411"]),
+        ("infection", ["0.3656", "0.6167", "0.5642"]),
+    ],
+)
+def test_study_is_shown_beside_real_films(task, study):
+    text = format_results(make_results(task=task), "runs/a")
+    assert rows_of(text)["the study, all"].split() == study
+    assert "PHANTOM" not in text
+
+
+def test_phantoms_are_stated_and_never_compared_with_the_study():
+    text = format_results(make_results(phantom=True), "runs/a")
+    assert "1166 PHANTOM films" in text.splitlines()[0]
+    assert "study" not in text
+
+
+def test_figure_that_nothing_tells_is_a_dash():
+    nothing = {"dice": figure(None, None, None), "iou": figure(None, None, None)}
+    blank = figure(0.4444, 0.4, 0.5) | {"Normal": 0.5555, "Non-COVID": None}
+    text = format_results(make_results(positive=nothing, blank_rate=blank), "runs/a")
+    assert rows_of(text)["positive"].split() == ["–", "–"]
+    assert "Normal 0.5555, Non-COVID –" in text
+    assert "None" not in text and "nan" not in text
+
+
+def test_split_without_empty_truths_has_no_blank_rate():
+    blank = figure(None, None, None) | {"Normal": None, "Non-COVID": None}
+    assert "blank" not in format_results(make_results(blank_rate=blank), "runs/a")
+
+
+def write_results(run: Path, content: str) -> Path:
+    (run / "results").mkdir(parents=True)
+    (run / "results" / "test.json").write_text(content)
+    return run
+
+
+def test_tables_of_several_runs_are_printed(tmp_path, capsys):
+    runs = [
+        str(write_results(tmp_path / name, json.dumps(make_results(loss=loss))))
+        for name, loss in (("a", 0.1234), ("b", 0.4321))
+    ]
+    assert tables.main(runs) == 0
+    out = capsys.readouterr().out
+    assert out.index("0.1234") < out.index("0.4321")
+    for run in runs:
+        assert f"{run}: infection" in out
+        assert f"report: {run}/report.html" in out
+
+
+def test_tables_without_a_run_show_how_to_use_it(capsys):
+    assert tables.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("usage: ")
+
+
+@pytest.mark.parametrize("content", [None, "{", ""], ids=["missing", "cut", "empty"])
+def test_tables_of_a_run_without_results_name_the_file(tmp_path, capsys, content):
+    if content is not None:
+        write_results(tmp_path / "run", content)
+    assert tables.main([str(tmp_path / "run")]) == 2
+    out, err = capsys.readouterr()
+    assert str(tmp_path / "run" / "results" / "test.json") in err
+    assert err.count("\n") == 1 and "report:" not in out
+
+
+def counts_of(pixels: list[int], seed: int) -> np.ndarray:
+    """Counts of films with so many true pixels, and any output."""
+    rng = np.random.default_rng(seed)
+    truth = np.array(pixels)
+    tp = rng.integers(0, truth + 1)
+    fp = rng.integers(0, 50, len(pixels))
+    return np.stack([tp, fp, truth - tp, 500 - fp - truth], axis=1)
+
+
+PIXELS = [50, 10, 90, 20, 70, 30, 110, 40, 60, 80, 100, 0, 0, 0, 0]
+LABELS = 11 * ["COVID-19"] + ["Non-COVID"] + 3 * ["Normal"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_films_of_infection_are_chosen_by_their_truth_alone(seed):
+    # Of 11 infected films the 10th percentile is the second smallest, 20 pixels, and
+    # the 90th the second largest, 100. Of 3 Normal films the second is in the middle.
+    chosen = choose_films(LABELS, counts_of(PIXELS, seed), lungs=False)
+    assert chosen == [("severe", 10), ("mild", 3), ("Normal", 13)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_films_of_lungs_are_the_middle_of_each_class(seed):
+    chosen = choose_films(LABELS, counts_of(PIXELS, seed), lungs=True)
+    assert chosen == [("COVID-19", 5), ("Non-COVID", 11), ("Normal", 13)]
+
+
+def test_class_without_films_is_left_out():
+    counts = counts_of(PIXELS, 0)
+    assert choose_films(LABELS[:11], counts[:11], lungs=True) == [("COVID-19", 5)]
+    assert choose_films(LABELS[11:], counts[11:], lungs=False) == [("Normal", 2)]
+    assert choose_films(LABELS[:1], counts[:1], lungs=False) == [
+        ("severe", 0),
+        ("mild", 0),
+    ]
+    assert choose_films([], np.zeros((0, 4), int), lungs=False) == []
+
+
+def make_panel(truth: int, output: int) -> Panel:
+    film = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    masks = [np.full((16, 16), value, np.uint8) for value in (truth, output)]
+    if truth and output:
+        masks[0][:8], masks[1][4:] = 0, 0
+    return Panel("title", film, film * masks[0], *masks)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        return picture.size
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_qualitative_figure_is_10_inches_wide_with_a_row_a_film(tmp_path, rows):
+    panels = [make_panel(1, 1), make_panel(0, 1), make_panel(1, 0)][:rows]
+    path = tmp_path / "figures" / "qualitative.png"
+    draw_qualitative(path, panels, "PHANTOM infection")
+    assert size_of(path) == (1100, int(110 * (2.75 * rows + 0.7)))
+
+
+def test_qualitative_figure_shows_truth_and_output_in_their_colours(tmp_path):
+    def colours(truth: int, output: int) -> tuple[bool, bool]:
+        path = tmp_path / f"{truth}{output}.png"
+        draw_qualitative(path, [make_panel(truth, output)], "title")
+        pixels = np.asarray(Image.open(path).convert("RGB"), int)
+        below = pixels[100:]  # the legend, in the same colours, stands above
+        blue, orange = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)
+        return tuple(
+            bool((np.abs(below - c).max(-1) < 30).any()) for c in (blue, orange)
+        )
+
+    assert colours(1, 1) == (True, True)
+    assert colours(0, 0) == (False, False)
+
+
+LINES = [
+    {"step": 1, "split": "train", "loss": 0.9},
+    {
+        "step": 2, "split": "val", "loss": 0.8,
+        "all_dice": 0.1, "positive_dice": None, "pooled_dice": 0.3,
+    },
+    {"step": 3, "split": "train", "loss": 0.7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", [LINES, LINES[:1], []], ids=["both", "train", "none"])
+def test_curves_are_drawn_of_whatever_there_is(tmp_path, lines):
+    draw_curves(tmp_path / "curves.png", lines, "title")
+    assert size_of(tmp_path / "curves.png") == (1100, 352)
+
+
+def test_same_run_draws_the_same_bytes(tmp_path):
+    for name in ("a.png", "b.png"):
+        draw_curves(tmp_path / name, LINES, "title")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would find in a page."""
+
+    # Elements that are never closed.
+    VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A finished run, with a name that HTML would take for a tag."""
+    workdir = tmp_path / "a<b>&c"
+    config = infection.get_config("phantom")
+    config.init_from = "runs/<script>"
+    save_config(config, workdir / "config.json", {"commit": "1f3a"})
+    (workdir / "figures").mkdir()
+    for name, grey in (("qualitative", 50), ("curves", 200)):
+        Image.new("L", (8, 8), grey).save(workdir / "figures" / f"{name}.png")
+    write_results(workdir, json.dumps(make_results(phantom=True)))
+    return workdir
+
+
+def read_page(workdir: Path) -> Page:
+    path = write_report(workdir)
+    assert path == workdir / "report.html"
+    return Page(path.read_text())
+
+
+def test_page_needs_no_other_file_and_no_network(run):
+    page = read_page(run)
+    assert page.open == []
+    links = [v for _, attributes in page.tags for v in attributes.values()]
+    assert not [v for v in links if v and re.match(r"(\w+:)?//|(?!data:)\w+:", v)]
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "a", "b"}
+    assert not re.search(r"url\(|@import|https?:", (run / "report.html").read_text())
+
+
+def test_page_holds_both_figures(run):
+    images = [attributes for tag, attributes in read_page(run).tags if tag == "img"]
+    assert len(images) == 2
+    for image, name in zip(images, ("qualitative", "curves"), strict=True):
+        kind, data = image["src"].split(",")
+        assert kind == "data:image/png;base64"
+        content = base64.b64decode(data, validate=True)
+        assert content == (run / "figures" / f"{name}.png").read_bytes()
+        Image.open(io.BytesIO(content)).verify()
+        assert image["alt"]
+
+
+def test_page_shows_tables_and_settings(run):
+    text = read_page(run).text
+    assert format_results(make_results(phantom=True), "a<b>&c") in text
+    assert "init_fromruns/<script>" in text
+    assert "model.width8" in text
+    assert "about.commit1f3a" in text
+    assert "not a medical device" in text
+
+
+def test_page_shows_every_split_that_was_evaluated(run):
+    results = json.dumps(make_results(phantom=True, split="val", loss=0.7777))
+    (run / "results" / "val.json").write_text(results)
+    text = read_page(run).text
+    assert "0.3141" in text and "0.7777" in text
+
+
+def test_page_of_phantoms_says_so_first(run):
+    text = read_page(run).text
+    assert text.index("These films are PHANTOMS") < text.index("0.3141")
+
+
+def test_page_of_real_films_speaks_of_no_phantoms(run):
+    (run / "results" / "test.json").write_text(json.dumps(make_results()))
+    assert "These films are PHANTOMS" not in read_page(run).text
+
+
+def test_page_of_a_run_without_results_and_figures_is_whole(tmp_path):
+    save_config(infection.get_config(), tmp_path / "config.json", {})
+    page = read_page(tmp_path)
+    assert page.open == []
+    assert not [tag for tag, _ in page.tags if tag == "img"]

@@ -1,0 +1,155 @@
+"""A run's folder belongs to one config, and says how to repeat the run."""
+
+import importlib.metadata
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import infection, lung
+from covjax import run_dir
+from covjax.config import differences, read_config
+from covjax.errors import UsageError
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def refusal(workdir: Path, config) -> str:
+    before = snapshot(workdir.parent)
+    with pytest.raises(UsageError) as caught:
+        run_dir.claim(workdir, config)
+    assert snapshot(workdir.parent) == before  # nothing is changed after a refusal
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "empty"])
+def test_free_folder_gets_the_config(tmp_path, exists):
+    workdir = tmp_path / "runs" / "lung"
+    if exists:
+        workdir.mkdir(parents=True)
+    config = lung.get_config("phantom")
+    config.seed = 5
+    run_dir.claim(workdir, config)
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+    assert differences(read_config(workdir / "config.json"), config) == {}
+
+
+def test_same_config_goes_on_and_changes_nothing(tmp_path):
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    before = snapshot(tmp_path)
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    assert snapshot(tmp_path) == before
+
+
+def test_moved_data_and_other_threads_are_the_same_run(tmp_path):
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    config = lung.get_config("phantom")
+    config.data.root, config.data.threads, config.train.log_every = "elsewhere", 9, 3
+    run_dir.claim(tmp_path / "run", config)
+
+
+def test_other_config_is_refused_with_both_values_of_each_field(tmp_path):
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    config = lung.get_config("phantom")
+    config.model.width, config.data.phantom_films = 16, (8, 4, 4)
+    said = refusal(tmp_path / "run", config)
+    assert str(tmp_path / "run") in said
+    assert "config.model.width (8 there, 16 here)" in said
+    assert "config.data.phantom_films ([320, 64, 128] there, [8, 4, 4] here)" in said
+    assert said.count(" there, ") == 2
+
+
+def test_stage_that_starts_elsewhere_is_another_run(tmp_path):
+    config = infection.get_config("phantom")
+    config.init_from = "runs/lung"
+    run_dir.claim(tmp_path / "run", config)
+    said = refusal(tmp_path / "run", infection.get_config("phantom"))
+    assert "config.init_from ('runs/lung' there, '' here)" in said
+
+
+def test_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    said = refusal(tmp_path / "thesis", lung.get_config())
+    assert f"--workdir={tmp_path / 'thesis'} holds files that are no run" in said
+
+
+def test_file_in_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    assert "no run of covjax" in refusal(tmp_path / "thesis", lung.get_config())
+
+
+def test_config_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"seed": 0')
+    assert "not a run's config" in refusal(tmp_path / "run", lung.get_config())
+
+
+def test_versions_and_python_are_written_down(tmp_path):
+    run_dir.claim(tmp_path, lung.get_config())
+    about = json.loads((tmp_path / "config.json").read_text())["about"]
+    assert about["python"] == "{}.{}.{}".format(*sys.version_info)
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "grain"} <= set(
+        about["versions"]
+    )
+    for name, version in about["versions"].items():
+        assert version == importlib.metadata.version(name)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config=configs/lung.py", "--workdir=runs/lung"],
+        ["--config=configs/lung.py", "--config.transfer.fresh=('^params/head/',)"],
+        ["--workdir=runs/a run"],
+    ],
+)
+def test_command_can_be_given_to_a_shell_again(tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/covjax/main.py", *arguments])
+    run_dir.claim(tmp_path, lung.get_config())
+    about = json.loads((tmp_path / "config.json").read_text())["about"]
+    command = shlex.split(about["command"])
+    assert command == ["python", "-m", "covjax.main", *arguments]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [("", "1f3a"), (" M covjax/train.py\n", "1f3a+changes"), (None, None)],
+    ids=["clean", "changed", "no checkout"],
+)
+def test_commit_of_the_code_is_written_down(tmp_path, monkeypatch, changes, expected):
+    def git(command, **_):
+        assert command[:3] == ["git", "-C", str(Path(run_dir.__file__).parent)]
+        if changes is None:
+            raise subprocess.CalledProcessError(128, command)
+        answer = {"rev-parse": "1f3a\n", "status": changes}[command[3]]
+        return subprocess.CompletedProcess(command, 0, answer, "")
+
+    monkeypatch.setattr(subprocess, "run", git)
+    run_dir.claim(tmp_path, lung.get_config())
+    about = json.loads((tmp_path / "config.json").read_text())["about"]
+    assert about["commit"] == expected
+
+
+def test_machine_without_git_writes_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert run_dir.about(["main.py"])["commit"] is None
+
+
+def test_default_folder_names_stage_and_time():
+    for stage in (lung, infection):
+        config = stage.get_config()
+        name = run_dir.default(config).as_posix()
+        assert re.fullmatch(rf"runs/{config.data.task}-\d{{8}}-\d{{6}}", name)

@@ -1,0 +1,409 @@
+"""The three steps, compiled by parallel.py for one device and for eight.
+
+A small U-Net and films of 16x16 pixels. What is compiled is shared: fixtures of the
+module hand out results, or functions that were compiled once.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from covjax import parallel
+from covjax.errors import UsageError
+from covjax.losses import make_loss
+from covjax.metrics import confusion_counts
+from covjax.models.unet import UNet
+from covjax.optim import make_optimizer, make_schedule
+from covjax.steps import eval_step, predict_step, train_step
+from covjax.train_state import TrainState, create_train_state, start_state
+from covjax.types import AXIS
+
+BATCH, SIDE = 16, 16
+LOSS = make_loss(dice=0.5, bce=0.5)
+MODEL = UNet(width=2, depth=1, upsample="depth_to_space")
+KEY = jax.random.key(3)
+GOLDEN = Path(__file__).parent / "golden" / "train_step.json"
+RENEW = "COVJAX_RENEW_GOLDEN"
+
+
+def make_batch(seed: int, films: int = BATCH) -> dict[str, np.ndarray]:
+    """Films of unlike brightness, so that no device's share is like another's."""
+    rng = np.random.default_rng(seed)
+    shape = (films, SIDE, SIDE, 1)
+    brightness = np.linspace(40, 250, films).reshape(-1, 1, 1, 1)
+    return {
+        "image": (rng.random(shape) * brightness).astype(np.uint8),
+        "mask": (
+            rng.random(shape) < np.linspace(0, 0.6, films)[:, None, None, None]
+        ).astype(np.uint8),
+        "index": rng.permutation(films).astype(np.int32),
+        "weight": np.ones(films, np.float32),
+    }
+
+
+def on_devices(batch: dict[str, np.ndarray]) -> Any:
+    [sharded] = parallel.prefetch([batch])
+    return sharded
+
+
+def snapshot(tree: Any) -> Any:
+    """A copy on the host that shares no memory with the devices."""
+    return jax.tree.map(np.array, jax.device_get(tree))
+
+
+def assert_trees_close(first: Any, second: Any, **tolerance: float) -> None:
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(first)]
+    assert paths
+    leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    for name, (a, b) in zip(paths, leaves, strict=True):
+        np.testing.assert_allclose(a, b, err_msg=name, **tolerance)
+
+
+@pytest.fixture(scope="module")
+def start(devices) -> TrainState:
+    """The state before the first step of plain gradient descent at rate 1.
+
+    So a parameter's change is its gradient.
+    """
+    return create_train_state(MODEL, optax.sgd(1.0), jax.random.key(0), image_size=SIDE)
+
+
+@pytest.fixture(scope="module")
+def train_on_eight(devices) -> Callable[..., Any]:
+    return parallel.compile_train_step(functools.partial(train_step, loss_fn=LOSS))
+
+
+@pytest.fixture(scope="module")
+def runs(start, train_on_eight, devices) -> dict[int, list[dict[str, Any]]]:
+    """Devices (1 or 8) → after each of four steps, what every device holds."""
+    on_one = jax.pmap(
+        functools.partial(train_step, loss_fn=LOSS),
+        axis_name=AXIS,
+        in_axes=(0, 0, None),
+        devices=devices[:1],
+    )
+    found: dict[int, list[dict[str, Any]]] = {1: [], 8: []}
+    for count, step in {1: on_one, 8: train_on_eight}.items():
+        if count == 8:
+            state = parallel.replicate(start)
+        else:
+            state = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
+        for seed in range(4):
+            batch = {
+                k: v.reshape(count, -1, *v.shape[1:])
+                for k, v in make_batch(seed).items()
+            }
+            state, metrics = step(state, batch, KEY)
+            found[count].append(
+                snapshot(
+                    {
+                        "params": state.params,
+                        "batch_stats": state.batch_stats,
+                        "step": state.step,
+                        "metrics": metrics,
+                    }
+                )
+            )
+    return found
+
+
+@pytest.mark.parametrize("what", ["metrics", "params", "batch_stats"])
+def test_eight_devices_compute_what_one_computes(runs, start, what: str):
+    for of_one, of_eight in zip(runs[1], runs[8], strict=True):
+        first = jax.tree.map(lambda leaf: leaf[0], of_eight[what])
+        alone = jax.tree.map(lambda leaf: leaf[0], of_one[what])
+        assert_trees_close(first, alone, rtol=2e-5, atol=2e-5)
+    if what != "metrics":  # something happened, and not by the tolerance alone
+        before = getattr(start, what)
+        moved = jax.tree.map(
+            lambda a, b: np.abs(a[0] - b).max(), of_eight[what], before
+        )
+        assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_every_device_holds_the_same_state(runs):
+    for leaf in jax.tree.leaves(runs[8][-1]):
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+
+
+def test_steps_are_counted(runs):
+    assert [int(after["step"][0]) for after in runs[8]] == [1, 2, 3, 4]
+
+
+def test_loss_is_the_mean_over_the_films_and_grad_norm_that_of_its_gradient(
+    runs, start
+):
+    batch = make_batch(seed=0)
+
+    def mean_loss(params, images):
+        # All films on one "device", whose axis `vmap` names.
+        variables = {"params": params, "batch_stats": start.batch_stats}
+        logits = jax.vmap(
+            lambda x: MODEL.apply(variables, x, train=True, mutable="batch_stats")[0],
+            axis_name=AXIS,
+        )(images[None])[0]
+        return LOSS(logits, jnp.asarray(batch["mask"], jnp.float32)).mean()
+
+    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(
+        start.params, jnp.asarray(batch["image"], jnp.float32) / 255
+    )
+    after = runs[8][0]
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(after["metrics"]["loss"][0], loss, rtol=1e-5)
+    np.testing.assert_allclose(after["metrics"]["grad_norm"][0], norm, rtol=1e-4)
+    expected = jax.tree.map(np.subtract, start.params, grads)
+    found = jax.tree.map(lambda leaf: leaf[0], after["params"])
+    assert_trees_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_memory_of_the_old_state_goes_to_the_new_one(start, train_on_eight):
+    before, copy = snapshot(start), parallel.replicate(start)
+    held = parallel.unreplicate(copy)  # as a checkpoint holds it, still being written
+    after, _ = train_on_eight(copy, on_devices(make_batch(0)), KEY)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy))
+    jax.block_until_ready(after)
+    # What was copied from, and what was copied to the host, stays.
+    assert_trees_close(held, before, rtol=0, atol=0)
+    assert_trees_close(jax.device_get(start), before, rtol=0, atol=0)
+
+
+def test_the_key_of_dropout_differs_between_devices_and_steps(devices):
+    def apply_fn(variables, images, *, train, mutable, rngs):
+        # The "statistics" carry the key out of the step.
+        key = jax.random.key_data(rngs["dropout"])
+        return variables["params"] * images, {"batch_stats": {"key": key}}
+
+    first = TrainState.create(
+        apply_fn=apply_fn,
+        tx=optax.sgd(0.1),
+        params=jnp.ones(()),
+        batch_stats={"key": jnp.zeros(2, jnp.uint32)},
+    )
+    step = parallel.compile_train_step(functools.partial(train_step, loss_fn=LOSS))
+    batch = on_devices(make_batch(0))
+
+    def keys_of(rng: jax.Array) -> list[tuple[int, ...]]:
+        state, found = parallel.replicate(first), []
+        for _ in range(3):
+            state, _ = step(state, batch, rng)
+            found += map(tuple, np.array(state.batch_stats["key"]).tolist())
+        return found
+
+    keys = keys_of(KEY)
+    assert len(set(keys)) == len(keys) == 3 * len(devices)
+    assert keys_of(KEY) == keys
+    assert not set(keys_of(jax.random.key(4))) & set(keys)
+
+
+@pytest.fixture(scope="module")
+def scored(start) -> dict[str, Any]:
+    """A state with uneven statistics, a batch with padding, and what is said of it."""
+    rng = np.random.default_rng(5)
+    stats = jax.tree.map(
+        lambda a: jnp.asarray(rng.uniform(0.2, 0.9, a.shape), a.dtype),
+        start.batch_stats,
+    )
+    params = jax.tree.map(
+        lambda a: a + jnp.asarray(rng.normal(0, 0.3, a.shape), a.dtype), start.params
+    )
+    state = start_state(MODEL, optax.sgd(1.0), params, stats)
+    batch = make_batch(seed=6)
+    for name, array in batch.items():
+        if name != "index":
+            array[-3:] = 0  # padding
+    images = jnp.asarray(batch["image"], jnp.float32) / 255
+    logits = jax.jit(lambda v, x: MODEL.apply(v, x, train=False))(
+        state.variables(), images
+    )
+    copy = parallel.replicate(state)
+    before = snapshot(copy)
+    step = parallel.compile_eval_step(
+        functools.partial(eval_step, loss_fn=LOSS, threshold=0.6)
+    )
+    result = parallel.gather(step(copy, on_devices(batch)))
+    predict = parallel.compile_eval_step(predict_step)
+    return {
+        "batch": batch,
+        "logits": np.asarray(logits),
+        "result": result,
+        "probability": parallel.gather(predict(copy, on_devices(batch))),
+        "before": before,
+        "after": copy,
+        "again": parallel.gather(
+            step(copy, on_devices({k: v[::-1] for k, v in batch.items()}))
+        ),
+    }
+
+
+def test_eval_step_scores_each_film_as_the_pure_functions_do(scored):
+    logits, masks = scored["logits"], scored["batch"]["mask"]
+    result = scored["result"]
+    assert set(result) == {"loss", "counts", "index", "weight"}
+    np.testing.assert_allclose(
+        result["loss"],
+        LOSS(jnp.asarray(logits), jnp.asarray(masks, jnp.float32)),
+        rtol=1e-5,
+    )
+    counts = confusion_counts(jnp.asarray(logits), jnp.asarray(masks), threshold=0.6)
+    np.testing.assert_array_equal(result["counts"], counts)
+    assert result["counts"].dtype == np.int32
+    assert len(np.unique(result["loss"])) > BATCH - 3  # padding alone is alike
+
+
+def test_eval_step_carries_index_and_the_weight_of_padding(scored):
+    result, batch = scored["result"], scored["batch"]
+    np.testing.assert_array_equal(result["index"], batch["index"])
+    np.testing.assert_array_equal(result["weight"], [1] * (BATCH - 3) + [0] * 3)
+
+
+def test_eval_step_leaves_the_state_alone(scored):
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(scored["after"]))
+    assert_trees_close(jax.device_get(scored["after"]), scored["before"], rtol=0)
+
+
+def test_the_score_of_a_film_does_not_depend_on_its_companions_or_its_device(scored):
+    for name, array in scored["result"].items():
+        np.testing.assert_allclose(array, scored["again"][name][::-1], rtol=1e-6)
+
+
+def test_predict_step_gives_the_probability_of_every_pixel(scored):
+    expected = 1 / (1 + np.exp(-np.float64(scored["logits"])))
+    assert scored["probability"].dtype == np.float32
+    np.testing.assert_allclose(scored["probability"], expected, rtol=1e-5, atol=1e-6)
+    assert scored["probability"].std() > 0.01
+
+
+def numbered(batches: int) -> list[dict[str, np.ndarray]]:
+    """Batches whose numbers say where they stand."""
+    numbers = np.arange(batches * BATCH * 3).reshape(batches, BATCH, 3)
+    return [{"a": rows.astype(np.int32), "b": rows[:, 0] * 0.5} for rows in numbers]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_prefetch_and_gather_keep_every_batch_and_its_order(devices, count: int):
+    with jax.enable_x64(True):
+        found = [parallel.gather(b) for b in parallel.prefetch(iter(numbered(count)))]
+    assert len(found) == count
+    for batch, expected in zip(found, numbered(count), strict=True):
+        assert set(batch) == {"a", "b"}
+        for name, array in batch.items():
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_prefetch_gives_each_device_its_share(devices):
+    [batch], [expected] = list(parallel.prefetch(numbered(1))), numbered(1)
+    assert batch["a"].shape == (8, BATCH // 8, 3)
+    shares = {shard.device: shard.data for shard in batch["a"].addressable_shards}
+    assert set(shares) == set(devices)
+    for place, device in enumerate(devices):
+        np.testing.assert_array_equal(
+            np.squeeze(shares[device]), expected["a"][2 * place : 2 * place + 2]
+        )
+
+
+def test_prefetch_is_no_further_ahead_than_two_batches(devices):
+    taken = []
+
+    def source():
+        for place, batch in enumerate(numbered(6)):
+            taken.append(place)
+            yield batch
+
+    batches = parallel.prefetch(source())
+    next(batches)
+    assert len(taken) in (2, 3)
+
+
+def test_replicate_and_unreplicate_keep_every_number(devices):
+    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.int32(4)}
+    copies = parallel.replicate(tree)
+    assert copies["a"].shape == (8, 2, 3) and set(copies["a"].devices()) == set(devices)
+    back = parallel.unreplicate(copies)
+    assert isinstance(back["a"], np.ndarray)
+    assert_trees_close(back, tree, rtol=0)
+
+
+@pytest.mark.parametrize("size", [8, 16, 64])
+def test_a_batch_that_the_devices_can_share_passes(devices, size: int):
+    parallel.check_batch_size(size)
+
+
+@pytest.mark.parametrize("size", [1, 4, 12, 17])
+def test_a_batch_that_the_devices_cannot_share_is_refused(devices, size: int):
+    text = f"^config.train.batch_size = {size}: must be divisible by the 8 devices$"
+    with pytest.raises(UsageError, match=text):
+        parallel.check_batch_size(size)
+
+
+def test_one_process_is_the_main_one(devices):
+    assert parallel.process() == (0, 1) and parallel.is_main()
+
+
+def waves(shape: tuple[int, ...], pace: float) -> np.ndarray:
+    """Numbers in [-1, 1] that need no generator, whose stream a release may change."""
+    return np.sin(pace * (1 + np.arange(np.prod(shape)))).reshape(shape)
+
+
+def golden_run() -> dict[str, float]:
+    """Two steps of a fixed model on a fixed batch, with the project's optimizer."""
+    config = base.get_config()
+    config.optim.warmup_epochs = 0.0
+    config.optim.clip_norm = 0.5
+    model = UNet(width=2, depth=2, upsample="depth_to_space")
+    tx = make_optimizer(config, make_schedule(config, steps_per_epoch=10))
+    shapes = jax.eval_shape(
+        lambda: model.init(KEY, jnp.zeros((1, SIDE, SIDE, 1)), train=False)
+    )
+    leaves, treedef = jax.tree.flatten(shapes["params"])
+    params = treedef.unflatten(
+        jnp.asarray(0.5 * waves(leaf.shape, 1.7 + 0.1 * place) + 0.1, jnp.float32)
+        for place, leaf in enumerate(leaves)
+    )
+    stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes["batch_stats"])
+    state = parallel.replicate(start_state(model, tx, params, stats))
+    pixels = (BATCH, SIDE, SIDE, 1)
+    batch = make_batch(0) | {
+        "image": (127 * waves(pixels, 0.37) + 127).astype(np.uint8),
+        "mask": (waves(pixels, 0.011) > 0.4).astype(np.uint8),
+    }
+    step = parallel.compile_train_step(functools.partial(train_step, loss_fn=LOSS))
+    numbers = {}
+    for place in (1, 2):
+        state, metrics = step(state, on_devices(batch), KEY)
+        for name, value in parallel.unreplicate(metrics).items():
+            numbers[f"step {place}: {name}"] = float(value)
+    after = parallel.unreplicate(state)
+    for kind in ("params", "batch_stats"):
+        for module, tree in getattr(after, kind).items():
+            total = sum(
+                np.abs(leaf, dtype=float).sum() for leaf in jax.tree.leaves(tree)
+            )
+            numbers[f"sum of |{kind}/{module}|"] = float(total)
+    return numbers
+
+
+def test_a_training_step_gives_the_numbers_of_the_golden_table(devices):
+    found = golden_run()
+    if os.environ.get(RENEW):
+        text = json.dumps(found, indent=2) + "\n"
+        GOLDEN.write_text(text, encoding="utf-8")
+        pytest.fail(f"{GOLDEN} is written anew; look at its diff, unset {RENEW}")
+    expected = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    message = (
+        f"A training step computes other numbers than {GOLDEN.name} holds. If no change"
+        " of the model, the losses, the optimizer or the step was meant, this is a"
+        " fault. If one was, or a new jax rounds differently, renew the table and say"
+        f" why in the commit:\n  {RENEW}=1 python -m pytest tests/test_steps.py -k"
+        " golden"
+    )
+    assert found == pytest.approx(expected, rel=1e-4), message

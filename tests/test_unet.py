@@ -1,0 +1,364 @@
+"""The U-Net: its size, its paths, its two forms of going up, its norms."""
+
+import functools
+from collections.abc import Iterable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from covjax.models import make_model
+from covjax.models.unet import UNet, Upsample, _max_pool
+from covjax.types import AXIS
+
+KEY = jax.random.key(0)
+
+
+def shapes_of(model: nn.Module, image: tuple[int, ...] = (1, 16, 16, 1)):
+    """Shapes and dtypes of the variables; computes nothing."""
+    return jax.eval_shape(lambda: model.init(KEY, jnp.zeros(image), train=False))
+
+
+def random_like(tree, seed: int):
+    """The same tree of arrays, with numbers from a NumPy generator."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), tree)
+
+
+@pytest.mark.parametrize(("width", "expected"), [(64, 31_036_481), (16, 1_942_289)])
+def test_number_of_parameters(width: int, expected: int):
+    params = shapes_of(UNet(width=width, depth=4))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("upsample", ["transpose", "depth_to_space"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_dtype_is_that_of_the_computation_alone(norm, upsample, dtype):
+    config = base.get_config()
+    config.model.update(dict(width=2, depth=2, norm=norm, upsample=upsample))
+    config.model.dtype = dtype
+    model = make_model(config)
+    variables = shapes_of(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    logits, captured = jax.eval_shape(
+        lambda v: model.apply(
+            v, jnp.zeros((3, 16, 16, 1)), train=False, capture_intermediates=True
+        ),
+        variables,
+    )
+    assert logits.dtype == jnp.float32 and logits.shape == (3, 16, 16, 1)
+    inner = {
+        "/".join(str(k.key) for k in path if hasattr(k, "key")): leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(captured["intermediates"])
+    }
+    outer = {"__call__", "head/__call__"}
+    assert outer | {"encoder_0/conv_0/__call__", "upsample_1/__call__"} < set(inner)
+    for name, found in inner.items():
+        assert found == (np.dtype("float32") if name in outer else dtype), name
+
+
+def test_make_model_takes_every_field_of_the_config():
+    config = base.get_config()
+    config.model.update(dict(width=6, depth=1, norm="group", dropout=0.25))
+    config.model.update(dict(upsample="depth_to_space", dtype="bfloat16"))
+    assert make_model(config) == UNet(
+        width=6,
+        depth=1,
+        norm="group",
+        dropout=0.25,
+        upsample="depth_to_space",
+        dtype=jnp.dtype("bfloat16"),
+    )
+
+
+def touched(tree: dict) -> set[str]:
+    """Names of the modules in whose leaves there is a number other than 0."""
+    return {k for k, v in tree.items() if any(map(jnp.any, jax.tree.leaves(v)))}
+
+
+@pytest.fixture(scope="module")
+def paths():
+    """(names of the open ways) → modules that the logits depend on.
+
+    A way is "skip_i" or "up_i", one half of what enters `decoder_i`; it is closed by
+    setting the weights of this half to 0.
+    """
+    model = UNet(width=3, depth=2)
+    variables = random_like(shapes_of(model), seed=1)
+    stats = jax.tree.map(jnp.abs, variables["batch_stats"])
+    image = jnp.asarray(np.random.default_rng(2).normal(size=(1, 8, 8, 1)))
+    weights = jnp.asarray(np.random.default_rng(3).normal(size=image.shape))
+
+    @jax.jit
+    def slopes(params):
+        def weighed(params, image):
+            variables = {"params": params, "batch_stats": stats}
+            return jnp.vdot(weights, model.apply(variables, image, train=False))
+
+        return jax.grad(weighed, argnums=(0, 1))(params, image)
+
+    def modules_in_use(*open_ways: str) -> tuple[set[str], bool]:
+        params = jax.tree.map(lambda leaf: leaf, variables["params"])  # new dicts
+        for i in range(model.depth):
+            features = model.width * 2**i
+            kernel = np.array(params[f"decoder_{i}"]["conv_0"]["kernel"])
+            if f"skip_{i}" not in open_ways:
+                kernel[:, :, :features] = 0
+            if f"up_{i}" not in open_ways:
+                kernel[:, :, features:] = 0
+            params[f"decoder_{i}"]["conv_0"]["kernel"] = jnp.asarray(kernel)
+        of_params, of_image = slopes(params)
+        # Of a block, the convolution that comes last: the first has closed ways.
+        convs = {k: v.get("conv_1", v) for k, v in of_params.items()}
+        return touched(convs), bool(jnp.any(of_image))
+
+    return modules_in_use
+
+
+@pytest.mark.parametrize(
+    ("open_ways", "modules"),
+    [
+        ("skip_0", "encoder_0 decoder_0"),
+        ("up_0 skip_1", "encoder_0 encoder_1 decoder_1 upsample_0 decoder_0"),
+        (
+            "up_0 up_1",
+            "encoder_0 encoder_1 bottleneck upsample_1 decoder_1 upsample_0 decoder_0",
+        ),
+    ],
+)
+def test_each_skip_and_the_way_through_the_bottleneck_reach_the_logits(
+    paths, open_ways: str, modules: str
+):
+    used, image_matters = paths(*open_ways.split())
+    assert used == {*modules.split(), "head"}
+    assert image_matters
+
+
+def test_no_other_way_than_the_skips_and_the_bottleneck_reaches_the_logits(paths):
+    used, image_matters = paths()
+    assert used == {"decoder_0", "head"}  # what biases alone drive
+    assert not image_matters
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 24), (4, 12)])
+def test_any_sides_divisible_by_two_to_the_depth_will_do(size):
+    model = UNet(width=2, depth=2)
+    variables = shapes_of(model)
+    logits = jax.eval_shape(
+        lambda v: model.apply(v, jnp.zeros((2, *size, 1)), train=False), variables
+    )
+    assert logits.shape == (2, *size, 1)
+
+
+@pytest.mark.parametrize("size", [(10, 8), (8, 10), (6, 6), (9, 9)])
+def test_other_sides_are_refused(size):
+    model = UNet(width=2, depth=2)
+    text = f"depth 2 halves .* {size[0]}x{size[1]} is not divisible by 4"
+    with pytest.raises(ValueError, match=text):
+        shapes_of(model, (1, *size, 1))
+
+
+def transposed_convolution(x, kernel, bias) -> np.ndarray:
+    """Zeros between the pixels and around them, then a 2x2 correlation; float64."""
+    batch, height, width, _ = x.shape
+    spread = np.zeros((batch, 2 * height + 1, 2 * width + 1, x.shape[-1]))
+    spread[:, 1:-1:2, 1:-1:2] = x
+    out = np.zeros((batch, 2 * height, 2 * width, kernel.shape[-1]))
+    for i in range(2 * height):
+        for j in range(2 * width):
+            window = spread[:, i : i + 2, j : j + 2]
+            out[:, i, j] = np.tensordot(window, np.float64(kernel), axes=3) + bias
+    return out
+
+
+FORMS = ("transpose", "depth_to_space")
+
+
+@pytest.fixture(scope="module")
+def upsampled():
+    """Input, parameters, weights of the output, and each form's value and slopes."""
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(rng.normal(size=(2, 3, 5, 3)), jnp.float32)
+    params = {
+        "kernel": jnp.asarray(rng.normal(size=(2, 2, 3, 5)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=5), jnp.float32),
+    }
+    weights = jnp.asarray(rng.normal(size=(2, 6, 10, 5)), jnp.float32)
+
+    def run(form):
+        module = Upsample(5, form, jnp.dtype("float32"))
+
+        def weighed(params, x):
+            out = module.apply({"params": params}, x)
+            return jnp.vdot(out, weights), out
+
+        (_, out), slopes = jax.jit(
+            jax.value_and_grad(weighed, argnums=(0, 1), has_aux=True)
+        )(params, x)
+        return out, slopes
+
+    return x, params, {form: run(form) for form in FORMS}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_upsampling_is_a_transposed_convolution(upsampled, form: str):
+    x, params, results = upsampled
+    expected = transposed_convolution(np.asarray(x), params["kernel"], params["bias"])
+    np.testing.assert_allclose(results[form][0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_both_forms_of_upsampling_have_the_same_gradients(upsampled):
+    _, _, results = upsampled
+    first, second = (results[form][1] for form in FORMS)
+    assert jnp.any(first[0]["kernel"]) and jnp.any(first[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        first,
+        second,
+    )
+
+
+def test_both_forms_of_upsampling_hold_the_same_parameters():
+    first, second = (shapes_of(UNet(width=2, depth=2, upsample=f)) for f in FORMS)
+    assert first == second
+
+
+def weighed_pool(pool, x, weights):
+    return jax.value_and_grad(lambda x: jnp.vdot(pool(x), weights))(x)
+
+
+def test_max_pool_is_that_of_flax():
+    rng = np.random.default_rng(5)
+    # Every number once, so that no block has a tie.
+    x = jnp.asarray(rng.permutation(2 * 4 * 6 * 3).reshape(2, 4, 6, 3), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(2, 2, 3, 3)), jnp.float32)
+
+    def of_flax(x):
+        return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+    np.testing.assert_array_equal(_max_pool(x), of_flax(x))
+    np.testing.assert_array_equal(
+        weighed_pool(_max_pool, x, weights)[1], weighed_pool(of_flax, x, weights)[1]
+    )
+
+
+def test_equal_maxima_share_the_gradient():
+    x = jnp.array([3.0, 3.0, 1.0, 2.0]).reshape(1, 2, 2, 1)
+    _, slope = weighed_pool(_max_pool, x, jnp.ones((1, 1, 1, 1)))
+    np.testing.assert_array_equal(slope.ravel(), [0.5, 0.5, 0, 0])
+
+
+def test_group_norm_keeps_no_statistics():
+    assert set(shapes_of(UNet(width=2, depth=1, norm="group"))) == {"params"}
+    with_batch_norm = shapes_of(UNet(width=2, depth=1, norm="batch"))
+    assert set(with_batch_norm) == {"params", "batch_stats"}
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    """Logits of a model that drops half of the bottleneck: training(key), evaluating().
+
+    Third, what it computes in training if nothing is dropped.
+    """
+    model = UNet(width=4, depth=1, norm="group", dropout=0.5)
+    image = jnp.asarray(np.random.default_rng(6).normal(size=(2, 8, 8, 1)))
+    params = random_like(shapes_of(model), seed=9)
+
+    @jax.jit
+    def train(params, image, key):
+        return model.apply(params, image, train=True, rngs={"dropout": key})
+
+    @functools.partial(jax.jit, static_argnames=("train", "rate"))
+    def without_key(params, image, *, train, rate):
+        return model.clone(dropout=rate).apply(params, image, train=train)
+
+    return (
+        functools.partial(train, params, image),
+        functools.partial(without_key, params, image, train=False, rate=0.5),
+        without_key(params, image, train=True, rate=0.0),
+    )
+
+
+def test_dropout_depends_on_the_key_and_on_nothing_else(dropping):
+    training, _, _ = dropping
+    first = training(jax.random.key(1))
+    np.testing.assert_array_equal(first, training(jax.random.key(1)))
+    assert not np.allclose(first, training(jax.random.key(2)), atol=1e-3)
+
+
+def test_dropout_is_active_in_training_only(dropping):
+    training, evaluating, undropped = dropping
+    # Evaluation has no key: it would fail if it drew anything.
+    np.testing.assert_allclose(evaluating(), undropped, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(training(jax.random.key(1)), undropped, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def normed():
+    """A model with batch norm, its variables, and two devices' shares of a batch."""
+    model = UNet(width=2, depth=1)
+    variables = random_like(shapes_of(model), seed=7)
+    variables["batch_stats"] = jax.tree.map(
+        lambda a: jnp.abs(a) + 0.5, variables["batch_stats"]
+    )
+    images = np.random.default_rng(8).normal(size=(2, 3, 8, 8, 1))
+
+    def apply(train: bool, mutable: Iterable[str]):
+        def share(images):
+            return model.apply(variables, images, train=train, mutable=list(mutable))
+
+        # `vmap` names the axis just as `pmap` does.
+        return jax.jit(jax.vmap(share, axis_name=AXIS))(jnp.asarray(images))[1]
+
+    return variables, apply
+
+
+def test_statistics_move_a_tenth_of_the_way_to_those_of_all_devices(normed):
+    variables, apply = normed
+    updates = apply(True, ["batch_stats", "intermediates"])
+    before, after = variables["batch_stats"], updates["batch_stats"]
+    images = np.random.default_rng(8).normal(size=(2, 3, 8, 8, 1))
+    features = convolve(
+        images.reshape(6, 8, 8),
+        np.asarray(
+            variables["params"]["encoder_0"]["conv_0"]["kernel"][:, :, 0], np.float64
+        ),
+    )
+    for name, of_batch in (
+        ("mean", features.mean(axis=(0, 1, 2))),
+        ("var", features.var(axis=(0, 1, 2))),
+    ):
+        old = np.asarray(before["encoder_0"]["norm_0"][name])
+        new = after["encoder_0"]["norm_0"][name]
+        for device in range(2):
+            np.testing.assert_allclose(
+                new[device], 0.9 * old + 0.1 * of_batch, rtol=1e-4, atol=1e-5
+            )
+    # Every norm takes part.
+    still = jax.tree.map(lambda a, b: bool(jnp.any(a == b[0])), before, after)
+    assert not any(jax.tree.leaves(still))
+
+
+def convolve(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """3x3 correlation with zeros around: [n, H, W] and [3, 3, C] to [n, H, W, C]."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    height, width = images.shape[1:]
+    return sum(
+        padded[:, i : i + height, j : j + width, None] * kernel[i, j]
+        for i in range(3)
+        for j in range(3)
+    )
+
+
+def test_statistics_stay_where_they_are_outside_of_training(normed):
+    variables, apply = normed
+    updates = apply(False, ["batch_stats"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.stack([a, a]), b),
+        variables["batch_stats"],
+        updates["batch_stats"],
+    )
