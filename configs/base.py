@@ -85,4 +85,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.image_size = 64
         config.model.width = 8
         config.model.depth = 3
+        config.optim.lr = 5e-3
     return config

@@ -1,5 +1,6 @@
 """Augmentation: a function of record and seed, within the strengths of the config."""
 
+import functools
 import pickle
 import threading
 import warnings
@@ -304,13 +305,14 @@ def test_transforms_happen_independently():
 
 def test_misspelt_setting_is_an_error():
     with pytest.raises(TypeError, match="flipp_prob"):
-        Augment(**OFF, flipp_prob=0.5)
+        make(flipp_prob=0.5)
 
 
 @pytest.mark.filterwarnings("ignore")  # the code has to refuse, not pytest
 def test_argument_that_the_library_does_not_know_is_an_error(monkeypatch):
     known = augment.A.HorizontalFlip
-    monkeypatch.setattr(augment.A, "HorizontalFlip", lambda p: known(p=p, probabilty=p))
+    misspelt = functools.partial(known, **{"probabilty": 0.5})
+    monkeypatch.setattr(augment.A, "HorizontalFlip", misspelt)
     with pytest.raises(UserWarning, match="probabilty"):
         make(flip_prob=1.0)(RECORDS[0], 0)
 
@@ -318,25 +320,25 @@ def test_argument_that_the_library_does_not_know_is_an_error(monkeypatch):
 def test_threads_that_start_at_once_leave_the_filters_of_warnings(monkeypatch):
     # `warnings.catch_warnings` is of the whole process: where the first of two threads
     # to enter is the first to leave, the second brings the first's filters back.
-    both_in, first_out = threading.Barrier(2), threading.Event()
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
     compose = augment.A.Compose
 
     def overlap(*arguments, **keywords):
-        result = compose(*arguments, **keywords)
-        try:
-            if both_in.wait(timeout=0.5):  # 0 for one of the two
-                first_out.wait(timeout=0.5)
-        except threading.BrokenBarrierError:
-            pass  # one at a time, then
-        return result
+        if not first_in.is_set():
+            first_in.set()
+            second_in.wait(timeout=0.5)  # in vain, where they come one at a time
+        else:
+            second_in.set()
+            first_out.wait(timeout=5)
+        return compose(*arguments, **keywords)
 
     shared, before = make(flip_prob=1.0), list(warnings.filters)
     monkeypatch.setattr(augment.A, "Compose", overlap)
-
-    def run(record: dict) -> None:
-        shared(record, 0)
-        first_out.set()
-
     with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, RECORDS[:2]))
+        first = pool.submit(shared, RECORDS[0], 0)
+        assert first_in.wait(timeout=5)
+        second = pool.submit(shared, RECORDS[1], 0)
+        first.result()
+        first_out.set()
+        second.result()
         assert list(warnings.filters) == before

@@ -225,12 +225,26 @@ def test_missing_file_is_refused(tmp_path):
         covidqu.read_grey(tmp_path / "x.png")
 
 
-def test_binarize_cuts_at_mid_grey_and_takes_0_and_1():
+def test_binarize_cuts_many_values_at_mid_grey():
     levels = np.array([[0, 1, 127, 128, 255]], np.uint8)
     np.testing.assert_array_equal(covidqu.binarize(levels), [[0, 0, 0, 1, 1]])
-    stored = np.array([[0, 1, 1]], np.uint8)
-    np.testing.assert_array_equal(covidqu.binarize(stored), stored)
-    assert covidqu.binarize(np.zeros((2, 2), np.uint8)).sum() == 0
+    wide = np.array([[0, 255, 32767, 32768, 65535]], np.uint16)
+    np.testing.assert_array_equal(covidqu.binarize(wide), [[0, 0, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("value", [1, 38, 255, 65535])
+def test_binarize_takes_the_one_other_value_for_foreground(value):
+    dtype = np.uint8 if value < 256 else np.uint16
+    stored = np.array([[0, value, 0, value]], dtype)
+    np.testing.assert_array_equal(covidqu.binarize(stored), [[0, 1, 0, 1]])
+    assert covidqu.binarize(stored[:, :1]).sum() == 0
+
+
+def test_mask_of_16_bits_that_holds_0_and_1_is_not_emptied(tmp_path):
+    pixels = np.array([[0, 1], [1, 1]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    mask = covidqu.binarize(covidqu.decode(tmp_path / "x.png"))
+    np.testing.assert_array_equal(mask, [[0, 1], [1, 1]])
 
 
 def test_image_shrinks_by_averaging():

@@ -318,6 +318,7 @@ def test_workers_change_no_bit_name_a_broken_film_and_end(tmp_path, config):
     iterator = iter(make_train_dataset(films, config=config, steps=range(4)))
     assert isinstance(iterator, grain.DatasetIterator)
     assert_same([next(iterator) for _ in range(3)], expected)
+    assert len(multiprocessing.active_children()) == 2
     with pytest.raises(DataError) as caught:
         next(iterator)
     assert str(caught.value).startswith(f"{path}: cannot be read as a picture")

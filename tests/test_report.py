@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 
 from configs import infection
 from covjax.config import save_config
@@ -33,7 +33,10 @@ def read_events(workdir: Path) -> list[tuple[int, str, float]]:
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
+            # Its classes are made when it is imported, unseen by pyright.
+            event = event_pb2.Event.FromString(  # type: ignore[attr-defined]
+                data[12 : 12 + length]
+            )
             data = data[16 + length :]  # a checksum stands on either side
             for value in event.summary.value:
                 found.append((event.step, value.tag, value.simple_value))
@@ -320,18 +323,16 @@ def test_qualitative_figure_is_10_inches_wide_with_a_row_a_film(tmp_path, rows):
 
 
 def test_qualitative_figure_shows_truth_and_output_in_their_colours(tmp_path):
-    def colours(truth: int, output: int) -> tuple[bool, bool]:
+    def colours(truth: int, output: int) -> list[bool]:
         path = tmp_path / f"{truth}{output}.png"
         draw_qualitative(path, [make_panel(truth, output)], "title")
         pixels = np.asarray(Image.open(path).convert("RGB"), int)
         below = pixels[100:]  # the legend, in the same colours, stands above
         blue, orange = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)
-        return tuple(
-            bool((np.abs(below - c).max(-1) < 30).any()) for c in (blue, orange)
-        )
+        return [bool((np.abs(below - c).max(-1) < 30).any()) for c in (blue, orange)]
 
-    assert colours(1, 1) == (True, True)
-    assert colours(0, 0) == (False, False)
+    assert colours(1, 1) == [True, True]
+    assert colours(0, 0) == [False, False]
 
 
 LINES = [
@@ -363,6 +364,7 @@ class Page(html.parser.HTMLParser):
     VOID = {"meta", "img", "link", "br", "hr", "input"}
 
     def __init__(self, text: str):
+        """Parses a page; fails where elements are not nested."""
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict]] = []

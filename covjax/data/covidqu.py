@@ -60,7 +60,7 @@ def data_root(root: str, project: Path) -> Path:
       project: the project's folder, which holds `data/COVID-QU-Ex` by default.
     """
     named = root or os.environ.get("COVJAX_DATA", "")
-    return Path(named) if named else project / "data" / "COVID-QU-Ex"
+    return Path(named).expanduser() if named else project / "data" / "COVID-QU-Ex"
 
 
 def find_tree(root: Path, task: str) -> Path:
@@ -154,6 +154,31 @@ def read_grey(path: Path) -> np.ndarray:
     Raises:
       DataError: if the file is missing, truncated or no picture.
     """
+    grey = decode(path)
+    return grey if grey.dtype == np.uint8 else np.rint(grey / 257).astype(np.uint8)
+
+
+def binarize(mask: np.ndarray) -> np.ndarray:
+    """Returns a mask as {0, 1}, uint8 [H, W].
+
+    Of a mask that holds 0 and one other value, whichever (255, 1, 65535), that value
+    is the foreground; one of more values (a JPEG, say) is cut at mid-grey.
+
+    Args:
+      mask: as `decode` returns it, uint8 or uint16 [H, W].
+    """
+    top = mask.max(initial=0)
+    if np.all((mask == 0) | (mask == top)):
+        return (mask > 0).astype(np.uint8)
+    return (mask > np.iinfo(mask.dtype).max // 2).astype(np.uint8)
+
+
+def decode(path: Path) -> np.ndarray:
+    """Returns a picture as grey of its own depth, uint8 or uint16 [H, W].
+
+    Raises:
+      DataError: if the file is missing, truncated or no picture.
+    """
     try:
         with Image.open(path) as picture:
             picture.load()  # the whole file: a truncated one fails here
@@ -161,9 +186,7 @@ def read_grey(path: Path) -> np.ndarray:
                 wide = np.asarray(picture, np.float64)
                 if picture.mode == "F" or wide.min() < 0 or wide.max() > 65535:
                     raise DataError(f"{path}: neither 8 nor 16 bits a pixel")
-                return np.rint(wide / 257).astype(np.uint8)
-            if picture.mode in ("P", "PA", "RGBA", "LA"):
-                picture = picture.convert("RGB")  # alpha is dropped, not blended
+                return wide.astype(np.uint16)
             return np.asarray(picture.convert("L"))
     except DataError:
         raise
@@ -171,14 +194,6 @@ def read_grey(path: Path) -> np.ndarray:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"{path}: cannot be read as a picture ({error})") from None
-
-
-def binarize(mask: np.ndarray) -> np.ndarray:
-    """Returns a mask as {0, 1}, uint8, cut at mid-grey.
-
-    A mask stored as 0 and 1, rather than 0 and 255, is taken as it is.
-    """
-    return (mask > (127 if mask.max(initial=0) > 1 else 0)).astype(np.uint8)
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
@@ -216,11 +231,11 @@ def read_film(film: Film, size: int) -> dict[str, np.ndarray]:
     for kind, path in (("lung", film.lung_mask), ("infection", film.infection_mask)):
         if path is None:
             continue
-        mask = read_grey(path)
+        mask = binarize(decode(path))
         if mask.shape != image.shape:
             raise DataError(
                 f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} pixels for a film of"
                 f" {image.shape[1]}x{image.shape[0]}"
             )
-        record[kind] = resize_mask(binarize(mask), size)
+        record[kind] = resize_mask(mask, size)
     return record

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,17 @@ def read_entry(entry: Entry) -> Reading:
     """
     found: list[Finding] = []
 
-    def read(path: Path) -> np.ndarray | None:
+    def read(
+        path: Path, reader: Callable[[Path], np.ndarray] = covidqu.decode
+    ) -> np.ndarray | None:
         try:
-            return covidqu.read_grey(path)
+            return reader(path)
         except DataError as error:
             reason = str(error).removeprefix(f"{path}: ")
             found.append(("unreadable", {"path": path, "reason": reason}))
             return None
 
-    image = read(entry.image)
+    image = read(entry.image, covidqu.read_grey)
     masks = {}
     for kind, path in entry.masks.items():
         mask = read(path)
@@ -151,8 +154,9 @@ def _check_mask(
     if image is not None and mask.shape != image.shape:
         sizes = {"size": list(mask.shape[::-1]), "film": list(image.shape[::-1])}
         found.append(("size_differs", {"path": path, **sizes}))
-    grey = np.bincount(mask.ravel(), minlength=256)
-    grey[[0, 255]] = 0
+    white = np.iinfo(mask.dtype).max
+    grey = np.bincount(mask.ravel(), minlength=white + 1)
+    grey[[0, white]] = 0
     if grey.any():
         values = np.flatnonzero(grey).tolist()
         what = {"path": path, "pixels": int(grey.sum()), "values": values}

@@ -1,0 +1,221 @@
+"""Whole runs of the command line, on a few tiny phantoms, as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+FILMS = {"train": 24, "val": 8, "test": 12}
+BATCH = 8
+SMALL = (
+    f"--config.data.phantom_films=({FILMS['train']}, {FILMS['val']}, {FILMS['test']})",
+    "--config.data.image_size=32",
+    "--config.model.width=4",
+    "--config.model.depth=2",
+    f"--config.train.batch_size={BATCH}",
+    "--config.train.log_every=1",
+)
+LUNG, INFECTION = (
+    (f"--config=configs/{task}.py:phantom", *SMALL) for task in ("lung", "infection")
+)
+TWO_EPOCHS = "--config.train.epochs=2"
+# Long enough that a kill after the first checkpoint finds it at work.
+MANY_EPOCHS = "--config.train.epochs=24"
+
+
+def start(cwd: Path, *flags: str, **environment: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "xla")} | environment
+    for name in ("XLA_FLAGS", "COVJAX_DATA"):  # one device; no data but the phantoms
+        env.pop(name, None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "covjax.main", *flags],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, (process.returncode, out, err)
+    return out, err
+
+
+def read_state(run: Path, step: int) -> dict[str, np.ndarray]:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(run / "checkpoints" / str(step) / "state")
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def steps_on_disk(run: Path) -> list[int]:
+    names = [p.name for p in (run / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def cwd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands for the project's: configs in it, data made in it."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "configs").symlink_to(PROJECT / "configs")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lung_run(cwd: Path) -> tuple[Path, str]:
+    run = cwd / "runs" / "lung"
+    out, _ = finish(start(cwd, *LUNG, TWO_EPOCHS, f"--workdir={run}"))
+    return run, out
+
+
+@pytest.fixture(scope="module")
+def infection_run(cwd: Path, lung_run: tuple[Path, str]) -> tuple[Path, str]:
+    run = cwd / "runs" / "infection"
+    init = f"--init_from={lung_run[0]}"
+    out, _ = finish(start(cwd, *INFECTION, TWO_EPOCHS, init, f"--workdir={run}"))
+    return run, out
+
+
+def test_a_run_leaves_what_its_folder_promises(lung_run):
+    run, out = lung_run
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "report.html",
+        "results/test.json",
+        "results/test.csv",
+        "figures/qualitative.png",
+        "figures/curves.png",
+    } <= names
+    assert any("tfevents" in name for name in names)
+    assert not [name for name in names if Path(name).name.startswith(".")]
+    assert str(run / "report.html") in out
+
+
+def test_results_are_of_every_test_film_and_say_that_they_are_phantoms(infection_run):
+    run, out = infection_run
+    results = json.loads((run / "results" / "test.json").read_text())
+    assert results["split"] == "test"
+    assert results["n"] == FILMS["test"]
+    assert results["n_empty"] == FILMS["test"] // 2  # half of the set is COVID-19
+    assert results["phantom"] is True
+    assert "PHANTOM" in out and "PHANTOM" in (run / "report.html").read_text()
+    rows = (run / "results" / "test.csv").read_text().splitlines()
+    assert rows[0] == "file,class,TP,FP,FN,TN,loss,dice,iou"
+    pixels = [sum(map(int, row.split(",")[2:6])) for row in rows[1:]]
+    assert pixels == [32 * 32] * FILMS["test"]
+
+
+def test_config_json_tells_the_whole_truth(infection_run, lung_run):
+    stored = json.loads((infection_run[0] / "config.json").read_text())
+    assert stored["init_from"] == str(lung_run[0])
+    assert stored["model"]["width"] == 4
+    assert stored["about"]["versions"]["jax"] == jax.__version__
+    assert {"commit", "command", "started"} <= stored["about"].keys()
+
+
+def test_metrics_have_every_step_and_every_epoch_once(lung_run):
+    lines = [
+        json.loads(line)
+        for line in (lung_run[0] / "metrics.jsonl").read_text().splitlines()
+    ]
+    per_epoch = FILMS["train"] // BATCH
+    steps = {
+        split: [line["step"] for line in lines if line["split"] == split]
+        for split in ("train", "val")
+    }
+    assert steps["train"] == list(range(1, 2 * per_epoch + 1))
+    assert steps["val"] == [per_epoch, 2 * per_epoch]
+
+
+def test_stage_two_says_what_it_took_and_keeps_batch_statistics(infection_run):
+    _, out = infection_run
+    assert "start anew" in out
+    # width 4, depth 2: five blocks of 2 x (kernel, scale, bias) and 2 x (mean, var),
+    # two upsamplings of 2 leaves; the head's 2 leaves are new.
+    assert "54 leaves" in out and "2 start anew" in out
+    assert "batch_stats/bottleneck" in out
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(cwd: Path):
+    calm, killed = cwd / "runs" / "calm", cwd / "runs" / "killed"
+    finish(start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={calm}"))
+    process = start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={killed}")
+    deadline = time.monotonic() + 200
+    while not steps_on_disk(killed):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    total = 24 * FILMS["train"] // BATCH
+    assert steps_on_disk(killed)[-1] < total, "killed too late to prove anything"
+
+    out, _ = finish(start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={killed}"))
+    assert "resumed at step" in out
+    a, b = read_state(calm, total), read_state(killed, total)
+    assert a.keys() == b.keys() and len(a) > 100
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    text = [(run / "metrics.jsonl").read_text() for run in (calm, killed)]
+    assert text[0] == text[1]
+    tables = [(run / "results" / "test.csv").read_bytes() for run in (calm, killed)]
+    assert tables[0] == tables[1]
+
+
+def test_evaluating_again_gives_the_same_and_any_split(cwd: Path, lung_run):
+    run, _ = lung_run
+    before = (run / "results" / "test.json").read_bytes()
+    (run / "results" / "test.json").unlink()
+    again = start(cwd, "--mode=evaluate", f"--workdir={run}")
+    finish(again)
+    assert (run / "results" / "test.json").read_bytes() == before
+    finish(start(cwd, "--mode=evaluate", f"--workdir={run}", "--split=val"))
+    val = json.loads((run / "results" / "val.json").read_text())
+    assert (val["split"], val["n"]) == ("val", FILMS["val"])
+
+
+def test_bad_use_is_one_or_two_lines_and_status_2(cwd: Path, lung_run):
+    run, _ = lung_run
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    fresh = f"--workdir={cwd / 'runs' / 'refused'}"
+    study = "--config=configs/lung.py"
+    cases = {
+        "no data": ((study, fresh), ["data/COVID-QU-Ex", "download", ":phantom"]),
+        "field": ((*LUNG, "--config.model.widht=8", fresh), ["widht", "width"]),
+        "value": ((*LUNG, "--config.model.norm=layer", fresh), ["model.norm", "group"]),
+        "no config": ((fresh,), ["--config"]),
+        "variant": (("--config=configs/lung.py:big", fresh), ["big", "laptop"]),
+        "width": (
+            (*INFECTION, f"--init_from={run}", "--config.model.width=8", fresh),
+            ["batch_stats/bottleneck/norm_0/mean", "(16,)", "(32,)", "model"],
+        ),
+        "init": ((*INFECTION, "--init_from=nowhere", fresh), ["nowhere"]),
+        "other run": (
+            (*LUNG, "--config.train.epochs=3", f"--workdir={run}"),
+            ["train.epochs", "2", "3"],
+        ),
+        "no run": (("--mode=evaluate", fresh), ["refused"]),
+    }
+    processes = {name: start(cwd, *flags) for name, (flags, _) in cases.items()}
+    for name, process in processes.items():
+        out, err = finish(process, status=2)
+        assert "Traceback" not in out + err, name
+        said = [line for line in err.splitlines() if line]
+        assert 1 <= len(said) <= 3, (name, err)
+        for word in cases[name][1]:
+            assert word in err, (name, err)
+    assert not (cwd / "runs" / "refused").exists()
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
