@@ -32,13 +32,16 @@ class Checkpoints:
                 policies.BestN(get_metric_fn=lambda m: m[_METRIC], n=1),
             ]
         )
-        self._manager = ocp.CheckpointManager(
-            (workdir / FOLDER).absolute(),
-            item_names=(_STATE,),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda m: m[_METRIC], best_mode="max", preservation_policy=keep
-            ),
+        folder = (workdir / FOLDER).absolute()
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda m: m[_METRIC], best_mode="max", preservation_policy=keep
         )
+        try:  # reads the metrics of every checkpoint
+            self._manager = ocp.CheckpointManager(
+                folder, item_names=(_STATE,), options=options
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{folder}: not whole ({error})") from None
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
@@ -77,9 +80,13 @@ class Checkpoints:
           step: which checkpoint.
         """
         target = jax.tree.map(np.asarray, _tree(state))
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
-        )
+        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (OSError, ValueError, KeyError) as error:
+            folder = Path(self._manager.directory) / str(step)
+            why = str(error).partition("\n")[0]
+            raise UsageError(f"{folder}: not a whole checkpoint ({why})") from None
         return state.replace(**restored[_STATE])
 
 

@@ -1,6 +1,7 @@
 """Checks of a config, before anything is read or compiled; and its file."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             right = holds(value)
         except TypeError:  # None, or a string among numbers
             right = False
-        if not right or value != value:  # NaN is no value
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if not right or not finite:
             raise UsageError(f"config.{name} = {value!r}: must be {allowed}")
     if config.loss.dice + config.loss.bce == 0:
         raise UsageError("config.loss.dice and config.loss.bce are both 0")

@@ -135,11 +135,12 @@ def evaluate_split(
         _panel(config, name, films[i], scores.counts[i], output)
         for (name, i), output in zip(chosen, outputs, strict=True)
     ]
-    draw_qualitative(
-        workdir / "figures" / "qualitative.png",
-        panels,
-        f"{phantom_prefix(root)}{config.data.task}, {split}: {workdir.name}",
-    )
+    if panels:
+        draw_qualitative(
+            workdir / "figures" / "qualitative.png",
+            panels,
+            f"{phantom_prefix(root)}{config.data.task}, {split}: {workdir.name}",
+        )
     return write_results(
         workdir / "results", split, films, scores,
         threshold=config.eval.threshold, about=about,

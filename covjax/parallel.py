@@ -54,6 +54,17 @@ def compile_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.pmap(step, axis_name=AXIS)
 
 
+def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles, without devices in mind, what runs once: quickly rather than well.
+
+    XLA's CPU backend would take half a minute to optimise the random numbers of a
+    U-Net's first parameters, which take milliseconds to compute.
+    """
+    fast = {"xla_backend_optimization_level": 0}
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.jit(function, compiler_options=fast if on_cpu else None)
+
+
 def replicate(tree: Any) -> Any:
     """Copies a tree to every device of this process, with a leading axis [D]."""
     return jax_utils.replicate(tree)

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and what about it is written down."""
 
 import importlib.metadata
+import shlex
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def default(config: ml_collections.ConfigDict) -> Path:
 def about(argv: list[str]) -> dict[str, Any]:
     """Returns what else one must know to repeat a run: command, versions, commit."""
     return {
-        "command": " ".join(["python -m covjax.main", *argv[1:]]),
+        "command": shlex.join(["python", "-m", "covjax.main", *argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": sys.version.split()[0],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+from covjax import parallel
 from covjax.models.unet import UNet
 from covjax.types import Params
 
@@ -42,7 +43,8 @@ def create_train_state(
       image_size: side of a film, pixels.
     """
     image = jnp.zeros((1, image_size, image_size, 1))
-    variables = jax.jit(lambda key: model.init(key, image, train=False))(rng)
+    init = parallel.compile_once(lambda key: model.init(key, image, train=False))
+    variables = init(rng)
     return start_state(
         model.apply, tx, variables["params"], variables.get("batch_stats", {})
     )

@@ -77,9 +77,10 @@ def fixed_variables(model: UNet) -> dict[str, Any]:
         lambda: model.init(KEY, jnp.zeros((1, SIDE, SIDE, 1)), train=False)
     )
     leaves, treedef = jax.tree.flatten(shapes["params"])
+    numbers = [waves(a.shape, 1.7 + 0.1 * place) for place, a in enumerate(leaves)]
     params = treedef.unflatten(
-        jnp.asarray(waves(leaf.shape, 1.7 + 0.1 * place) + 0.3, jnp.float32)
-        for place, leaf in enumerate(leaves)
+        jnp.asarray(0.2 * a if a.ndim > 1 else 1 + 0.5 * a, jnp.float32)
+        for a in numbers
     )
     stats = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), shapes["batch_stats"])
     return {"params": params, "batch_stats": stats}
@@ -138,13 +139,13 @@ def test_eight_devices_compute_what_one_computes(runs, start, what: str):
     for of_one, of_eight in zip(runs[1], runs[8], strict=True):
         first = jax.tree.map(lambda leaf: leaf[0], of_eight[what])
         alone = jax.tree.map(lambda leaf: leaf[0], of_one[what])
-        assert_trees_close(first, alone, rtol=1e-5, atol=1e-5)
+        assert_trees_close(first, alone, rtol=1e-5, atol=2e-6)
     if what != "metrics":  # something happened, and not by the tolerance alone
         before = getattr(start, what)
         moved = jax.tree.map(
             lambda a, b: np.abs(a[0] - b).max(), of_eight[what], before
         )
-        assert min(jax.tree.leaves(moved)) > 3e-4
+        assert min(jax.tree.leaves(moved)) > 1e-4
 
 
 def test_every_device_holds_the_same_state(runs):
@@ -383,7 +384,7 @@ def test_one_process_is_the_main_one(devices):
 def golden_run() -> dict[str, float]:
     """Two steps of the project's optimizer from fixed numbers on a fixed batch."""
     config = base.get_config()
-    config.optim.update(dict(warmup_epochs=0.0, weight_decay=0.1, clip_norm=0.01))
+    config.optim.update(dict(warmup_epochs=0.0, weight_decay=0.1))
     tx = make_optimizer(config, make_schedule(config, steps_per_epoch=10))
     first = start_state(MODEL.apply, tx, **fixed_variables(MODEL))
     pixels = (BATCH, SIDE, SIDE, 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import threading
 import warnings
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
 import albumentations as A  # noqa: E402, N812
+
+_MAKING = threading.Lock()  # the filters of warnings belong to the whole process
 
 
 @dataclasses.dataclass
@@ -69,14 +72,16 @@ class Augment:
         if not hasattr(self._local, "compose"):
             self._local.compose = self._make_compose()
         compose = self._local.compose
-        compose.set_random_seed(seed)
+        # Not `set_random_seed`: it gives every transform a generator of the same seed,
+        # so that all of them happen, or none does.
+        compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         # Albumentations' types know no targets beyond its own.
         targets: dict[str, Any] = record | {"image": record["image"][..., None]}
         result = compose(**targets)
         return {k: result[k] for k in record} | {"image": result["image"][..., 0]}
 
     def _make_compose(self) -> A.Compose:
-        with warnings.catch_warnings():
+        with _MAKING, warnings.catch_warnings():
             # A misspelt argument only warns: never train without a transform.
             warnings.simplefilter("error", UserWarning)
             transforms = [
