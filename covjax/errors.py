@@ -1,13 +1,21 @@
-"""Errors that are the user's to mend: one or two lines, exit status 2, no traceback."""
+"""Errors that end the program with one or two lines, without a traceback."""
 
 
-class UsageError(Exception):
-    """A wrong flag, config field, run folder or checkpoint."""
+class Failure(Exception):
+    """What is said in its message alone; see the kinds below."""
+
+    exit_status = 1
+
+
+class UsageError(Failure):
+    """A wrong flag, config field, run folder or checkpoint: the user's to mend."""
+
+    exit_status = 2
 
 
 class DataError(UsageError):
     """A data set, film or mask that cannot be used; the message names the file."""
 
 
-class Diverged(Exception):
-    """Training whose loss is no longer a number; exit status 1, no traceback."""
+class Diverged(Failure):
+    """Training whose loss is no longer a number."""

@@ -12,7 +12,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax import run_dir
-from covjax.errors import Diverged, UsageError
+from covjax.errors import Failure, UsageError
 from covjax.train import evaluate_run, train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -28,7 +28,11 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, OSError, TypeError) as error:
-        raise UsageError(str(error)) from None  # AttributeError: no such config field
+        # AttributeError: no such field. A config file that raises comes with its
+        # traceback, whose last line says what is wrong.
+        said = str(error).strip()
+        said = said.splitlines()[-1] if "Traceback" in said else said
+        raise UsageError(said) from None
     if len(rest) > 1:
         raise UsageError(f"not a flag: {rest[1]}")
     return rest
@@ -52,6 +56,6 @@ def _main(_: list[str]) -> None:
 if __name__ == "__main__":
     try:
         app.run(_main, flags_parser=_parse)
-    except (UsageError, Diverged) as failure:
+    except Failure as failure:
         print(f"covjax: {failure}", file=sys.stderr)
-        sys.exit(1 if isinstance(failure, Diverged) else 2)
+        sys.exit(failure.exit_status)

@@ -47,7 +47,7 @@ def train_step(
     )
     # Every device has as many images, so the mean of means is the mean.
     grads, loss = jax.lax.pmean((grads, loss), AXIS)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
 
 

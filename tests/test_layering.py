@@ -258,7 +258,7 @@ def test_a_legal_house_has_no_breach():
             "from flax import linen",
             "imports flax.linen: only covjax.models may",
         ),
-        ("steps", "import optax", "only covjax.losses, covjax.optim, covjax.train"),
+        ("evaluate", "import optax", "only covjax.losses, covjax.optim, covjax.train"),
         ("transfer", "from orbax import checkpoint", "only covjax.checkpoint may"),
         # jax in data/: straight, through a file, through the package around it.
         ("data.covidqu", "def f():\n  import jax.numpy", "covidqu.py (floor 1) leads"),
