@@ -19,20 +19,19 @@ _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run's folder; default runs/STAGE-TIME")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Run or checkpoint to start from")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do")
-_SPLIT = flags.DEFINE_enum(
-    "split", "test", ["train", "val", "test"], "What --mode=evaluate scores"
-)
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "To evaluate")
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, ValueError, OSError, TypeError) as error:
-        # AttributeError: no such field. A config file that raises comes with its
-        # traceback, whose last line says what is wrong.
-        said = str(error).strip()
-        said = said.splitlines()[-1] if "Traceback" in said else said
-        raise UsageError(said) from None
+        _ = _CONFIG.value and _CONFIG.value.keys()  # says now if the file is missing
+    except AttributeError as error:
+        said = " ".join(str(error.args[0]).split())
+        raise UsageError(f"no such config field: {said}") from None
+    except (flags.Error, ValueError, OSError, TypeError) as error:
+        # A config file that raises comes with a traceback: its last line says why.
+        raise UsageError(str(error).strip().splitlines()[-1].strip()) from None
     if len(rest) > 1:
         raise UsageError(f"not a flag: {rest[1]}")
     return rest
@@ -44,8 +43,7 @@ def _main(_: list[str]) -> None:
     if _MODE.value == "evaluate":
         if not workdir:
             raise UsageError("--mode=evaluate needs --workdir, the run to evaluate")
-        evaluate_run(Path(workdir), _SPLIT.value.capitalize(), config)
-        return
+        return evaluate_run(Path(workdir), _SPLIT.value.capitalize(), config)
     if config is None:
         raise UsageError("--config is missing, for example --config=configs/lung.py")
     if _INIT_FROM.value is not None:

@@ -194,9 +194,13 @@ def test_bad_use_is_one_or_two_lines_and_status_2(cwd: Path, lung_run):
     study = "--config=configs/lung.py"
     cases = {
         "no data": ((study, fresh), ["data/COVID-QU-Ex", "download", ":phantom"]),
-        "field": ((*LUNG, "--config.model.widht=8", fresh), ["widht", "width"]),
+        "field": (
+            (*LUNG, "--config.model.widht=8", fresh),
+            ["no such config field", "widht", "width"],
+        ),
         "value": ((*LUNG, "--config.model.norm=layer", fresh), ["model.norm", "group"]),
         "no config": ((fresh,), ["--config"]),
+        "no file": (("--config=configs/nope.py", fresh), ["configs/nope.py"]),
         "variant": (("--config=configs/lung.py:big", fresh), ["big", "laptop"]),
         "width": (
             (*INFECTION, f"--init_from={run}", "--config.model.width=8", fresh),
