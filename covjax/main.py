@@ -27,8 +27,8 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         _ = _CONFIG.value and _CONFIG.value.keys()  # says now if the file is missing
     except AttributeError as error:
-        said = " ".join(str(error.args[0]).split())
-        raise UsageError(f"no such config field: {said}") from None
+        said = str(error).replace("\\n", ". ").replace("\\", "").strip("'")
+        raise UsageError(f"no such config field: '{said}") from None
     except (flags.Error, ValueError, OSError, TypeError) as error:
         # A config file that raises comes with a traceback: its last line says why.
         raise UsageError(str(error).strip().splitlines()[-1].strip()) from None
