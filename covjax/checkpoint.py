@@ -29,7 +29,11 @@ class Checkpoints:
         keep = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(1),
-                policies.BestN(get_metric_fn=lambda m: m[_METRIC], n=1),
+                policies.BestN(
+                    get_metric_fn=lambda m: m[_METRIC],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
             ]
         )
         folder = (workdir / FOLDER).absolute()
@@ -59,16 +63,17 @@ class Checkpoints:
         """Returns the step of the best checkpoint on Val, None if there is none."""
         return self._manager.best_step()
 
-    def save(self, state: TrainState, *, dice: float) -> None:
+    def save(self, state: TrainState, *, dice: float | None) -> None:
         """Writes a checkpoint in the background; it counts once it is whole.
 
         Args:
           state: on the host, without a device axis (`parallel.unreplicate`).
-          dice: mean Dice of the Val split, family `all`.
+          dice: mean Dice of the Val split, family `all`; None within an epoch: such
+            a checkpoint is never the best, and goes when a later one is written.
         """
         self._manager.save(
             int(state.step),
-            metrics={_METRIC: dice},
+            metrics=None if dice is None else {_METRIC: dice},
             args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(_tree(state))}),
         )
 

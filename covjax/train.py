@@ -18,6 +18,7 @@ from covjax.data.covidqu import Film
 from covjax.data.phantom import write_phantoms
 from covjax.data.pipeline import make_eval_dataset, make_train_dataset
 from covjax.errors import DataError, Diverged, UsageError
+from covjax.interrupt import Interrupt, Interrupted
 from covjax.losses import make_loss
 from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
@@ -46,6 +47,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
       UsageError: if config, data, folder or `init_from` cannot be used; nothing that
         was there before is changed.
       Diverged: if the loss is no longer finite; the checkpoints stay.
+      Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     validate_config(config)
     parallel.check_batch_size(config.train.batch_size)
@@ -79,7 +81,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
         ) as log:
             log.say(_describe(config, workdir, root, films))
             log.say(origin)
-            _fit(config, films, state, checkpoints, log, schedule, dropout_key)
+            with Interrupt() as interrupt:
+                _fit(
+                    config, films, state, checkpoints, log, schedule, dropout_key,
+                    interrupt,
+                )  # fmt: skip
     if parallel.is_main():
         kind = evaluate.phantom_prefix(root)
         draw_curves(
@@ -196,8 +202,14 @@ def _fit(
     log: RunLog,
     schedule: optax.Schedule,
     dropout_key: jax.Array,
+    interrupt: Interrupt,
 ) -> None:
-    """Trains to the last step; every epoch ends with Val and a checkpoint."""
+    """Trains to the last step; every epoch ends with Val and a checkpoint.
+
+    Raises:
+      Interrupted: after a signal, once the newest state is written.
+      Diverged: if the loss is no longer finite.
+    """
     steps_per_epoch = len(films["Train"]) // config.train.batch_size
     start, total = int(state.step), config.train.epochs * steps_per_epoch
     if start == total:
@@ -216,6 +228,14 @@ def _fit(
     device_state = parallel.replicate(state)
     pending = None  # (step, metrics) whose numbers were not read yet
     for step, batch in enumerate(parallel.prefetch(batches), start + 1):
+        if interrupt.number:
+            _read(pending, log, schedule, config.train.log_every)
+            checkpoints.save(parallel.unreplicate(device_state), dice=None)
+            raise Interrupted(
+                interrupt.number,
+                f"stopped by signal {interrupt.number} after step {step - 1} of {total};"
+                " the same command goes on from there",
+            )
         device_state, result = step_fn(device_state, batch, dropout_key)
         # Reading the step before keeps the device busy with this one.
         _read(pending, log, schedule, config.train.log_every)

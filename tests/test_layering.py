@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parents[1]
 # A package's own `__init__.py` comes after its files. The empty name is covjax itself.
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
-    ["", "errors", "types", "files", "config"],
+    ["", "errors", "types", "files", "interrupt", "config"],
     ["losses", "metrics", "optim", "parallel", "models.unet", "models"]
     + [
         "data.covidqu",

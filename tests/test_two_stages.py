@@ -150,21 +150,41 @@ def test_stage_two_says_what_it_took_and_keeps_batch_statistics(infection_run):
     assert "batch_stats/bottleneck" in out
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(cwd: Path):
-    calm, killed = cwd / "runs" / "calm", cwd / "runs" / "killed"
-    finish(start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={calm}"))
-    process = start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={killed}")
+@pytest.fixture(scope="module")
+def calm_run(cwd: Path) -> Path:
+    run = cwd / "runs" / "calm"
+    finish(start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={run}"))
+    return run
+
+
+def wait_for_a_checkpoint(run: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 200
-    while not steps_on_disk(killed):
+    while not steps_on_disk(run):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+)
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    cwd: Path, calm_run: Path, number: int, status: int
+):
+    calm, killed = calm_run, cwd / "runs" / f"stopped-{number}"
+    process = start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={killed}")
+    wait_for_a_checkpoint(killed, process)
+    process.send_signal(number)
+    out, err = finish(process, status)
+    assert "Traceback" not in err
     total = 24 * FILMS["train"] // BATCH
-    assert steps_on_disk(killed)[-1] < total, "killed too late to prove anything"
+    reached = steps_on_disk(killed)[-1]
+    assert reached < total, "stopped too late to prove anything"
+    if number != signal.SIGKILL:
+        assert f"after step {reached} of {total}" in err
 
     out, _ = finish(start(cwd, *LUNG, MANY_EPOCHS, f"--workdir={killed}"))
-    assert "resumed at step" in out
+    assert f"resumed at step {reached}" in out
     a, b = read_state(calm, total), read_state(killed, total)
     assert a.keys() == b.keys() and len(a) > 100
     for name in a:
