@@ -71,8 +71,11 @@ class Checkpoints:
           dice: mean Dice of the Val split, family `all`; None within an epoch: such
             a checkpoint is never the best, and goes when a later one is written.
         """
+        step = int(state.step)
+        if step == self._manager.latest_step():
+            return  # written at the end of an epoch, just before a signal
         self._manager.save(
-            int(state.step),
+            step,
             metrics=None if dice is None else {_METRIC: dice},
             args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(_tree(state))}),
         )

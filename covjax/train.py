@@ -233,8 +233,8 @@ def _fit(
             checkpoints.save(parallel.unreplicate(device_state), dice=None)
             raise Interrupted(
                 interrupt.number,
-                f"stopped by signal {interrupt.number} after step {step - 1} of {total};"
-                " the same command goes on from there",
+                f"stopped by signal {interrupt.number} after step {step - 1} of"
+                f" {total}; the same command goes on from there",
             )
         device_state, result = step_fn(device_state, batch, dropout_key)
         # Reading the step before keeps the device busy with this one.
