@@ -102,7 +102,7 @@ def evaluate_split(
     split: str,
     state: Any,
 ) -> dict[str, Any]:
-    """Scores a split; writes results/<split>.{json,csv} and figures/qualitative.png.
+    """Scores a split; writes results/<split>.{json,csv} and its figure.
 
     Args:
       config: the run's.
@@ -137,7 +137,7 @@ def evaluate_split(
     ]
     if panels:
         draw_qualitative(
-            workdir / "figures" / "qualitative.png",
+            workdir / "figures" / _figure_name(split),
             panels,
             f"{phantom_prefix(root)}{config.data.task}, {split}: {workdir.name}",
         )
@@ -145,6 +145,11 @@ def evaluate_split(
         workdir / "results", split, films, scores,
         threshold=config.eval.threshold, about=about,
     )  # fmt: skip
+
+
+def _figure_name(split: str) -> str:
+    """Returns the name of a split's figure; Test's is the one of the report."""
+    return f"qualitative{'' if split == 'Test' else '-' + split.lower()}.png"
 
 
 def _predict(

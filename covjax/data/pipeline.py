@@ -6,6 +6,7 @@ threads. A run that was stopped goes on at the step it had reached; no iterator 
 be saved.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,8 @@ from covjax.data.augment import Augment
 from covjax.data.covidqu import Film, read_film
 from covjax.errors import UsageError
 
-Record = dict[str, np.ndarray]
+Record = dict[str, np.ndarray]  # as `read_film` returns it
+Example = dict[str, np.ndarray | np.generic]  # one image's share of a batch
 
 
 class ShuffledEpochs:
@@ -48,52 +50,65 @@ def record_seed(seed: int, epoch: int, index: int) -> int:
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
 
 
+@dataclasses.dataclass(frozen=True)
 class ReadAugmented:
-    """Maps (epoch, index) to an augmented, cut record."""
+    """Maps (epoch, index) to an augmented, cut film.
 
-    def __init__(
-        self,
-        films: Sequence[Film],
-        size: int,
-        task: str,
-        roi: str,
-        augment: Augment,
-        seed: int,
-    ):
-        """Takes what `make_train_dataset` documents."""
-        self._films, self._size, self._task, self._roi = films, size, task, roi
-        self._augment, self._seed = augment, seed
+    Attributes:
+      films: of the split.
+      size: side, pixels.
+      task: whose mask is the target.
+      roi: region of interest, as in `finish`.
+      augment: changes a record, given a seed.
+      seed: of the run.
+    """
 
-    def __call__(self, key: tuple[int, int]) -> Record:
+    films: Sequence[Film]
+    size: int
+    task: str
+    roi: str
+    augment: Augment
+    seed: int
+
+    def __call__(self, key: tuple[int, int]) -> Example:
         """Reads, augments and cuts one film."""
         epoch, index = key
-        record = read_film(self._films[index], self._size)
-        record = self._augment(record, record_seed(self._seed, epoch, index))
-        return finish(record, self._task, self._roi, index)
+        record = read_film(self.films[index], self.size)
+        record = self.augment(record, record_seed(self.seed, epoch, index))
+        return finish(record, self.task, self.roi, index)
 
 
+@dataclasses.dataclass(frozen=True)
 class ReadPadded:
-    """Maps an index to a record; from the end of the split on, to padding."""
+    """Maps an index to a cut film; from the end of the split on, to padding.
 
-    def __init__(self, films: Sequence[Film], size: int, task: str, roi: str):
-        """Takes what `make_eval_dataset` documents."""
-        self._films, self._size, self._task, self._roi = films, size, task, roi
+    Attributes:
+      films: of the split.
+      size: side, pixels.
+      task: whose mask is the target.
+      roi: region of interest, as in `finish`.
+    """
 
-    def __call__(self, index: int) -> Record:
+    films: Sequence[Film]
+    size: int
+    task: str
+    roi: str
+
+    def __call__(self, index: int) -> Example:
         """Reads and cuts one film, or returns zeros of weight 0."""
-        if index < len(self._films):
-            record = read_film(self._films[index], self._size)
-            return finish(record, self._task, self._roi, index)
-        zeros = np.zeros((self._size, self._size, 1), np.uint8)
+        if index < len(self.films):
+            record = read_film(self.films[index], self.size)
+            return finish(record, self.task, self.roi, index)
+        zeros = np.zeros((self.size, self.size, 1), np.uint8)
         return {
             "image": zeros,
             "mask": zeros,
             "index": np.int32(0),
             "weight": np.float32(0),
-        }  # type: ignore[return-value]
+        }
 
 
-def finish(record: Record, task: str, roi: str, index: int) -> Record:
+def finish(record: Record, task: str, roi: str, index: int) -> Example:
     """Cuts a film to the region of interest and picks the target.
 
     The cut comes after the augmentation, so that outside of the region is exactly 0.
@@ -114,7 +129,7 @@ def finish(record: Record, task: str, roi: str, index: int) -> Record:
         "mask": record[task][..., None],
         "index": np.int32(index),
         "weight": np.float32(1),
-    }  # type: ignore[return-value]
+    }
 
 
 def make_train_dataset(
