@@ -15,6 +15,7 @@ import numpy as np
 from covjax import metrics, parallel
 from covjax.data.covidqu import Film, is_phantom, read_film
 from covjax.data.pipeline import make_eval_dataset
+from covjax.data.source import phantom_prefix
 from covjax.files import write_whole
 from covjax.losses import make_loss
 from covjax.report.figures import Panel, choose_films, draw_qualitative
@@ -87,11 +88,6 @@ def compile_eval_step(config: ml_collections.ConfigDict) -> Callable[[Any, Any],
     return parallel.compile_eval_step(
         functools.partial(eval_step, loss_fn=loss_fn, threshold=config.eval.threshold)
     )
-
-
-def phantom_prefix(root: Path) -> str:
-    """Returns "PHANTOM " for a set of synthetic films, else nothing."""
-    return "PHANTOM " if is_phantom(root) else ""
 
 
 def evaluate_split(

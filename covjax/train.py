@@ -13,11 +13,10 @@ import optax
 from covjax import evaluate, metrics, parallel, run_dir
 from covjax.checkpoint import Checkpoints, best_of, read_variables
 from covjax.config import read_config, validate_config
-from covjax.data import covidqu
 from covjax.data.covidqu import Film
-from covjax.data.phantom import write_phantoms
 from covjax.data.pipeline import make_eval_dataset, make_train_dataset
-from covjax.errors import DataError, Diverged, UsageError
+from covjax.data.source import Films, find_films, phantom_prefix
+from covjax.errors import Diverged, UsageError
 from covjax.interrupt import Interrupt, Interrupted
 from covjax.losses import make_loss
 from covjax.models import make_model
@@ -29,8 +28,6 @@ from covjax.report.tables import format_results
 from covjax.steps import train_step
 from covjax.train_state import TrainState, create_train_state, start_state
 from covjax.transfer import Transfer, format_transfer, transfer
-
-Films = dict[str, list[Film]]
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -87,7 +84,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
                     interrupt,
                 )  # fmt: skip
     if parallel.is_main():
-        kind = evaluate.phantom_prefix(root)
+        kind = phantom_prefix(root)
         draw_curves(
             workdir / "figures" / "curves.png",
             read_metrics(workdir),
@@ -126,40 +123,6 @@ def evaluate_run(
     _evaluate_best(config, workdir, root, films, split, state)
 
 
-def find_films(config: ml_collections.ConfigDict) -> tuple[Path, Films]:
-    """Returns where the data is, and the films of every split.
-
-    Phantoms are made on the first call.
-
-    Raises:
-      UsageError: if there is no data, with what was looked for, where, and the two
-        ways on.
-    """
-    if config.data.phantom_films:
-        counts: dict[str, int] = dict(
-            zip(covidqu.SPLITS, config.data.phantom_films, strict=True)
-        )
-        size = config.data.image_size
-        name = "-".join(map(str, [*counts.values(), f"{size}px"]))
-        root = Path("data") / f"phantom-{name}"
-        write_phantoms(root, films=counts, size=size, seed=0)
-    else:
-        root = covidqu.data_root(config.data.root, Path.cwd())
-    try:
-        return root, {
-            split: covidqu.list_films(root, config.data.task, split)
-            for split in covidqu.SPLITS
-        }
-    except DataError as error:
-        if root.is_dir():
-            raise
-        raise DataError(
-            f"no data: {error}.\nGet it (python -m covjax.data.download, then set"
-            " COVJAX_DATA or --config.data.root), or try the small model on synthetic"
-            f" films: --config=configs/{config.data.task}.py:phantom"
-        ) from None
-
-
 def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
     source = best_of(config.init_from)
     return transfer(
@@ -188,7 +151,7 @@ def _describe(
 ) -> str:
     counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in films.items())
     return (
-        f"{config.data.task}: {evaluate.phantom_prefix(root)}films of {root}:"
+        f"{config.data.task}: {phantom_prefix(root)}films of {root}:"
         f" {counts}\n"
         f"{jax.device_count()} {jax.default_backend()} device(s); run: {workdir}"
     )

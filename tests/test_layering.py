@@ -24,6 +24,7 @@ FLOORS = [
         "data.covidqu",
         "data.phantom_film",
         "data.phantom",
+        "data.source",
         "data.augment",
         "data.pipeline",
     ]

@@ -10,6 +10,7 @@ import pytest
 from configs import lung
 from covjax import train
 from covjax.checkpoint import Checkpoints, read_variables
+from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
 
 STEPS_PER_EPOCH = 3
@@ -73,7 +74,7 @@ def test_data_that_lacks_a_mask_is_refused_before_a_folder_is_made(
     config, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    root, films = train.find_films(config)
+    root, films = find_films(config)
     films["Val"][0].lung_mask.unlink()
     config.data.phantom_films = ()
     config.data.root = str(root)

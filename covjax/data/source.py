@@ -1,0 +1,48 @@
+"""The data source of a run: which films its config means, and where they lie."""
+
+from pathlib import Path
+from typing import Any
+
+from covjax.data.covidqu import SPLITS, Film, data_root, is_phantom, list_films
+from covjax.data.phantom import write_phantoms
+from covjax.errors import DataError
+
+Films = dict[str, list[Film]]  # of every split
+
+
+def find_films(config: Any) -> tuple[Path, Films]:
+    """Returns where the data is, and the films of every split.
+
+    Phantoms are made on the first call.
+
+    Raises:
+      UsageError: if there is no data, with what was looked for, where, and the two
+        ways on.
+    """
+    if config.data.phantom_films:
+        counts: dict[str, int] = dict(
+            zip(SPLITS, config.data.phantom_films, strict=True)
+        )
+        size = config.data.image_size
+        name = "-".join(map(str, [*counts.values(), f"{size}px"]))
+        root = Path("data") / f"phantom-{name}"
+        write_phantoms(root, films=counts, size=size, seed=0)
+    else:
+        root = data_root(config.data.root, Path.cwd())
+    try:
+        return root, {
+            split: list_films(root, config.data.task, split) for split in SPLITS
+        }
+    except DataError as error:
+        if root.is_dir():
+            raise
+        raise DataError(
+            f"no data: {error}.\nGet it (python -m covjax.data.download, then set"
+            " COVJAX_DATA or --config.data.root), or try the small model on synthetic"
+            f" films: --config=configs/{config.data.task}.py:phantom"
+        ) from None
+
+
+def phantom_prefix(root: Path) -> str:
+    """Returns "PHANTOM " for a set of synthetic films, else nothing."""
+    return "PHANTOM " if is_phantom(root) else ""
