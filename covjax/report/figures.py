@@ -74,7 +74,7 @@ def draw_qualitative(path: Path, panels: Sequence[Panel], title: str) -> None:
       panels: what to draw.
       title: above all of it; says "PHANTOM" where the films are.
     """
-    figure = Figure(figsize=(10, 2.75 * len(panels) + 0.7), layout="constrained")
+    figure = Figure(figsize=(10, 2.5 * len(panels) + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(panels), 4, squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
