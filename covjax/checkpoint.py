@@ -107,6 +107,14 @@ def _tree(state: TrainState) -> dict[str, Any]:
     }
 
 
+def exists(workdir: Path) -> bool:
+    """Tells whether a run has a checkpoint to go on from; makes no folder."""
+    if not (workdir / FOLDER).is_dir():
+        return False
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.latest() is not None
+
+
 def best_of(path: str) -> Path:
     """Returns the folder of a checkpoint: `path` itself, or the best of a run.
 

@@ -84,9 +84,14 @@ def _store(result: Any, counts: np.ndarray, losses: np.ndarray, seen: np.ndarray
 
 def compile_eval_step(config: ml_collections.ConfigDict) -> Callable[[Any, Any], Any]:
     """Returns the compiled `eval_step` with the config's loss and threshold."""
-    loss_fn = make_loss(dice=config.loss.dice, bce=config.loss.bce)
+    return _compile(config.loss.dice, config.loss.bce, config.eval.threshold)
+
+
+@functools.cache  # Val after each epoch and Test at the end share one program
+def _compile(dice: float, bce: float, threshold: float) -> Callable[[Any, Any], Any]:
+    loss_fn = make_loss(dice=dice, bce=bce)
     return parallel.compile_eval_step(
-        functools.partial(eval_step, loss_fn=loss_fn, threshold=config.eval.threshold)
+        functools.partial(eval_step, loss_fn=loss_fn, threshold=threshold)
     )
 
 

@@ -30,15 +30,24 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       UsageError: if the folder holds something else; nothing is changed then.
     """
+    check(workdir, config)
     path = workdir / CONFIG
-    if path.exists():
+    if not path.exists():
+        save_config(config, path, about(sys.argv))
+
+
+def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a folder that `claim` would refuse, and changes nothing.
+
+    Raises:
+      UsageError: if the folder holds something else than a run of this config.
+    """
+    if (workdir / CONFIG).exists():
         check_same(workdir, config)
-        return
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UsageError(
             f"--workdir={workdir} holds files that are no run of covjax: give another"
         )
-    save_config(config, path, about(sys.argv))
 
 
 def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from covjax import evaluate, metrics, parallel, run_dir
+from covjax import checkpoint, evaluate, metrics, parallel, run_dir
 from covjax.checkpoint import Checkpoints, best_of, read_variables
 from covjax.config import read_config, validate_config
 from covjax.data.covidqu import Film
@@ -48,6 +48,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
     """
     validate_config(config)
     parallel.check_batch_size(config.train.batch_size)
+    run_dir.check(workdir, config)
     root, films = find_films(config)
     steps_per_epoch = len(films["Train"]) // config.train.batch_size
     if not steps_per_epoch:
@@ -63,7 +64,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
         init_key,
         image_size=config.data.image_size,
     )
-    moved = _transfer(config, state) if config.init_from else None
+    moved = None
+    if config.init_from and not checkpoint.exists(workdir):
+        moved = _transfer(config, state)
     if parallel.is_main():
         run_dir.claim(workdir, config)
 
@@ -151,8 +154,7 @@ def _describe(
 ) -> str:
     counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in films.items())
     return (
-        f"{config.data.task}: {phantom_prefix(root)}films of {root}:"
-        f" {counts}\n"
+        f"{config.data.task}: {phantom_prefix(root)}films of {root}: {counts}\n"
         f"{jax.device_count()} {jax.default_backend()} device(s); run: {workdir}"
     )
 

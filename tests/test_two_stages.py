@@ -195,6 +195,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert tables[0] == tables[1]
 
 
+def test_a_finished_run_needs_no_source_to_go_on(cwd: Path, infection_run, lung_run):
+    run, _ = infection_run
+    hidden = lung_run[0].rename(cwd / "runs" / "hidden")
+    try:
+        init = f"--init_from={lung_run[0]}"
+        again = start(cwd, *INFECTION, TWO_EPOCHS, init, f"--workdir={run}")
+        out, _ = finish(again)
+    finally:
+        hidden.rename(lung_run[0])
+    assert f"resumed at step {2 * FILMS['train'] // BATCH}" in out
+
+
 def test_evaluating_again_gives_the_same_and_any_split(cwd: Path, lung_run):
     run, _ = lung_run
     before = (run / "results" / "test.json").read_bytes()
