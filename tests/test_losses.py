@@ -46,7 +46,7 @@ def random_pair(size: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.n
 def by_loops(logits: np.ndarray, masks: np.ndarray, smooth: float, name: str):
     """Either loss in float64, pixel by pixel."""
     values = []
-    for image, mask in zip(np.float64(logits), np.float64(masks), strict=True):
+    for image, mask in zip(logits.astype(float), masks.astype(float), strict=True):
         overlap = output = truth = nats = 0.0
         for x, t in zip(image.ravel(), mask.ravel(), strict=True):
             p = 1 / (1 + np.exp(-x))

@@ -1,6 +1,7 @@
 """Metrics: counts and families worked out by hand, a bootstrap done the long way."""
 
 import json
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -185,7 +186,7 @@ def test_one_seed_gives_one_interval():
     assert summarize(counts, labels, seed=8) != first
 
 
-def figures_by_hand(counts: np.ndarray) -> dict[str, float]:
+def figures_by_hand(counts: np.ndarray) -> dict[str, Any]:
     """The figures of one resample from its images alone, as docs/metrics.md has it."""
     dice, iou, positive, blank = [], [], [], []
     for tp, fp, fn, _ in counts.tolist():
