@@ -26,8 +26,9 @@ def soft_dice_loss(
     Example:
       >>> logits = jnp.full((1, 2, 2, 1), 100.0)  # every pixel is foreground
       >>> masks = jnp.array([1.0, 1.0, 0.0, 0.0]).reshape(1, 2, 2, 1)
-      >>> print(soft_dice_loss(logits, masks))  # 1 - (2 * 2 + 1) / (4 + 2 + 1)
-      [0.2857143]
+      >>> loss = soft_dice_loss(logits, masks)  # 1 - (2 * 2 + 1) / (4 + 2 + 1)
+      >>> print(f"{loss[0]:.4f}")
+      0.2857
 
     Args:
       logits: unnormalised scores, float, [B, H, W, 1].

@@ -66,8 +66,12 @@ def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def replicate(tree: Any) -> Any:
-    """Copies a tree to every device of this process, with a leading axis [D]."""
-    return jax_utils.replicate(tree)
+    """Copies a tree to every device of this process, with a leading axis [D].
+
+    Along the axis of the steps: laid out along another, the first state would differ
+    from those that a step returns, and the second step be compiled again.
+    """
+    return jax_utils.replicate(tree, axis_name=AXIS)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -84,7 +88,7 @@ def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[Any]:
     Yields:
       The same, [D, B, ...], on the devices.
     """
-    return jax_utils.prefetch_to_device(map(_shard, batches), size=2)
+    return jax_utils.prefetch_to_device(map(_shard, batches), size=2, axis_name=AXIS)
 
 
 def gather(tree: Any) -> Any:
