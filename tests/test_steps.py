@@ -237,14 +237,14 @@ def test_all_steps_run_what_was_compiled_for_the_first(devices, caplog):
 
 @pytest.fixture(scope="module")
 def scored(start) -> dict[str, Any]:
-    """A state with uneven statistics, a batch with padding, and what is said of it."""
-    rng = np.random.default_rng(5)
+    """A state with sure and unsure pixels, a batch with padding, and what is said."""
+    rng = np.random.default_rng(8)
     stats = jax.tree.map(
         lambda a: jnp.asarray(rng.uniform(0.2, 0.9, a.shape), a.dtype),
         start.batch_stats,
     )
     params = jax.tree.map(
-        lambda a: a + jnp.asarray(rng.normal(0, 0.3, a.shape), a.dtype), start.params
+        lambda a: jnp.asarray(rng.normal(size=a.shape), a.dtype), start.params
     )
     state = start_state(MODEL.apply, optax.sgd(1.0), params, stats)
     batch = make_batch(seed=6)
@@ -253,7 +253,7 @@ def scored(start) -> dict[str, Any]:
             array[-3:] = 0  # padding
     images = jnp.asarray(batch["image"], jnp.float32) / 255
     logits = jax.jit(lambda v, x: MODEL.apply(v, x, train=False))(
-        state.variables(), images
+        {"params": params, "batch_stats": stats}, images
     )
     copy = parallel.replicate(state)
     before = snapshot(copy)
@@ -276,18 +276,16 @@ def scored(start) -> dict[str, Any]:
 
 
 def test_eval_step_scores_each_film_as_the_pure_functions_do(scored):
-    logits, masks = scored["logits"], scored["batch"]["mask"]
+    logits, masks = jnp.asarray(scored["logits"]), jnp.asarray(scored["batch"]["mask"])
     result = scored["result"]
     assert set(result) == {"loss", "counts", "index", "weight"}
-    np.testing.assert_allclose(
-        result["loss"],
-        LOSS(jnp.asarray(logits), jnp.asarray(masks, jnp.float32)),
-        rtol=1e-5,
-    )
-    counts = confusion_counts(jnp.asarray(logits), jnp.asarray(masks), threshold=0.6)
+    expected = LOSS(logits, masks.astype(jnp.float32))
+    np.testing.assert_allclose(result["loss"], expected, rtol=1e-5)
+    assert len(np.unique(expected)) > BATCH - 3  # padding alone is alike
+    counts = confusion_counts(logits, masks, threshold=0.6)
     np.testing.assert_array_equal(result["counts"], counts)
     assert result["counts"].dtype == np.int32
-    assert len(np.unique(result["loss"])) > BATCH - 3  # padding alone is alike
+    assert (confusion_counts(logits, masks, threshold=0.5) != counts).any()
 
 
 def test_eval_step_carries_index_and_the_weight_of_padding(scored):
