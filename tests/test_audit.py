@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -406,7 +407,7 @@ def test_json_goes_nowhere_or_whole(films, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert audit.main([str(films.root), "--json", str(path)]) == 2
     assert "No space left" in capsys.readouterr().err
     assert path.read_text() == "before"

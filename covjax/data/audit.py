@@ -33,6 +33,7 @@ from covjax.data.film_checks import (
 )
 from covjax.data.leaks import Place, find_leaks
 from covjax.errors import DataError, UsageError
+from covjax.files import write_whole
 
 # Films that the study reports, by tree and split, in the order of `covidqu.CLASSES`.
 PUBLISHED = {
@@ -264,13 +265,9 @@ def _audit_with_bar(root: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, findings: dict[str, Any]) -> None:
-    """Writes the whole file or none: under another name first, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(findings, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(findings, indent=1) + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UsageError(f"--json: {path}: {error.strerror}") from None
 
 
