@@ -2,7 +2,7 @@
 
 - `lung.py`: the study, 256 px and width 64 on COVID-QU-Ex, on an accelerator.
 - `lung.py:laptop`: the same films at 128 px and width 16, what two cores can do.
-- `lung.py:phantom`: a small model on synthetic films, a minute or so on two cores.
+- `lung.py:phantom`: a small model on synthetic films, a minute or two on two cores.
 """
 
 import ml_collections

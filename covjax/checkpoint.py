@@ -86,6 +86,9 @@ class Checkpoints:
         Args:
           state: one of the same shape, on the host; its values do not matter.
           step: which checkpoint.
+
+        Raises:
+          UsageError: if it cannot be read.
         """
         target = jax.tree.map(np.asarray, _tree(state))
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
@@ -158,14 +161,8 @@ def read_variables(folder: Path) -> dict[str, Any]:
                 name: jax.tree.map(lambda _: 0, stored.get(name, {}))
                 for name in ("params", "batch_stats")
             }
-            as_numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-            )
             return checkpointer.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    item=wanted, restore_args=as_numpy, partial_restore=True
-                ),
+                path, args=ocp.args.PyTreeRestore(item=wanted, partial_restore=True)
             )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         logging.debug("restore failed", exc_info=True)

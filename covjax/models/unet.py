@@ -25,7 +25,7 @@ class Upsample(nn.Module):
     With such a stride no two inputs meet in one output, so the same map is a matrix
     product at every pixel, whose results are laid out as 2x2 blocks. Both forms hold
     the same parameters and give the same numbers; which is faster depends on the
-    machine (XLA's CPU gradient of the first is about four times slower).
+    machine (on a CPU, XLA took more than twice as long for the gradient of the first).
 
     Attributes:
       features: channels of the output.
