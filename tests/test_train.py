@@ -1,6 +1,8 @@
 """The training loop, in this process, on eight virtual devices and tiny phantoms."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from covjax import train
 from covjax.checkpoint import Checkpoints, read_variables
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
+from covjax.interrupt import Interrupted
 
 STEPS_PER_EPOCH = 3
 
@@ -50,6 +53,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_epoch(
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines][-1] == STEPS_PER_EPOCH + 1
     assert not (run / "results").exists()
+
+
+def test_a_signal_within_an_epoch_leaves_a_checkpoint_of_that_step(
+    config, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def advance(_, step: int, loss: float) -> None:
+        if step == STEPS_PER_EPOCH + 1:  # read while the step after it runs
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train.RunLog, "advance", advance)
+    run, reached = tmp_path / "run", STEPS_PER_EPOCH + 2
+    with pytest.raises(Interrupted, match=f"after step {reached} of 9") as stop:
+        train.train_and_evaluate(config, run)
+    assert stop.value.exit_status == 143
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.latest() == reached
+        assert checkpoints.best() == STEPS_PER_EPOCH
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(
