@@ -12,12 +12,14 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from covjax import metrics, parallel
+from covjax import parallel
 from covjax.data.covidqu import Film, is_phantom, read_film
 from covjax.data.pipeline import make_eval_dataset
 from covjax.data.source import phantom_prefix
 from covjax.files import write_whole
 from covjax.losses import make_loss
+from covjax.metrics.counts import dice_per_image, iou_per_image
+from covjax.metrics.families import summarize
 from covjax.report.figures import Panel, choose_films, draw_qualitative
 from covjax.steps import eval_step, predict_step
 
@@ -180,7 +182,7 @@ def _panel(
 ) -> Panel:
     record = read_film(film, config.data.image_size)
     truth, found = int(counts[0] + counts[2]), int(counts[0] + counts[1])
-    dice = float(metrics.dice_per_image(counts[None])[0])
+    dice = float(dice_per_image(counts[None])[0])
     return Panel(
         title=f"{name}: {film.name}\nDice {dice:.3f}; {truth} px true, {found} found",
         film=record["image"],
@@ -213,7 +215,7 @@ def write_results(
       What the JSON file holds.
     """
     labels = [film.label for film in films]
-    summary = {"split": split.lower()} | metrics.summarize(
+    summary = {"split": split.lower()} | summarize(
         scores.counts, scores.losses, labels, threshold=threshold
     )
     summary |= about
@@ -223,8 +225,8 @@ def write_results(
 
 
 def _csv(films: Sequence[Film], scores: Scores) -> str:
-    dice = metrics.dice_per_image(scores.counts)
-    iou = metrics.iou_per_image(scores.counts)
+    dice = dice_per_image(scores.counts)
+    iou = iou_per_image(scores.counts)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from covjax.metrics import confusion_counts
+from covjax.metrics.counts import confusion_counts
 from covjax.train_state import TrainState
 from covjax.types import AXIS, Batch, LossFn, Metrics
 

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from covjax import checkpoint, evaluate, metrics, parallel, run_dir
+from covjax import checkpoint, evaluate, parallel, run_dir
 from covjax.checkpoint import Checkpoints, best_of, read_variables
 from covjax.config import read_config, validate_config
 from covjax.data.covidqu import Film
@@ -19,6 +19,7 @@ from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import Diverged, UsageError
 from covjax.interrupt import Interrupt, Interrupted
 from covjax.losses import make_loss
+from covjax.metrics.families import FAMILIES, summarize
 from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
 from covjax.report.figures import draw_curves
@@ -250,7 +251,7 @@ def _read(
 def _val_numbers(
     scores: evaluate.Scores, films: list[Film], threshold: float
 ) -> dict[str, Any]:
-    summary = metrics.summarize(
+    summary = summarize(
         scores.counts,
         scores.losses,
         [film.label for film in films],
@@ -259,7 +260,7 @@ def _val_numbers(
     )
     numbers = {
         f"{family}_{name}": summary[family][name]["mean"]
-        for family in metrics.FAMILIES
+        for family in FAMILIES
         for name in ("dice", "iou")
     }
     return {

@@ -19,7 +19,8 @@ PROJECT = Path(__file__).parents[1]
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
     ["", "errors", "types", "files", "interrupt", "config"],
-    ["losses", "metrics", "optim", "parallel", "models.unet", "models"]
+    ["losses", "optim", "parallel", "models.unet", "models"]
+    + ["metrics.counts", "metrics.bootstrap", "metrics.families", "metrics"]
     + [
         "data.covidqu",
         "data.phantom_film",
@@ -249,7 +250,7 @@ def test_a_legal_house_has_no_breach():
         ("data", "from .. import train", "data/__init__.py:1 (floor 1) imports"),
         ("", "from .train import x", "covjax/__init__.py:1 (floor 0) imports"),
         # Against the order of one floor; `unet` may not use its package's own file.
-        ("losses", "from covjax import metrics", "imports covjax.metrics (floor 1)"),
+        ("losses", "from covjax import optim", "imports covjax.optim (floor 1)"),
         ("data.augment", "from . import pipeline", "imports covjax.data.pipeline"),
         ("models.unet", "from covjax.models import x", "imports covjax.models"),
         # Libraries that have one owner.

@@ -22,7 +22,7 @@ from configs import base
 from covjax import parallel
 from covjax.errors import UsageError
 from covjax.losses import make_loss
-from covjax.metrics import confusion_counts
+from covjax.metrics.counts import confusion_counts
 from covjax.models.unet import UNet
 from covjax.optim import make_optimizer, make_schedule
 from covjax.steps import eval_step, predict_step, train_step

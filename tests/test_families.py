@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covjax import metrics
+from covjax.metrics import counts as pixel_counts
+from covjax.metrics import families
 
 # TP, FP, FN, TN of 100 pixels each; every meeting of empty and not empty occurs.
 HAND = [
@@ -27,7 +28,7 @@ def summarize(counts, labels=None, **kwargs):
     counts = np.asarray(counts)
     labels = ["COVID-19"] * len(counts) if labels is None else labels
     kwargs = {"threshold": 0.5, "resamples": 200} | kwargs
-    return metrics.summarize(counts, np.zeros(len(counts)), labels, **kwargs)
+    return families.summarize(counts, np.zeros(len(counts)), labels, **kwargs)
 
 
 def random_counts(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -62,7 +63,7 @@ def test_counts_of_two_images_by_hand(threshold, expected, dtype):
     logits = jnp.asarray(np.log(p / (1 - p)).reshape(2, 2, 4, 1), dtype)
     masks = np.zeros((2, 8), np.uint8)
     masks[0, :4] = masks[1, 0] = 1
-    counts = metrics.confusion_counts(
+    counts = pixel_counts.confusion_counts(
         logits, jnp.asarray(masks.reshape(2, 2, 4, 1)), threshold=threshold
     )
     assert counts.dtype == jnp.int32
@@ -72,12 +73,12 @@ def test_counts_of_two_images_by_hand(threshold, expected, dtype):
 def test_counts_of_a_whole_film_are_exact():
     # 65,535 is beyond what float16, bfloat16 or int16 can count.
     logits = jnp.ones((1, 256, 256, 1)).at[0, 0, 0, 0].set(-1)
-    counts = metrics.confusion_counts(logits, jnp.ones_like(logits), threshold=0.5)
+    counts = pixel_counts.confusion_counts(logits, jnp.ones_like(logits), threshold=0.5)
     np.testing.assert_array_equal(counts, [[65535, 0, 1, 0]])
 
 
 def test_dice_and_iou_of_each_image_by_hand():
-    dice, iou = metrics.dice_per_image(COUNTS), metrics.iou_per_image(COUNTS)
+    dice, iou = pixel_counts.dice_per_image(COUNTS), pixel_counts.iou_per_image(COUNTS)
     assert dice.dtype == iou.dtype == np.float64
     np.testing.assert_array_equal(dice, [0.75, 0.4, 0, 1, 0, 1])
     np.testing.assert_array_equal(iou, [0.6, 0.25, 0, 1, 0, 1])
@@ -85,12 +86,14 @@ def test_dice_and_iou_of_each_image_by_hand():
 
 def test_an_output_beside_the_mask_scores_zero():
     beside = np.array([[0, 5, 5, 90]])
-    assert metrics.dice_per_image(beside) == metrics.iou_per_image(beside) == 0
+    assert (
+        pixel_counts.dice_per_image(beside) == pixel_counts.iou_per_image(beside) == 0
+    )
 
 
 def test_four_families_by_hand():
     losses = np.array([0.25, 0.5, 1, 0, 1, 0.25], np.float32)
-    result = metrics.summarize(COUNTS, losses, LABELS, threshold=0.3, resamples=0)
+    result = families.summarize(COUNTS, losses, LABELS, threshold=0.3, resamples=0)
     assert result == {
         "n": 6,
         "n_empty": 3,
