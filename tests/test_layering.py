@@ -39,7 +39,7 @@ FLOORS = [
     ],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir"],
     ["report.log", "report.tables", "report.figures", "report.page", "report"]
-    + ["evaluate"],
+    + ["compare", "evaluate"],
     ["train"],
     ["main"],
 ]
