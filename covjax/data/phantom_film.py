@@ -99,7 +99,7 @@ def _ramp(distance: np.ndarray, width: float) -> np.ndarray:
 def _two_largest(mask: np.ndarray) -> np.ndarray:
     """Drops the few pixels that a lung's sharp corner may leave apart; bool."""
     parts = cv2.connectedComponents(mask.astype(np.uint8))[1]
-    areas = np.bincount(parts.ravel())
+    areas = np.bincount(parts.ravel().astype(np.intp))
     areas[0] = 0
     return np.isin(parts, np.argsort(areas)[-2:])
 
