@@ -26,6 +26,6 @@ def summarize_pixels(
       "precision", TP / (TP + FP); "sensitivity", TP / (TP + FN); "specificity",
       TN / (TN + FP): each {"mean", "low", "high"}, None where not defined.
     """
-    columns = np.asarray(counts, np.float64).T
-    of_image = dict(zip(("tp", "fp", "fn", "tn"), columns, strict=True))
+    tp, fp, fn, tn = np.asarray(counts, np.float64).T
+    of_image = {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
     return estimate(of_image, FIGURES, resamples=resamples, seed=seed)
