@@ -20,7 +20,9 @@ PROJECT = Path(__file__).parents[1]
 FLOORS = [
     ["", "errors", "types", "files", "interrupt", "config"],
     ["losses", "optim", "parallel", "models.unet", "models"]
-    + ["metrics.counts", "metrics.bootstrap", "metrics.families", "metrics"]
+    + ["metrics.counts", "metrics.bootstrap", "metrics.families"]
+    + ["metrics.surface", "metrics.detection", "metrics.reliability"]
+    + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
     + [
         "data.covidqu",
         "data.phantom_film",
