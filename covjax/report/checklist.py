@@ -68,7 +68,7 @@ CLAIM = (
     Item("15", "why this reference", PARTLY, "it is the only one published with the"
          " films; no other was weighed"),
     Item("16", "who drew the reference", NO, "not known film by film"),
-    Item("17", "how Test was annotated", NO, "like the rest; not drawn anew by readers"),
+    Item("17", "how Test was annotated", NO, "like the rest; no reader drew it anew"),
     Item("18", "agreement between readers", PARTLY, "only a published one, on 48 films",
          "limits"),
     Item("19", "how the partitions were made", PARTLY, "taken over as published;"
@@ -134,8 +134,8 @@ TRIPOD_AI = (
     Item("6c", "treatments", NO, "not known of the data set"),
     Item("7", "preparation and quality of data", YES, "the audit of files, masks and"
          " twins", "audit"),
-    Item("8a", "outcome and how it is assessed", PARTLY, "masks, partly made by machine:"
-         " docs/data.md"),
+    Item("8a", "outcome and how it is assessed", PARTLY, "masks, partly made by"
+         " machine: docs/data.md"),
     Item("8b", "qualification of the assessors", NO, "not known film by film"),
     Item("8c", "blinding of the assessment", NO, "not known"),
     Item("9a", "choice of predictors", YES, "the pixels of the film, cut by a region of"
@@ -146,8 +146,8 @@ TRIPOD_AI = (
     Item("10", "sample size", PARTLY, "the published split; its intervals show what it"
          " can tell", "headline"),
     Item("11", "missing data", YES, "files that cannot be used", "audit"),
-    Item("12a", "how the data were used", YES, "Train teaches, Val chooses, Test is read"
-         " once", "splits"),
+    Item("12a", "how the data were used", YES, "Train teaches, Val chooses, Test is"
+         " scored last", "splits"),
     Item("12b", "handling of predictors", YES, f"augmentation and scale: {_SETTINGS}",
          "settings"),
     Item("12c", "kind of model, its building", YES, _SETTINGS, "settings"),
@@ -164,13 +164,14 @@ TRIPOD_AI = (
          " chosen", "families"),
     Item("16", "training against evaluation data", PARTLY, "the same data set, split as"
          " published", "splits"),
-    Item("17", "ethics approval", NO, "public data; the approvals of its sources are not"
-         " known"),
+    Item("17", "ethics approval", NO, "public data; the approvals of its sources are"
+         " not known"),
     Item("18a", "funding", NO, "not stated"),
     Item("18b", "conflicts of interest", NO, "not stated"),
     Item("18c", "protocol", NO, "none was written"),
     Item("18d", "registration", NO, _NO_STUDY),
-    Item("18e", "availability of data", YES, "docs/data.md: public, by its own licence"),
+    Item("18e", "availability of data", YES, "public, by its own licence:"
+         " docs/data.md"),
     Item("18f", "availability of code", YES, "Apache-2.0; command and commit", "run"),
     Item("19", "patients and the public", NO, "not involved"),
     Item("20a", "flow of participants", PARTLY, "films by split and class; no patients",

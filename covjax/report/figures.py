@@ -82,8 +82,8 @@ def draw_qualitative(path: Path, panels: Sequence[Panel], title: str) -> None:
     for cell, name in zip(axes[0], ("input", "truth", "output", ""), strict=True):
         cell.set_title(name, fontsize=10)
     axes[0, 3].legend(
-        canvas.outline_handles(axes[0, 3]), ["truth", "output"], loc="lower center", bbox_to_anchor=(0.5, 1.0),
-        ncols=2, frameon=False, fontsize=9,
+        canvas.outline_handles(axes[0, 3]), ["truth", "output"], loc="lower center",
+        bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9,
     )  # fmt: skip
     canvas.save(figure, path)
 

@@ -74,10 +74,6 @@ def audit(run: RunFiles) -> Section:
     found = run.audit
     if found is None:
         parts: list[Part] = [
-            Text("No audit lies in this run's folder, so films that stand in two splits"),
-            Text("python -m covjax.data.audit DATA --json RUN/results/audit.json"),
-        ]
-        parts = [
             Text(
                 "No audit lies in this run's folder: nothing is said here of damaged"
                 " files, or of films that stand in two splits. To make one:"
@@ -87,8 +83,8 @@ def audit(run: RunFiles) -> Section:
         return Section("no-audit", title, parts)
     parts = [_films(found)]
     wrong = [
-        [title, count(len(found["files"].get(kind, ())))]
-        for kind, title in KINDS.items()
+        [fault, count(len(found["files"].get(kind, ())))]
+        for kind, fault in KINDS.items()
     ]
     parts.append(Table("Files and masks at fault", ["fault", "files"], wrong))
     parts += _twins(found)
@@ -111,11 +107,9 @@ def _films(found: dict[str, Any]) -> Table:
 
 
 def _twins(found: dict[str, Any]) -> list[Part]:
-    pairs: Counter[tuple[str, str, bool]] = Counter()
     rows = []
     for kind, name in (("identical", "identical"), ("near", "nearly identical")):
         for pair in found[kind]["pairs"]:
-            pairs[kind, "", pair["leak"]] += pair["pairs"]
             leak = "yes" if pair["leak"] else "no"
             rows.append([name, " – ".join(pair["parts"]), count(pair["pairs"]), leak])
     if not rows:

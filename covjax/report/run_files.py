@@ -1,4 +1,4 @@
-"""What lies in a run's folder, read for the report; every file but one may be absent."""
+"""What lies in a run's folder, read for the report; most of it may be absent."""
 
 import csv
 import dataclasses
