@@ -131,7 +131,7 @@ def _blank(rate: dict[str, Any], kind: str | None) -> str:
 
 
 def _of(results: dict[str, Any]) -> str:
-    return f"{results['split']}, region of interest: {roi_name(results)}"
+    return f"{results['split'].capitalize()}, region of interest: {roi_name(results)}"
 
 
 def _operating_point(results: dict[str, Any]) -> str:
@@ -148,7 +148,7 @@ def _operating_point(results: dict[str, Any]) -> str:
     if point.get("chosen_on"):
         return (
             f"{text}. All of it was chosen on {point['chosen_on'].capitalize()}, for"
-            f" the highest {point.get('objective') or 'score'}, before Test was read."
+            f" the highest “{point.get('objective') or 'score'}”, before Test was read."
         )
     return f"{text}. Nothing of it was tuned."
 
@@ -240,7 +240,7 @@ def pixels(run: RunFiles) -> Section | None:
             [
                 f"95th percentile of surface distance, px ({count(surface['n_hd95'])}"
                 " films with both outlines)",
-                figure(surface["hd95"]),
+                figure(surface["hd95"], digits=1),
             ],
         ]
     if not rows:
@@ -294,15 +294,16 @@ def classes(run: RunFiles) -> Section | None:
     found = run.main.get("classes") or {}
     parts: list[Part] = []
     if found:
-        keys = ("dice", "positive_dice", "blank_rate", "false_pixels")
         rows = [
             [
                 label,
-                count(c["n"]),
-                count(c["n_empty"]),
-                *(figure(c.get(k)) for k in keys),
+                count(of_class["n"]),
+                count(of_class["n_empty"]),
+                *(figure(of_class.get(k)) for k in ("dice", "positive_dice")),
+                figure(of_class.get("blank_rate")),
+                figure(of_class.get("false_pixels"), digits=1),
             ]
-            for label, c in found.items()
+            for label, of_class in found.items()
         ]
         head = ["class", "films", "empty truth", "Dice, all", "Dice, positive"]
         head += ["blank rate", "false pixels a film"]

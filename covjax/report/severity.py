@@ -43,7 +43,7 @@ def draw_severity(
     scatter, difference = figure.subplots(1, 2)
     for label, style in canvas.CLASS_STYLES.items():
         shown = known & (np.asarray(labels) == label)
-        look = {**style, "s": 14, "alpha": 0.6, "linewidths": 0}
+        look = {**style, "s": 18, "alpha": 0.6, "linewidths": 0}
         scatter.scatter(
             true[shown], found[shown], label=f"{label} ({shown.sum()})", **look
         )

@@ -71,7 +71,7 @@ def draw_sheet(path: Path, films: Sequence[Thumbnail], title: str) -> None:
     """
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    cells = figure.subplots(ROWS, COLUMNS).flat
+    cells = figure.subplots(ROWS, COLUMNS).ravel()
     for cell in cells:
         cell.axis("off")
     for cell, film in zip(cells, films, strict=False):

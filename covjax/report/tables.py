@@ -60,16 +60,16 @@ def format_results(results: dict[str, Any], title: str) -> str:
     return "\n".join(lines)
 
 
-def number(value: float | None) -> str:
-    """Returns four digits, or a dash for None."""
-    return NONE if value is None else f"{value:.4f}"
+def number(value: float | None, digits: int = 4) -> str:
+    """Returns a number with so many decimals, or a dash for None."""
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
-def figure(value: dict[str, float | None] | None) -> str:
+def figure(value: dict[str, float | None] | None, digits: int = 4) -> str:
     """Returns a mean with its interval, if it has one; a dash for nothing."""
     if value is None:
         return NONE
-    mean, low, high = (number(value[k]) for k in ("mean", "low", "high"))
+    mean, low, high = (number(value[k], digits) for k in ("mean", "low", "high"))
     return mean if NONE in (mean, low, high) else f"{mean} [{low}, {high}]"
 
 
