@@ -50,8 +50,8 @@ CLAIM = (
          " background is given", "limits"),
     Item("4", "aims and hypotheses", PARTLY, "README.md: to reproduce a study; no"
          " hypothesis was set down"),
-    Item("5", "prospective or retrospective", YES, "retrospective, public data:"
-         " docs/data.md"),
+    Item("5", "prospective or retrospective", YES, "retrospective: films that"
+         " others had published (docs/data.md)"),
     Item("6", "goal of the study", PARTLY, "model building, on one data set:"
          " README.md"),
     Item("7", "sources of the data", PARTLY, _SOURCE),

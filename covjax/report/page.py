@@ -47,8 +47,8 @@ def write_report(workdir: Path) -> Path:
     run = read_run(workdir)
     sections = [section for make in SECTIONS if (section := make(run))]
     settings = page_sources.settings(run)
-    anchors = {section.anchor for section in (*sections, settings)}
-    sections += [page_sources.checklists(anchors), settings]
+    titles = {section.anchor: section.title for section in (*sections, settings)}
+    sections += [page_sources.checklists(titles), settings]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # names of runs and files come from anybody

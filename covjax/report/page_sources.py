@@ -1,7 +1,7 @@
 """Sections of the page on where figures come from, and how far they carry."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from covjax.config import flatten
@@ -159,11 +159,11 @@ def limits(run: RunFiles) -> Section:
     return Section("limits", "Limits", [Points(points)])
 
 
-def checklists(anchors: Collection[str]) -> Section:
+def checklists(titles: Mapping[str, str]) -> Section:
     """Returns CLAIM and TRIPOD+AI, item by item.
 
     Args:
-      anchors: of the sections that the page has.
+      titles: of the sections that the page has, by anchor.
     """
     names = {
         "CLAIM, update of 2024": CLAIM,
@@ -176,15 +176,15 @@ def checklists(anchors: Collection[str]) -> Section:
         )
     ]
     for name, items in names.items():
-        shown = [item.on(anchors) for item in items]
+        shown = [item.on(titles) for item in items]
         states = Counter(item.state for item in shown)
         told = ", ".join(f"{n} {state}" for state, n in states.items())
         head = ["item", "topic", "state", "where", "section"]
-        rows = [_item_row(item) for item in shown]
+        rows = [_item_row(item, titles) for item in shown]
         parts.append(Table(f"{name}: {told}", head, rows, prose=True))
     return Section("checklists", "Checklists", parts)
 
 
-def _item_row(item: Item) -> list[str | Link]:
-    link = Link("see", item.section) if item.section else NONE
+def _item_row(item: Item, titles: Mapping[str, str]) -> list[str | Link]:
+    link = Link(titles[item.section], item.section) if item.section else NONE
     return [item.number, item.topic, item.state, item.where or NONE, link]

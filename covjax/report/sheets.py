@@ -70,6 +70,7 @@ def draw_sheet(path: Path, films: Sequence[Thumbnail], title: str) -> None:
       title: above all of it; says "PHANTOM" where the films are.
     """
     figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr]
     figure.suptitle(title, fontsize=11)
     cells = figure.subplots(ROWS, COLUMNS).ravel()
     for cell in cells:
