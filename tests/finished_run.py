@@ -279,7 +279,7 @@ def _draw(folder: Path, title: str) -> None:
 def _film(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two grey lobes, a disk for a truth and another, beside it, for an output."""
     y, x = np.mgrid[:64, :64]
-    lobes = sum(np.exp(-((x - c) ** 2 / 90 + (y - 34) ** 2 / 300)) for c in (20, 44))
+    lobes = np.exp(-((np.abs(x - 32) - 12) ** 2 / 90 + (y - 34) ** 2 / 300))
     film = (200 - 150 * lobes).clip(0, 255).astype(np.uint8)
     disks = [
         ((x - 20 - d) ** 2 + (y - 20 - 2 * seed) ** 2 < 40 + 5 * seed) for d in (0, 3)

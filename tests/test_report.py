@@ -412,3 +412,10 @@ def test_severity_of_a_class_has_its_own_colour(tmp_path):
         return bool(red[150:].any())
 
     assert [reds([label]) for label in CLASSES] == [True, False, False]
+
+
+def test_reliability_curve_goes_on_over_an_empty_bin(tmp_path):
+    draw_bins(tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"), int)
+    blue = (np.abs(pixels - (0x00, 0x72, 0xB2)).max(-1) < 30).any(axis=0)
+    assert blue.sum() > 200  # columns of the picture: a line, not two points
