@@ -11,10 +11,10 @@ DEMO := runs/demo
 export NO_ALBUMENTATIONS_UPDATE := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-browser lint format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/.dev ## make .venv with covjax and the tools of a developer
 	@echo "covjax stands in .venv: source .venv/bin/activate"
@@ -35,6 +35,9 @@ demo: .venv/.core ## train both stages on phantoms and print their tables (minut
 
 test: .venv/.dev ## run the tests; ARGS="-k losses" goes to pytest
 	@$(PY) -m pytest $(ARGS)
+
+test-browser: .venv/.dev ## look at the report in Chromium (CHROMIUM= names another)
+	@$(PY) -m pytest -m browser $(ARGS)
 
 lint: .venv/.dev ## check style and types
 	@$(PY) -m ruff check

@@ -40,7 +40,11 @@ FLOORS = [
         "data",
     ],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir"],
-    ["report.log", "report.tables", "report.figures", "report.page", "report"]
+    ["report.log", "report.tables", "report.canvas", "report.figures"]
+    + ["report.reliability", "report.severity", "report.sheets"]
+    + ["report.run_files", "report.checklist", "report.page_parts"]
+    + ["report.page_scores", "report.page_pictures", "report.page_sources"]
+    + ["report.page", "report"]
     + ["compare", "evaluate"],
     ["train"],
     ["main"],

@@ -1,8 +1,5 @@
-"""What people look at: logs, tables, figures, the page."""
+"""What people look at: logs, tables, figures (the page: test_page.py)."""
 
-import base64
-import html.parser
-import io
 import json
 import re
 import struct
@@ -13,13 +10,14 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from configs import infection
-from covjax.config import save_config
 from covjax.report import log, tables
 from covjax.report.figures import Panel, choose_films, draw_curves, draw_qualitative
 from covjax.report.log import RunLog, read_metrics
-from covjax.report.page import write_report
+from covjax.report.reliability import draw_reliability
+from covjax.report.severity import draw_severity
+from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
 from covjax.report.tables import format_results
+from finished_run import CLASSES, figure, make_results
 
 
 def open_log(workdir: Path, start: int = 0, silent: bool = False) -> RunLog:
@@ -122,40 +120,6 @@ def test_rate_counts_from_the_last_start_of_the_clock(tmp_path, monkeypatch):
         assert run_log.images_per_second(5) == 0
         now = 106.0
         assert run_log.images_per_second(9) == 4 * 8 / 2
-
-
-def figure(mean: float | None, low: float | None, high: float | None) -> dict:
-    return {"mean": mean, "low": low, "high": high}
-
-
-def make_results(**changes) -> dict:
-    results = {
-        "split": "test",
-        "n": 1166,
-        "n_empty": 583,
-        "threshold": 0.5,
-        "loss": 0.3141,
-        "all": {
-            "dice": figure(0.6111, 0.5911, 0.6311),
-            "iou": figure(0.5611, 0.5411, 0.5811),
-        },
-        "positive": {
-            "dice": figure(0.7222, 0.7022, 0.7422),
-            "iou": figure(0.6222, 0.6022, 0.6422),
-        },
-        "pooled": {
-            "dice": figure(0.8333, 0.8133, 0.8533),
-            "iou": figure(0.7333, 0.7133, 0.7533),
-        },
-        "blank_rate": figure(0.4444, 0.4244, 0.4644)
-        | {"Normal": 0.5555, "Non-COVID": 0.3333},
-        "task": "infection",
-        "roi": "truth",
-        "image_size": 256,
-        "checkpoint": 932,
-        "phantom": False,
-    }
-    return results | changes
 
 
 def rows_of(text: str) -> dict[str, str]:
@@ -362,103 +326,96 @@ def test_same_run_draws_the_same_bytes(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-class Page(html.parser.HTMLParser):
-    """What a browser would find in a page."""
-
-    # Elements that are never closed.
-    VOID = {"meta", "img", "link", "br", "hr", "input"}
-
-    def __init__(self, text: str):
-        """Parses a page; fails where elements are not nested."""
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
+def make_thumbnails(n: int) -> list[Thumbnail]:
+    film = np.full((16, 16), 90, np.uint8)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 1
+    return [Thumbnail("a.png", "Normal", 0.5, film, mask, mask) for _ in range(n)]
 
 
-@pytest.fixture
-def run(tmp_path) -> Path:
-    """A finished run, with a name that HTML would take for a tag."""
-    workdir = tmp_path / "a<b>&c"
-    config = infection.get_config("phantom")
-    config.init_from = "runs/<script>"
-    save_config(config, workdir / "config.json", {"commit": "1f3a"})
-    (workdir / "figures").mkdir()
-    for name, grey in (("qualitative", 50), ("curves", 200)):
-        Image.new("L", (8, 8), grey).save(workdir / "figures" / f"{name}.png")
-    write_results(workdir, json.dumps(make_results(phantom=True)))
-    return workdir
+@pytest.mark.parametrize("n", [0, 3, 10])
+def test_sheet_shows_each_film_once_five_a_row(tmp_path, n):
+    draw_sheet(tmp_path / "sheet.png", make_thumbnails(n), "title")
+    assert size_of(tmp_path / "sheet.png") == (1100, 594)
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"), int)
+    # The grey of the films: inside the outlines, and all around them.
+    grey = np.abs(pixels - 90) < 3
+    shown = [
+        [bool(grey[rows][:, 220 * k : 220 * (k + 1)].mean() > 0.2) for k in range(5)]
+        for rows in (slice(0, 297), slice(297, 594))
+    ]
+    assert shown == [[k < n for k in range(5)], [k + 5 < n for k in range(5)]]
 
 
-def read_page(workdir: Path) -> Page:
-    path = write_report(workdir)
-    assert path == workdir / "report.html"
-    return Page(path.read_text())
+def test_sheets_are_chosen_by_dice():
+    # Film k finds k of 12 pixels and adds none: Dice 2k / (k + 12), which rises with k.
+    # Film 12 is blank as it should be, Dice 1; film 13 a false alarm, Dice 0.
+    counts = [[k, 0, 12 - k, 88] for k in range(12)]
+    chosen = choose_sheets(np.array([*counts, [0, 0, 0, 100], [0, 50, 0, 50]]))
+    assert chosen["best"] == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
+    assert chosen["median"] == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert chosen["worst"] == [13, 0, 1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_page_needs_no_other_file_and_no_network(run):
-    page = read_page(run)
-    assert page.open == []
-    links = [v for _, attributes in page.tags for v in attributes.values()]
-    assert not [v for v in links if v and re.match(r"(\w+:)?//|(?!data:)\w+:", v)]
-    names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "iframe", "a", "b"}
-    assert not re.search(r"url\(|@import|https?:", (run / "report.html").read_text())
+def test_sheets_of_few_films_or_none():
+    few = choose_sheets(np.array([[1, 0, 1, 8], [2, 0, 0, 8]]))
+    assert few == {"best": [1, 0], "median": [1, 0], "worst": [0, 1]}
+    none = choose_sheets(np.zeros((0, 4), int))
+    assert none == {"best": [], "median": [], "worst": []}
 
 
-def test_page_holds_both_figures(run):
-    images = [attributes for tag, attributes in read_page(run).tags if tag == "img"]
-    assert len(images) == 2
-    for image, name in zip(images, ("qualitative", "curves"), strict=True):
-        kind, data = image["src"].split(",")
-        assert kind == "data:image/png;base64"
-        content = base64.b64decode(data, validate=True)
-        assert content == (run / "figures" / f"{name}.png").read_bytes()
-        Image.open(io.BytesIO(content)).verify()
-        assert image["alt"]
+def draw_bins(path: Path) -> None:
+    draw_reliability(
+        path,
+        edges=np.array([0, 0.5, 0.9, 1]),
+        confidence=np.array([0.1, np.nan, 0.95]),
+        frequency=np.array([0.05, np.nan, 0.9]),
+        pixels=np.array([10_000, 0, 10]),
+        title="PHANTOM",
+    )
 
 
-def test_page_shows_tables_and_settings(run):
-    text = read_page(run).text
-    assert format_results(make_results(phantom=True), "a<b>&c") in text
-    assert "init_fromruns/<script>" in text
-    assert "model.width8" in text
-    assert "about.commit1f3a" in text
-    assert "not a medical device" in text
+def draw_shares(path: Path) -> None:
+    draw_severity(
+        path,
+        true_share=np.array([0.1, 0.9, np.nan, 0.0]),
+        found_share=np.array([0.2, 0.7, 0.5, np.nan]),
+        labels=["COVID-19", "COVID-19", "Non-COVID", "Normal"],
+        bias=-0.05,
+        limits=(-0.3, 0.2),
+        title="PHANTOM",
+    )
 
 
-def test_page_shows_every_split_that_was_evaluated(run):
-    results = json.dumps(make_results(phantom=True, split="val", loss=0.7777))
-    (run / "results" / "val.json").write_text(results)
-    text = read_page(run).text
-    assert "0.3141" in text and "0.7777" in text
+@pytest.mark.parametrize("draw", [draw_bins, draw_shares])
+def test_bins_and_films_without_a_value_are_left_out(tmp_path, draw):
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name)
+    assert size_of(tmp_path / "a.png")[0] == 1100
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_page_of_phantoms_says_so_first(run):
-    text = read_page(run).text
-    assert text.index("These films are PHANTOMS") < text.index("0.3141")
+def test_severity_of_a_class_has_its_own_colour(tmp_path):
+    def reds(labels: list[str]) -> bool:
+        draw_severity(
+            tmp_path / "a.png",
+            true_share=np.array([0.5]),
+            found_share=np.array([0.5]),
+            labels=labels,
+            bias=0.0,
+            limits=(0.0, 0.0),
+            title="title",
+        )
+        # The legend, at the top left, names every class in its colour.
+        pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"), int)
+        red = (pixels[..., 0] > 200) & (pixels[..., 2] < 140)
+        return bool(red[150:].any())
+
+    assert [reds([label]) for label in CLASSES] == [True, False, False]
 
 
-def test_page_of_real_films_speaks_of_no_phantoms(run):
-    (run / "results" / "test.json").write_text(json.dumps(make_results()))
-    assert "These films are PHANTOMS" not in read_page(run).text
-
-
-def test_page_of_a_run_without_results_and_figures_is_whole(tmp_path):
-    save_config(infection.get_config(), tmp_path / "config.json", {})
-    page = read_page(tmp_path)
-    assert page.open == []
-    assert not [tag for tag, _ in page.tags if tag == "img"]
+def test_reliability_curve_goes_on_over_an_empty_bin(tmp_path):
+    draw_bins(tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"), int)
+    blue = (np.abs(pixels - (0x00, 0x72, 0xB2)).max(-1) < 30).any(axis=0)
+    assert blue.sum() > 200  # columns of the picture: a line, not two points

@@ -1,7 +1,6 @@
 """Pictures of a run: what the model did on three films, and how training went."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from covjax.files import write_whole
-
-# Okabe and Ito's palette: told apart with any colour vision.
-_TRUTH, _OUTPUT = "#56B4E9", "#E69F00"
+from covjax.report import canvas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +76,16 @@ def draw_qualitative(path: Path, panels: Sequence[Panel], title: str) -> None:
     for row, panel in zip(axes, panels, strict=True):
         pictures = (panel.seen, 255 * panel.truth, 255 * panel.output, panel.film)
         for cell, picture in zip(row, pictures, strict=True):
-            cell.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            cell.set_xticks([])
-            cell.set_yticks([])
-        for mask, colour in ((panel.truth, _TRUTH), (panel.output, _OUTPUT)):
-            if mask.any() and not mask.all():
-                row[3].contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
+            canvas.draw_film(cell, picture)
+        canvas.draw_outlines(row[3], panel.truth, panel.output)
         row[0].set_ylabel(panel.title, fontsize=8)
     for cell, name in zip(axes[0], ("input", "truth", "output", ""), strict=True):
         cell.set_title(name, fontsize=10)
-    handles = [axes[0, 3].plot([], [], color=c)[0] for c in (_TRUTH, _OUTPUT)]
     axes[0, 3].legend(
-        handles, ["truth", "output"], loc="lower center", bbox_to_anchor=(0.5, 1.0),
-        ncols=2, frameon=False, fontsize=9,
+        canvas.outline_handles(axes[0, 3]), ["truth", "output"], loc="lower center",
+        bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=9,
     )  # fmt: skip
-    _save(figure, path)
+    canvas.save(figure, path)
 
 
 def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
@@ -108,10 +99,13 @@ def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     loss, dice = figure.subplots(1, 2)
-    for split, colour in (("train", _TRUTH), ("val", _OUTPUT)):
+    for split, colour, style in (
+        ("train", canvas.BLUE, "-"), ("val", canvas.ORANGE, "--o")
+    ):  # fmt: skip
         of_split = [line for line in lines if line["split"] == split]
         steps = [line["step"] for line in of_split]
-        loss.plot(steps, [line["loss"] for line in of_split], color=colour, label=split)
+        losses = [line["loss"] for line in of_split]
+        loss.plot(steps, losses, style, color=colour, label=split, markersize=3)
         if split == "val":
             for family, style in (("all", "-"), ("positive", "--"), ("pooled", ":")):
                 values = [line[f"{family}_dice"] for line in of_split]
@@ -121,11 +115,4 @@ def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None
     for cell in (loss, dice):
         cell.grid(alpha=0.3)
         cell.legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    # No date and no version inside: the same run draws the same bytes.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_whole(path, buffer.getvalue())
+    canvas.save(figure, path)

@@ -9,7 +9,7 @@ from covjax.errors import UsageError
 
 # The study's Test figures, family `all`: mean loss, Dice, IoU.
 STUDY = {"lung": (0.0372, 0.9690, 0.9411), "infection": (0.3656, 0.6167, 0.5642)}
-_NONE = "–"
+NONE = "–"
 
 
 def read_results(workdir: Path, split: str) -> dict[str, Any]:
@@ -45,32 +45,32 @@ def format_results(results: dict[str, Any], title: str) -> str:
     if not results["phantom"]:  # the study saw no phantoms: nothing to compare
         rows.append(("the study, all", STUDY[results["task"]]))
     for name, values in rows:
-        cells = "".join(f"{_number(v):>9}" for v in values)
+        cells = "".join(f"{number(v):>9}" for v in values)
         lines.append(f"  {name:14}{cells[1:]}")
     lines += ["", f"  {'family':14}{'Dice [95 %]':>24}{'IoU [95 %]':>24}"]
     for family in ("all", "positive", "pooled"):
-        cells = "".join(f"{_figure(results[family][k]):>24}" for k in ("dice", "iou"))
+        cells = "".join(f"{figure(results[family][k]):>24}" for k in ("dice", "iou"))
         lines.append(f"  {family:14}{cells}")
     blank = results["blank_rate"]
     if blank["mean"] is not None:
         lines.append(
-            f"  {'blank rate':14}{_figure(blank):>24}   Normal"
-            f" {_number(blank['Normal'])}, Non-COVID {_number(blank['Non-COVID'])}"
+            f"  {'blank rate':14}{figure(blank):>24}   Normal"
+            f" {number(blank['Normal'])}, Non-COVID {number(blank['Non-COVID'])}"
         )
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.4f}"
+def number(value: float | None, digits: int = 4) -> str:
+    """Returns a number with so many decimals, or a dash for None."""
+    return NONE if value is None else f"{value:.{digits}f}"
 
 
-def _figure(figure: dict[str, float | None]) -> str:
-    if figure["mean"] is None:
-        return _NONE
-    return (
-        f"{_number(figure['mean'])} [{_number(figure['low'])},"
-        f" {_number(figure['high'])}]"
-    )
+def figure(value: dict[str, float | None] | None, digits: int = 4) -> str:
+    """Returns a mean with its interval, if it has one; a dash for nothing."""
+    if value is None:
+        return NONE
+    mean, low, high = (number(value[k], digits) for k in ("mean", "low", "high"))
+    return mean if NONE in (mean, low, high) else f"{mean} [{low}, {high}]"
 
 
 def main(runs: list[str]) -> int:

@@ -1,0 +1,190 @@
+"""Sections of the page on where figures come from, and how far they carry."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from covjax.config import flatten
+from covjax.data.covidqu import TREES
+from covjax.data.film_checks import KINDS
+from covjax.report.checklist import CLAIM, TRIPOD_AI, Item
+from covjax.report.page_parts import (
+    ROIS,
+    Code,
+    Link,
+    Part,
+    Points,
+    Section,
+    Table,
+    Text,
+    at,
+    count,
+)
+from covjax.report.run_files import RunFiles
+from covjax.report.tables import NONE
+
+_TASKS = {
+    "lung": "stage 1: a U-Net that outlines the lungs",
+    "infection": "stage 2: a U-Net that outlines COVID-19 infection",
+}
+
+
+def about(run: RunFiles) -> Section:
+    """Returns what was trained on what, and with which software."""
+    config, told = run.config, run.about
+    data = config["data"]
+    films = "COVID-QU-Ex, chest X-rays"
+    if run.phantom:
+        films = "PHANTOMS: synthetic films, drawn by a program"
+    rows = [
+        ["model", _TASKS[run.task]],
+        ["films", f"{films}, {data.get('image_size', NONE)} px"],
+        ["region of interest in training", ROIS.get(data.get("roi"), NONE)],
+        ["started from", config.get("init_from") or "random parameters"],
+        ["seed", str(config.get("seed", NONE))],
+        ["epochs, batch", _two(config, "epochs", "batch_size")],
+        ["checkpoint scored (step)", str(run.main.get("checkpoint", NONE))],
+        ["started", str(told.get("started", NONE))],
+        ["commit", str(told.get("commit") or NONE)],
+        ["Python", str(told.get("python", NONE))],
+        *([name, str(v)] for name, v in (told.get("versions") or {}).items()),
+    ]
+    parts: list[Part] = [
+        Table("What was trained, on what, with what", ["", "value"], rows, prose=True)
+    ]
+    if told.get("command"):
+        parts += [Text("The command of the run:"), Code(told["command"])]
+    return Section("run", "The run", parts)
+
+
+def _two(config: dict[str, Any], *names: str) -> str:
+    return ", ".join(str(at(config, "train", n) or NONE) for n in names)
+
+
+def settings(run: RunFiles) -> Section:
+    """Returns every field of the run's config."""
+    rows = [[name, str(value)] for name, value in flatten(run.config).items()]
+    table = Table("Every field of config.json", ["field", "value"], rows, prose=True)
+    return Section("settings", "Settings", [table])
+
+
+def audit(run: RunFiles) -> Section:
+    """Returns what the audit of the data found, or how to make one."""
+    title = "Audit of the data"
+    found = run.audit
+    if found is None:
+        parts: list[Part] = [
+            Text(
+                "No audit lies in this run's folder: nothing is said here of damaged"
+                " files, or of films that stand in two splits. To make one:"
+            ),
+            Code("python -m covjax.data.audit DATA --json RUN/results/audit.json"),
+        ]
+        return Section("no-audit", title, parts)
+    parts = [_films(found)]
+    wrong = [
+        [fault, count(len(found["files"].get(kind, ())))]
+        for kind, fault in KINDS.items()
+    ]
+    parts.append(Table("Files and masks at fault", ["fault", "files"], wrong))
+    parts += _twins(found)
+    return Section("audit", title, parts)
+
+
+def _films(found: dict[str, Any]) -> Table:
+    rows = [
+        [f"{TREES[task]}, {split}"]
+        + [
+            f"{n:,} / {tree['published'][split][label]:,}"
+            for label, n in labels.items()
+        ]
+        for task, tree in found["trees"].items()
+        for split, labels in tree["films"].items()
+    ]
+    trees = found["trees"].values()
+    labels = next(iter(next(iter(trees))["films"].values()))
+    return Table("Films found / published", ["split", *labels], rows)
+
+
+def _twins(found: dict[str, Any]) -> list[Part]:
+    rows = []
+    for kind, name in (("identical", "identical"), ("near", "nearly identical")):
+        for pair in found[kind]["pairs"]:
+            leak = "yes" if pair["leak"] else "no"
+            rows.append([name, " – ".join(pair["parts"]), count(pair["pairs"]), leak])
+    if not rows:
+        return [Text("No film stands twice.")]
+    head = ["alike", "where", "pairs", "seen before it is scored"]
+    parts: list[Part] = [Table("Films that stand twice", head, rows)]
+    seen = [
+        [part, count(kinds["identical"]), count(kinds["near"])]
+        for part, kinds in found["seen_before"].items()
+    ]
+    if seen:
+        caption = "Films with a twin in an earlier split, or in stage 1's films"
+        parts.append(Table(caption, ["part", "identical", "nearly identical"], seen))
+    return parts
+
+
+def limits(run: RunFiles) -> Section:
+    """Returns what no figure of this page can tell."""
+    points = [
+        "Research software, not a medical device: nothing here may decide about a"
+        " patient.",
+    ]
+    if run.phantom:
+        points.append(
+            "Every figure is from PHANTOMS. It shows that the software works, and"
+            " forecasts nothing about patients."
+        )
+    points += [
+        "Films of one collection, split as published: another hospital, device or"
+        " patient group may give other figures. There is no external test.",
+        "No patient identifiers exist: films of one patient may stand in two splits,"
+        " and no figure can be given by age, sex or origin.",
+        "Classes come from different sources: letters, borders and exposure can give a"
+        " class away without a look at the lungs.",
+        "The reference masks are partly made by machine; two radiologists agreed with"
+        " them at a mean Dice of .65 on 48 films. A higher Dice is agreement with this"
+        " data set, not skill above theirs.",
+        "Intervals tell how far other films of the same kind would move a figure; they"
+        " say nothing about another seed. One run against one run is an anecdote.",
+    ]
+    if run.task == "infection" and run.headline == "test":
+        if run.main.get("roi") == "truth":
+            points.append(
+                "The network was shown the true lungs, which no clinic has: these"
+                " figures flatter it."
+            )
+    return Section("limits", "Limits", [Points(points)])
+
+
+def checklists(titles: Mapping[str, str]) -> Section:
+    """Returns CLAIM and TRIPOD+AI, item by item.
+
+    Args:
+      titles: of the sections that the page has, by anchor.
+    """
+    names = {
+        "CLAIM, update of 2024": CLAIM,
+        "TRIPOD+AI, 2024": TRIPOD_AI,
+    }
+    parts: list[Part] = [
+        Text(
+            "Topics are paraphrased and only point at the items of the published"
+            " checklists. The answers are the project's own judgement."
+        )
+    ]
+    for name, items in names.items():
+        shown = [item.on(titles) for item in items]
+        states = Counter(item.state for item in shown)
+        told = ", ".join(f"{n} {state}" for state, n in states.items())
+        head = ["item", "topic", "state", "where", "section"]
+        rows = [_item_row(item, titles) for item in shown]
+        parts.append(Table(f"{name}: {told}", head, rows, prose=True))
+    return Section("checklists", "Checklists", parts)
+
+
+def _item_row(item: Item, titles: Mapping[str, str]) -> list[str | Link]:
+    link = Link(titles[item.section], item.section) if item.section else NONE
+    return [item.number, item.topic, item.state, item.where or NONE, link]

@@ -1,0 +1,67 @@
+"""The report page in a real browser: no error, no request, no picture or text lost."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from configs import infection
+from covjax.config import save_config
+from covjax.report.page import write_report
+from finished_run import write_finished_run
+
+pytestmark = pytest.mark.browser
+
+# A quiet browser: no sandbox (root has none), no GPU, no calls home.
+ARGUMENTS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        pytest.fail("no chromium: install it, or name one by CHROMIUM=/path/to/it")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module", params=["full", "bare"])
+def report(request, tmp_path_factory) -> tuple[Path, int]:
+    """A page, and how many pictures it has to show."""
+    workdir = tmp_path_factory.mktemp("run") / ("a<b>&c-" + 12 * "long")
+    if request.param == "full":
+        return write_report(write_finished_run(workdir)), 7
+    save_config(infection.get_config(), workdir / "config.json", {})
+    return write_report(workdir), 0
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_page_is_whole_and_fits(browser, report, width):
+    path, n_pictures = report
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    told, asked = [], []
+    page.on("console", lambda message: told.append(message.text))
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("requestfailed", lambda request: told.append(request.url[:80]))
+    page.on("request", lambda request: asked.append(request.url[:80]))
+    page.goto(path.as_uri())
+    pictures = page.evaluate(
+        "Promise.all([...document.images].map("
+        "i => i.decode().then(() => i.naturalWidth, () => 0)))"
+    )
+    assert len(pictures) == n_pictures and all(w > 0 for w in pictures)
+    assert told == []
+    assert [u for u in asked if not u.startswith("data:")] == [path.as_uri()[:80]]
+    overflow = page.evaluate(
+        "[document.documentElement.scrollWidth, document.body.scrollWidth]"
+    )
+    assert max(overflow) <= width
+    page.close()
