@@ -43,10 +43,10 @@ _SOURCE = "docs/data.md, after the makers of the data set; no dates, places or c
 _SETTINGS = "every setting of the run"
 
 CLAIM = (
-    Item("1", "title names the AI method", PARTLY, "the title names the task; the"
-         " section, the U-Net", "run"),
+    Item("1", "title or abstract names the AI method", PARTLY, "the title names the"
+         " task; the section, the U-Net", "run"),
     Item("2", "structured summary", PARTLY, "the headline; no abstract", "headline"),
-    Item("3", "clinical background, intended use", PARTLY, "not for clinical use; no"
+    Item("3", "background, intended use and role", PARTLY, "not for clinical use; no"
          " background is given", "limits"),
     Item("4", "aims and hypotheses", PARTLY, "README.md: to reproduce a study; no"
          " hypothesis was set down"),
@@ -55,11 +55,11 @@ CLAIM = (
     Item("6", "goal of the study", PARTLY, "model building, on one data set:"
          " README.md"),
     Item("7", "sources of the data", PARTLY, _SOURCE),
-    Item("8", "who was included and excluded", NO, "not known of the data set"),
+    Item("8", "criteria to include and exclude", NO, "not known of the data set"),
     Item("9", "preprocessing", YES, "resize, region of interest, augmentation:"
          f" {_SETTINGS}", "settings"),
-    Item("10", "choice of subsets of the data", YES, "none: every film of the published"
-         " split (docs/data.md)"),
+    Item("10", "parts of the data that were picked or cut out", YES, "every film of the"
+         f" published split; of each, what data.roi shows: {_SETTINGS}", "settings"),
     Item("11", "de-identification", NO, "done by the makers, not described"),
     Item("12", "missing data", YES, "files that cannot be read, masks without films",
          "audit"),
@@ -69,8 +69,8 @@ CLAIM = (
          " films; no other was weighed"),
     Item("16", "who drew the reference", NO, "not known film by film"),
     Item("17", "how Test was annotated", NO, "like the rest; no reader drew it anew"),
-    Item("18", "agreement between readers", PARTLY, "only a published one, on 48 films",
-         "limits"),
+    Item("18", "agreement between and within readers", PARTLY, "only of two readers"
+         " with the masks, as published, on 48 films", "limits"),
     Item("19", "how the partitions were made", PARTLY, "taken over as published;"
          " docs/data.md"),
     Item("20", "level at which they are disjoint", PARTLY, "films, with the twins that"
@@ -103,8 +103,8 @@ CLAIM = (
     Item("36", "who the patients are, by partition", NO, _NO_PATIENTS),
     Item("37", "performance with uncertainty", YES, "figures with intervals",
          "headline"),
-    Item("38", "diagnostic accuracy with precision", PARTLY, "of films with infection"
-         " against the masks, not a diagnosis", "detection"),
+    Item("38", "diagnostic accuracy and its uncertainty", PARTLY, "of films with"
+         " infection against the masks, not a diagnosis", "detection"),
     Item("39", "analysis of failures", PARTLY, "counts by class and the worst films; no"
          " reader looked for causes", "classes"),
     Item("40", "limitations", YES, "", "limits"),
@@ -112,21 +112,22 @@ CLAIM = (
          "limits"),
     Item("42", "protocol or further detail", PARTLY, "no protocol; the code, its docs"
          " and config.json"),
-    Item("43", "availability of software and data", PARTLY, "code under Apache-2.0,"
+    Item("43", "availability of software, model, data", PARTLY, "code under Apache-2.0,"
          " data by docs/data.md; weights are not published"),
-    Item("44", "funding and its role", NO, "not stated"),
+    Item("44", "funding, support, role of funders", NO, "not stated"),
 )  # fmt: skip
 
 TRIPOD_AI = (
     Item("1", "title", PARTLY, "names task and run; not the population", "run"),
     Item("2", "abstract", PARTLY, "the headline; no abstract", "headline"),
-    Item("3a", "setting in health care", NO, "no clinical background is given"),
-    Item("3b", "target population and users", PARTLY, "none: not for clinical use",
-         "limits"),
+    Item("3a", "context in health care, rationale", NO, "no clinical background is"
+         " given"),
+    Item("3b", "target population, purpose, users", PARTLY, "none: not for clinical"
+         " use", "limits"),
     Item("3c", "known inequalities in health", NO, _NO_PATIENTS),
     Item("4", "objectives", PARTLY, "README.md: development, with internal"
          " evaluation"),
-    Item("5a", "sources of the data", PARTLY, _SOURCE),
+    Item("5a", "sources of the data, why these", PARTLY, _SOURCE),
     Item("5b", "dates of the data", NO, "not known of the data set"),
     Item("6a", "centres and setting", NO, "several public sources, mixed; not told"
          " apart"),
@@ -136,7 +137,7 @@ TRIPOD_AI = (
          " twins", "audit"),
     Item("8a", "outcome and how it is assessed", PARTLY, "masks, partly made by"
          " machine: docs/data.md"),
-    Item("8b", "qualification of the assessors", NO, "not known film by film"),
+    Item("8b", "assessors of the outcome", NO, "not known film by film"),
     Item("8c", "blinding of the assessment", NO, "not known"),
     Item("9a", "choice of predictors", YES, "the pixels of the film, cut by a region of"
          " interest", "settings"),
@@ -157,16 +158,16 @@ TRIPOD_AI = (
     Item("12f", "updating of the model", NO, "none was made"),
     Item("12g", "how predictions are computed", YES, "code and operating point",
          "families"),
-    Item("13", "imbalance of classes", PARTLY, "scores by class; what the loss does"
-         " about it stands in the settings", "classes"),
-    Item("14", "fairness", NO, _NO_PATIENTS),
+    Item("13", "methods against imbalance of classes", PARTLY, "scores by class; what"
+         " the loss does about it stands in the settings", "classes"),
+    Item("14", "what was done for fairness", NO, _NO_PATIENTS),
     Item("15", "output and thresholds", YES, "a mask, and where its threshold was"
          " chosen", "families"),
-    Item("16", "training against evaluation data", PARTLY, "the same data set, split as"
-         " published", "splits"),
-    Item("17", "ethics approval", NO, "public data; the approvals of its sources are"
-         " not known"),
-    Item("18a", "funding", NO, "not stated"),
+    Item("16", "how training and evaluation data differ", PARTLY, "the same data set,"
+         " split as published", "splits"),
+    Item("17", "ethics approval, consent", NO, "public data; the approvals of its"
+         " sources are not known"),
+    Item("18a", "funding, role of funders", NO, "not stated"),
     Item("18b", "conflicts of interest", NO, "not stated"),
     Item("18c", "protocol", NO, "none was written"),
     Item("18d", "registration", NO, _NO_STUDY),
@@ -177,9 +178,10 @@ TRIPOD_AI = (
     Item("20a", "flow of participants", PARTLY, "films by split and class; no patients",
          "audit"),
     Item("20b", "characteristics of participants", NO, _NO_PATIENTS),
-    Item("20c", "development against evaluation", PARTLY, "classes by split, and twins",
-         "audit"),
-    Item("21", "numbers in each analysis", YES, "n of every table", "splits"),
+    Item("20c", "distributions, evaluation against development", PARTLY, "classes by"
+         " split, and twins", "audit"),
+    Item("21", "participants and events in each analysis", YES, "n of every table; the"
+         " infected are the COVID-19 films of docs/data.md", "splits"),
     Item("22", "the model in full", PARTLY, "code and settings repeat the training;"
          " weights are not published", "settings"),
     Item("23a", "performance with intervals", PARTLY, "overall and by class; not by"
