@@ -21,6 +21,11 @@ NOT_IDENTITY = {
     "train.log_every",
 }
 
+# Fields that runs of before they existed lack, with the value that stood for them.
+_SINCE = {"data.lung_run": "", "data.roi_dilate": 0}
+
+ROIS = ("none", "truth", "predicted", "outside")
+
 Tree = Mapping[str, Any] | ml_collections.ConfigDict
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -42,7 +47,8 @@ _PROBABILITY = _between(0, 1)
 _CHECKS: dict[str, _Check] = {
     "seed": _between(0, 2**32 - 1),
     "data.task": _one_of("lung", "infection"),
-    "data.roi": _one_of("none", "truth"),
+    "data.roi": _one_of(*ROIS),
+    "data.roi_dilate": _at_least(0),
     "data.image_size": _at_least(8),
     "data.threads": _at_least(1),
     "data.workers": _at_least(0),
@@ -114,6 +120,18 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             f"config.data.roi = {config.data.roi!r}: must be 'none' where"
             " config.data.task is 'lung' (the lungs are the answer)"
         )
+    if config.data.roi == "none" and config.data.roi_dilate:
+        raise UsageError(
+            f"config.data.roi_dilate = {config.data.roi_dilate}: must be 0 where"
+            " config.data.roi is 'none' (there is no mask to widen)"
+        )
+    if config.data.roi == "predicted" and not (
+        config.data.lung_run or config.init_from
+    ):
+        raise UsageError(
+            "config.data.roi = 'predicted' needs the run that finds the lungs:"
+            " config.data.lung_run, or --init_from"
+        )
 
 
 def flatten(config: Tree, prefix: str = "") -> dict[str, Any]:
@@ -140,10 +158,13 @@ def differences(old: Tree, new: Tree) -> dict[str, tuple[Any, Any]]:
     """
     # Through JSON, so that tuples and lists compare as they were written.
     a, b = (json.loads(json.dumps(flatten(c))) for c in (old, new))
+    free = NOT_IDENTITY
+    if "predicted" not in (a.get("data.roi"), b.get("data.roi")):
+        free = free | {"data.lung_run"}  # of the evaluation alone
     return {
         name: (a.get(name), b.get(name))
         for name in sorted(a.keys() | b.keys())
-        if name not in NOT_IDENTITY and a.get(name) != b.get(name)
+        if name not in free and a.get(name) != b.get(name)
     }
 
 
@@ -158,12 +179,17 @@ def save_config(
 def read_config(path: Path) -> ml_collections.ConfigDict:
     """Reads what `save_config` wrote, without its "about".
 
+    Fields that were added later hold the value that stood for them before.
+
     Raises:
       UsageError: if there is no such file or it is no config.
     """
     try:
         content = json.loads(path.read_text())
         content.pop("about", None)
+        for name, value in _SINCE.items():
+            group, _, field = name.partition(".")
+            content.get(group, {}).setdefault(field, value)
         return ml_collections.ConfigDict(content)
     except FileNotFoundError:
         raise UsageError(f"{path.parent} holds no run: no {path.name}") from None

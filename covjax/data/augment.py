@@ -12,6 +12,7 @@ import numpy as np
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
 import albumentations as A  # noqa: E402, N812
 
+MASKS = ("lung", "infection", "found_lung")  # of a record, as `read_film` names them
 _MAKING = threading.Lock()  # the filters of warnings belong to the whole process
 
 
@@ -61,8 +62,8 @@ class Augment:
         """Augments one film.
 
         Args:
-          record: "image" uint8 [H, W], "lung" and, where there is one, "infection",
-            uint8 [H, W] in {0, 1}.
+          record: "image" uint8 [H, W], "lung" and, where there are any, "infection"
+            and "found_lung", uint8 [H, W] in {0, 1}.
           seed: of this record in this epoch, 32 bits.
 
         Returns:
@@ -103,5 +104,5 @@ class Augment:
             ]
             return A.Compose(
                 [t for t in transforms if t.p > 0],
-                additional_targets={"lung": "mask", "infection": "mask"},
+                additional_targets=dict.fromkeys(MASKS, "mask"),
             )

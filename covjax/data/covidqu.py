@@ -42,6 +42,7 @@ class Film:
       image: path of the film.
       lung_mask: path of its lung mask.
       infection_mask: path of its infection mask; None in the lung tree.
+      found_lung: path of the lungs that a model found; None unless one was asked.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Film:
     image: Path
     lung_mask: Path
     infection_mask: Path | None
+    found_lung: Path | None = None
 
 
 def data_root(root: str, project: Path) -> Path:
@@ -220,22 +222,44 @@ def read_film(film: Film, size: int) -> dict[str, np.ndarray]:
       size: side of the result, pixels.
 
     Returns:
-      "image" uint8 [size, size] in 0 to 255; "lung" uint8 [size, size] in {0, 1}; in
-      the infection tree also "infection", the same.
+      "image" uint8 [size, size] in 0 to 255, and what `read_masks` returns.
 
     Raises:
       DataError: if a file cannot be read, or a mask is not of the film's size.
     """
     image = read_grey(film.image)
-    record = {"image": resize_image(image, size)}
+    masks = read_masks(film, size, film_shape=image.shape)
+    return {"image": resize_image(image, size)} | masks
+
+
+def read_masks(
+    film: Film, size: int, film_shape: tuple[int, ...] | None = None
+) -> dict[str, np.ndarray]:
+    """Reads the masks of a film, square.
+
+    Args:
+      film: whose masks.
+      size: side of the result, pixels.
+      film_shape: that a published mask has to have; None: any.
+
+    Returns:
+      "lung" uint8 [size, size] in {0, 1}; in the infection tree also "infection", and
+      where a model looked for the lungs, "found_lung", the same.
+
+    Raises:
+      DataError: if a file cannot be read, or a mask is not of the film's size.
+    """
+    masks = {}
     for kind, path in (("lung", film.lung_mask), ("infection", film.infection_mask)):
         if path is None:
             continue
         mask = binarize(decode(path))
-        if mask.shape != image.shape:
+        if film_shape not in (None, mask.shape):
             raise DataError(
                 f"{path}: mask of {mask.shape[1]}x{mask.shape[0]} pixels for a film of"
-                f" {image.shape[1]}x{image.shape[0]}"
+                f" {film_shape[1]}x{film_shape[0]}"
             )
-        record[kind] = resize_mask(mask, size)
-    return record
+        masks[kind] = resize_mask(mask, size)
+    if film.found_lung is not None:
+        masks["found_lung"] = resize_mask(binarize(decode(film.found_lung)), size)
+    return masks

@@ -16,6 +16,7 @@ import numpy as np
 
 from covjax.data.augment import Augment
 from covjax.data.covidqu import Film, read_film
+from covjax.data.masks import dilate
 from covjax.errors import UsageError
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
@@ -51,6 +52,28 @@ def record_seed(seed: int, epoch: int, index: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Region:
+    """What the network is shown of a film.
+
+    Attributes:
+      roi: "none": all of it; "truth": the inside of the true lungs; "predicted": of
+        the lungs that a model found; "outside": all but the true lungs.
+      dilate: pixels by which the lungs are widened.
+    """
+
+    roi: str = "none"
+    dilate: int = 0
+
+    def cut(self, record: Record) -> np.ndarray:
+        """Returns the film, uint8 [H, W], 0 where the network is to see nothing."""
+        if self.roi == "none":
+            return record["image"]
+        lungs = record["found_lung" if self.roi == "predicted" else "lung"]
+        lungs = dilate(lungs, self.dilate)
+        return record["image"] * (1 - lungs if self.roi == "outside" else lungs)
+
+
+@dataclasses.dataclass(frozen=True)
 class ReadAugmented:
     """Maps (epoch, index) to an augmented, cut film.
 
@@ -58,7 +81,7 @@ class ReadAugmented:
       films: of the split.
       size: side, pixels.
       task: whose mask is the target.
-      roi: region of interest, as in `finish`.
+      region: what is shown of a film.
       augment: changes a record, given a seed.
       seed: of the run.
     """
@@ -66,7 +89,7 @@ class ReadAugmented:
     films: Sequence[Film]
     size: int
     task: str
-    roi: str
+    region: Region
     augment: Augment
     seed: int
 
@@ -75,7 +98,7 @@ class ReadAugmented:
         epoch, index = key
         record = read_film(self.films[index], self.size)
         record = self.augment(record, record_seed(self.seed, epoch, index))
-        return finish(record, self.task, self.roi, index)
+        return finish(record, self.task, self.region, index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,19 +109,19 @@ class ReadPadded:
       films: of the split.
       size: side, pixels.
       task: whose mask is the target.
-      roi: region of interest, as in `finish`.
+      region: what is shown of a film.
     """
 
     films: Sequence[Film]
     size: int
     task: str
-    roi: str
+    region: Region
 
     def __call__(self, index: int) -> Example:
         """Reads and cuts one film, or returns zeros of weight 0."""
         if index < len(self.films):
             record = read_film(self.films[index], self.size)
-            return finish(record, self.task, self.roi, index)
+            return finish(record, self.task, self.region, index)
         zeros = np.zeros((self.size, self.size, 1), np.uint8)
         return {
             "image": zeros,
@@ -108,7 +131,7 @@ class ReadPadded:
         }
 
 
-def finish(record: Record, task: str, roi: str, index: int) -> Example:
+def finish(record: Record, task: str, region: Region, index: int) -> Example:
     """Cuts a film to the region of interest and picks the target.
 
     The cut comes after the augmentation, so that outside of the region is exactly 0.
@@ -116,16 +139,15 @@ def finish(record: Record, task: str, roi: str, index: int) -> Example:
     Args:
       record: as `read_film` returns it.
       task: which mask is the target.
-      roi: "none": the whole film; "truth": the film inside the true lung mask.
+      region: what is shown of the film.
       index: position of the film in its split.
 
     Returns:
       "image" uint8 [H, W, 1], "mask" uint8 [H, W, 1] in {0, 1}, "index" int32 [],
       "weight" 1, float32 [].
     """
-    image = record["image"] * record["lung"] if roi == "truth" else record["image"]
     return {
-        "image": image[..., None],
+        "image": region.cut(record)[..., None],
         "mask": record[task][..., None],
         "index": np.int32(index),
         "weight": np.float32(1),
@@ -166,7 +188,7 @@ def make_train_dataset(
         films,
         data.image_size,
         data.task,
-        data.roi,
+        Region(data.roi, data.roi_dilate),
         Augment(**config.augment),
         config.seed,
     )
@@ -197,7 +219,9 @@ def make_eval_dataset(
     """
     batch, data = config.train.batch_size, config.data
     padded = -(-len(films) // batch) * batch
-    read = ReadPadded(films, data.image_size, data.task, data.roi)
+    read = ReadPadded(
+        films, data.image_size, data.task, Region(data.roi, data.roi_dilate)
+    )
     dataset = grain.MapDataset.range(rank, padded, world).map(read)
     return _iterate(dataset.batch(batch // world), data)
 
