@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from covjax.metrics.counts import confusion_counts
+from covjax.metrics.counts import confusion_counts, to_levels
 from covjax.train_state import TrainState
 from covjax.types import AXIS, Batch, LossFn, Metrics
 
@@ -60,7 +60,7 @@ def eval_step(
       state: parameters and batch statistics are read.
       batch: this device's share.
       loss_fn: (logits, masks) → losses [B].
-      threshold: probability above which a pixel is foreground.
+      threshold: a pixel is foreground if level / 255 is above it.
 
     Returns:
       `loss` float32 [B], `counts` int32 [B, 4] (TP, FP, FN, TN), and the batch's
@@ -75,9 +75,27 @@ def eval_step(
     }
 
 
-def predict_step(state: TrainState, batch: Batch) -> jax.Array:
-    """Returns the probability of every pixel, float32 [B, H, W, 1]."""
-    return jax.nn.sigmoid(_logits(state, batch))
+def predict_step(
+    state: TrainState, batch: Batch, *, loss_fn: LossFn
+) -> dict[str, jax.Array]:
+    """Returns what an evaluation keeps of every image, padding included.
+
+    Args:
+      state: parameters and batch statistics are read.
+      batch: this device's share.
+      loss_fn: (logits, masks) → losses [B].
+
+    Returns:
+      `levels` uint8 [B, H, W], probabilities times 255, rounded; `loss` float32 [B];
+      and the batch's `index` and `weight`.
+    """
+    logits = _logits(state, batch)
+    return {
+        "levels": to_levels(logits)[..., 0],
+        "loss": loss_fn(logits, batch["mask"].astype(jnp.float32)),
+        "index": batch["index"],
+        "weight": batch["weight"],
+    }
 
 
 def scale_pixels(images: jax.Array) -> jax.Array:

@@ -1,12 +1,25 @@
-"""Pixels counted for every image, and the ratios of one image.
+"""Levels of probability, pixels counted for every image, the ratios of one image.
 
-Devices count (`confusion_counts`, integers). All else is derived from these counts on
-the host, in float64.
+A probability is kept as its nearest 8-bit level, p = level / 255, wherever it is
+counted: on a device, or on the host from the levels that an evaluation saved. All
+else is derived from the counts on the host, in float64.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+TOP_LEVEL = 255
+
+
+def to_levels(logits: jax.Array) -> jax.Array:
+    """Returns the nearest 8-bit level of every probability, uint8, same shape.
+
+    Args:
+      logits: unnormalised scores, float.
+    """
+    probability = jax.nn.sigmoid(logits.astype(jnp.float32))
+    return jnp.round(TOP_LEVEL * probability).astype(jnp.uint8)
 
 
 def confusion_counts(
@@ -17,17 +30,32 @@ def confusion_counts(
     Args:
       logits: unnormalised scores, float [B, H, W, 1].
       masks: targets in {0, 1}, same shape.
-      threshold: probability in (0, 1) above which a pixel is foreground.
+      threshold: in (0, 1); a pixel is foreground if level / 255 is above it.
 
     Returns:
       int32 [B, 4].
     """
-    found = jax.nn.sigmoid(logits.astype(jnp.float32)) > threshold
+    found = to_levels(logits) > TOP_LEVEL * threshold
     truth = masks > 0
     cells = (found & truth, found & ~truth, ~found & truth, ~found & ~truth)
     return jnp.stack(
         [jnp.sum(c, axis=(1, 2, 3), dtype=jnp.int32) for c in cells], axis=-1
     )
+
+
+def count_pixels(truths: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Counts the pixels of masks on the host: TP, FP, FN, TN, int64 [n, 4].
+
+    Args:
+      truths: masks, uint8 [n, H, W] in {0, 1}.
+      outputs: masks, likewise.
+    """
+    tp, found, true = (
+        np.count_nonzero(masks, axis=(1, 2))
+        for masks in (truths & outputs, outputs, truths)
+    )
+    pixels = np.full_like(tp, truths[0].size if len(truths) else 0)
+    return np.stack([tp, found - tp, true - tp, pixels - found - true + tp], axis=1)
 
 
 def dice_per_image(counts: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whether an image shows the finding at all: AUROC, sensitivity, specificity."""
+"""Whether an image shows the finding at all: presence scores, and what they tell."""
 
 from typing import Any
 
@@ -18,6 +18,29 @@ FIGURES: dict[str, Figure] = {
     "sensitivity": lambda s: ratio(s["hit"], s["positive"]),
     "specificity": lambda s: ratio(s["blank"], s["empty"]),
 }
+
+
+def presence_scores(levels: np.ndarray) -> np.ndarray:
+    """Returns how sure a model is that an image shows the finding at all.
+
+    It is the mean probability of the image's surest pixels, one in 256 of them: a few
+    stray pixels do not make a finding, a small lesion does.
+
+    Args:
+      levels: probabilities times 255, uint8 [n, H, W].
+
+    Returns:
+      Scores in [0, 1], float64 [n].
+    """
+    count = max(1, levels[0].size // 256) if len(levels) else 1
+    scores = np.empty(len(levels))
+    for i, image in enumerate(levels):
+        # From the histogram, as a sort of every pixel would take long.
+        of_level = np.bincount(image.ravel(), minlength=256)[::-1]
+        taken = np.minimum(np.cumsum(of_level), count)
+        taken = np.diff(taken, prepend=0)
+        scores[i] = (taken * np.arange(255, -1, -1)).sum() / (255 * count)
+    return scores
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
