@@ -25,9 +25,8 @@ from covjax.files import write_whole
 from covjax.metrics.bootstrap import RESAMPLES, Figure, Sums, estimate
 from covjax.metrics.counts import dice_per_image
 from covjax.metrics.families import FIGURES, terms
+from covjax.results import COUNTED
 
-# What results/<split>.csv begins with; later columns are not read.
-COLUMNS = ("file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou")
 SAME = ("task", "split", "phantom")  # in both runs' JSON
 SHOWN = ("image_size", "roi", "threshold", "checkpoint")
 LISTED = 10  # films a list
@@ -97,7 +96,7 @@ def _read_csv(path: Path) -> tuple[list[Film], np.ndarray]:
 def _parse(row: list[str]) -> np.ndarray:
     """Returns the counts of a row; ValueError or OverflowError if it is damaged."""
     counts = np.array([int(cell) for cell in row[2:6]], np.int64)
-    ratios = [float(cell) for cell in row[6 : len(COLUMNS)]]  # read only to be checked
+    ratios = [float(cell) for cell in row[6 : len(COUNTED)]]  # read only to be checked
     if counts.min() < 0 or not np.isfinite(ratios).all():
         raise ValueError
     return counts
@@ -114,8 +113,8 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: not a CSV file ({error})") from None
     head = rows[0][1] if rows else []
-    if tuple(head[: len(COLUMNS)]) != COLUMNS:
-        raise UsageError(f"{path}: its columns do not begin with {','.join(COLUMNS)}")
+    if tuple(head[: len(COUNTED)]) != COUNTED:
+        raise UsageError(f"{path}: its columns do not begin with {','.join(COUNTED)}")
     for line, row in rows[1:]:
         if len(row) != len(head):
             raise UsageError(

@@ -13,7 +13,8 @@ from ml_collections import config_flags
 
 from covjax import run_dir
 from covjax.errors import Failure, UsageError
-from covjax.train import evaluate_run, train_and_evaluate
+from covjax.evaluate import evaluate_run
+from covjax.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run's folder; default runs/STAGE-TIME")

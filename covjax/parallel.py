@@ -106,6 +106,12 @@ def gather(tree: Any) -> Any:
     return flat
 
 
+def wait_for_all() -> None:
+    """Returns once every process has come here: what one wrote, all can read."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("covjax")
+
+
 def _shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Cuts [D * B, ...] into [D, B, ...]."""
     devices = jax.local_device_count()

@@ -10,9 +10,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from covjax import checkpoint, evaluate, parallel, run_dir
+from covjax import checkpoint, evaluate, outputs, parallel, run_dir
 from covjax.checkpoint import Checkpoints, best_of, read_variables
-from covjax.config import read_config, validate_config
+from covjax.config import validate_config
 from covjax.data.covidqu import Film
 from covjax.data.pipeline import make_eval_dataset, make_train_dataset
 from covjax.data.source import Films, find_films, phantom_prefix
@@ -24,8 +24,6 @@ from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
 from covjax.report.figures import draw_curves
 from covjax.report.log import RunLog, read_metrics
-from covjax.report.page import write_report
-from covjax.report.tables import format_results
 from covjax.steps import train_step
 from covjax.train_state import TrainState, create_train_state, start_state
 from covjax.transfer import Transfer, format_transfer, transfer
@@ -48,6 +46,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
       Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     validate_config(config)
+    evaluate.check_lungs(config)
     parallel.check_batch_size(config.train.batch_size)
     run_dir.check(workdir, config)
     root, films = find_films(config)
@@ -70,6 +69,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
         moved = _transfer(config, state)
     if parallel.is_main():
         run_dir.claim(workdir, config)
+    films = evaluate.show_lungs(config, workdir, films)
 
     with Checkpoints(workdir) as checkpoints:
         state, origin = _start(state, checkpoints, moved, config.init_from)
@@ -94,37 +94,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
             read_metrics(workdir),
             f"{kind}{config.data.task}: {workdir.name}",
         )
-    _evaluate_best(config, workdir, root, films, "Test", state)
-
-
-def evaluate_run(
-    workdir: Path, split: str, config: ml_collections.ConfigDict | None = None
-) -> None:
-    """Evaluates the best checkpoint of a run on any split.
-
-    Args:
-      workdir: the run's folder.
-      split: "Train", "Val" or "Test".
-      config: None, or the run's config, with another `data.root` perhaps.
-
-    Raises:
-      UsageError: if there is no such run, or `config` is not its own.
-    """
-    stored = read_config(workdir / run_dir.CONFIG)
-    if config is not None:
-        config.init_from = config.init_from or stored.init_from
-        run_dir.check_same(workdir, config)
-    config = config or stored
-    validate_config(config)
-    parallel.check_batch_size(config.train.batch_size)
-    root, films = find_films(config)
-    state = create_train_state(
-        make_model(config),
-        make_optimizer(config, optax.constant_schedule(0.0)),
-        jax.random.key(0),
-        image_size=config.data.image_size,
-    )
-    _evaluate_best(config, workdir, root, films, split, state)
+    evaluate.evaluate_best(config, workdir, root, films, "Test")
 
 
 def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
@@ -184,7 +154,7 @@ def _fit(
     step_fn = parallel.compile_train_step(
         functools.partial(train_step, loss_fn=loss_fn)
     )
-    eval_fn = evaluate.compile_eval_step(config)
+    eval_fn = outputs.compile_eval_step(config)
     rank, world = parallel.process()
     batches = make_train_dataset(
         films["Train"], config=config, steps=range(start, total), rank=rank, world=world
@@ -214,7 +184,7 @@ def _fit(
         _read(pending, log, schedule, config.train.log_every)
         pending = None
         rate = log.images_per_second(step)
-        scores = evaluate.score(eval_fn, device_state, val_batches, len(films["Val"]))
+        scores = outputs.score(eval_fn, device_state, val_batches, len(films["Val"]))
         numbers = _val_numbers(scores, films["Val"], config.eval.threshold)
         log.write(step, "val", numbers)
         checkpoints.save(parallel.unreplicate(device_state), dice=numbers["all_dice"])
@@ -249,7 +219,7 @@ def _read(
 
 
 def _val_numbers(
-    scores: evaluate.Scores, films: list[Film], threshold: float
+    scores: outputs.Scores, films: list[Film], threshold: float
 ) -> dict[str, Any]:
     summary = summarize(
         scores.counts,
@@ -268,25 +238,3 @@ def _val_numbers(
         **numbers,
         "blank_rate": summary["blank_rate"]["mean"],
     }
-
-
-def _evaluate_best(
-    config: ml_collections.ConfigDict,
-    workdir: Path,
-    root: Path,
-    films: Films,
-    split: str,
-    state: TrainState,
-) -> None:
-    """Scores the best checkpoint on a split; writes results, figure and report."""
-    with Checkpoints(workdir) as checkpoints:
-        best = checkpoints.best()
-        if best is None:
-            raise UsageError(f"{workdir} holds no whole checkpoint yet")
-        state = checkpoints.restore(state, best)
-    results = evaluate.evaluate_split(
-        config, workdir, root, films[split], split, parallel.replicate(state)
-    )
-    if parallel.is_main():
-        print("\n" + format_results(results, str(workdir)))
-        print(f"\nreport: {write_report(workdir)}")

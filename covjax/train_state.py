@@ -50,6 +50,13 @@ def create_train_state(
     )
 
 
+def inference_state(
+    apply_fn: Callable[..., Any], params: Any, batch_stats: Any
+) -> TrainState:
+    """Returns a state that computes outputs and has no optimizer to train it."""
+    return start_state(apply_fn, optax.identity(), params, batch_stats)
+
+
 def start_state(
     apply_fn: Callable[..., Any],
     tx: optax.GradientTransformation,

@@ -67,7 +67,7 @@ def means(found: dict[str, Any], side: str) -> dict[str, float | None]:
 
 
 def test_columns_are_those_that_an_evaluation_writes(tmp_path):
-    assert compare.COLUMNS == evaluate.COLUMNS
+    assert compare.COUNTED == results.COUNTED
     names = ('a, "1".png', 'a, "2".png')
     films = [Film(x, "Normal", "Test", tmp_path, tmp_path, None) for x in names]
     scores = evaluate.Scores(np.arange(8).reshape(2, 4), np.zeros(2))

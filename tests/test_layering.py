@@ -28,6 +28,7 @@ FLOORS = [
         "data.phantom_film",
         "data.phantom",
         "data.source",
+        "data.masks",
         "data.augment",
         "data.pipeline",
     ]
@@ -39,9 +40,12 @@ FLOORS = [
         "data.download",
         "data",
     ],
-    ["train_state", "steps", "checkpoint", "transfer", "run_dir"],
-    ["report.log", "report.tables", "report.canvas", "report.figures"]
+    ["train_state", "steps", "checkpoint", "transfer", "run_dir", "trained"]
+    + ["calibrate"],
+    ["outputs", "results", "lungs"]
+    + ["report.log", "report.tables", "report.canvas", "report.figures"]
     + ["report.reliability", "report.severity", "report.sheets"]
+    + ["report.split_figures"]
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]

@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         # Told before the reading, not minutes after it.
         if arguments.json and not arguments.json.parent.is_dir():
             raise UsageError(f"--json: {arguments.json.parent}: no such folder")
-        findings = _audit_with_bar(arguments.root)
+        findings = audit_with_bar(arguments.root)
         print(format_report(findings))
         if arguments.json:
             _write_json(arguments.json, findings)
@@ -251,7 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _audit_with_bar(root: Path) -> dict[str, Any]:
+def audit_with_bar(root: Path) -> dict[str, Any]:
+    """Returns what `audit` finds; a terminal shows how far it is."""
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),

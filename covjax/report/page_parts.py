@@ -5,14 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from covjax.report.tables import NONE
-
-ROIS = {
-    "truth": "true lungs",
-    "predicted": "lungs found by stage 1",
-    "none": "whole film",
-    "outside": "only what lies outside the lungs",
-}
+from covjax.report.tables import NONE, ROIS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from covjax.report.page_parts import Part, Section, Table, Text, at, count, roi_
 from covjax.report.run_files import RunFiles
 from covjax.report.tables import NONE, STUDY, figure, number
 
-_REGIONS = ("test-truth", "test-predicted", "test-none")
+_REGIONS = ("truth", "predicted", "none")
 _INTERVALS = "Brackets hold 95 % bootstrap intervals over films."
 _FAMILY_NAMES = {
     "all": "all: mean over all films; empty truth and empty output count 1",
@@ -31,7 +31,7 @@ def headline(run: RunFiles) -> Section | None:
             f" {figure(at(main, 'all', 'iou'))}. {_INTERVALS}"
         )
     ]
-    if run.headline != "test":
+    if main.get("roi") == "predicted":
         parts.append(
             Text(
                 "This is the way that a clinic could go: the lungs come from a model,"
@@ -40,8 +40,8 @@ def headline(run: RunFiles) -> Section | None:
         )
     rows = [
         row
-        for stem in dict.fromkeys((run.headline, "test-truth"))
-        if stem in run.results
+        for stem in dict.fromkeys((run.headline, run.of_region("truth")))
+        if stem
         for row in _headline_rows(run.results[stem])
     ]
     caption = "Test, family “all”"
@@ -155,25 +155,24 @@ def _operating_point(results: dict[str, Any]) -> str:
 
 def regions(run: RunFiles) -> Section | None:
     """Returns what the region of interest changes: true, found, or no lungs."""
-    found = {s: run.results[s] for s in _REGIONS if s in run.results}
-    if not found:
+    stems = {roi: run.of_region(roi) for roi in _REGIONS}
+    found = {roi: run.results[stem] for roi, stem in stems.items() if stem}
+    if run.task == "lung" or not found:
         return None
-    rows = [
-        [
-            roi_name(r),
-            *(figure(at(r, f, "dice")) for f in FAMILIES),
-            figure(r.get("blank_rate")),
-            figure(at(r, "detection", "auroc")),
-        ]
-        for r in found.values()
-    ]
+    rows = []
+    for r in found.values():
+        row = _region_row(r)
+        rows.append([roi_name(r), *row, figure(at(r, "detection", "auroc"))])
+        if r.get("untuned"):
+            name = f"{roi_name(r)}, threshold {r['untuned']['threshold']:g}, untuned"
+            rows.append([name, *_region_row(r["untuned"]), NONE])
     head = ["region of interest", *(f"Dice, {f}" for f in FAMILIES)]
     head += ["blank rate", "AUROC"]
     parts: list[Part] = [
         Table("Test by what the network is shown of a film", head, rows)
     ]
-    means = {s: at(r, "all", "dice", "mean") for s, r in found.items()}
-    true, predicted = means.get("test-truth"), means.get("test-predicted")
+    means = {roi: at(r, "all", "dice", "mean") for roi, r in found.items()}
+    true, predicted = means.get("truth"), means.get("predicted")
     if true is not None and predicted is not None:
         parts.append(
             Text(
@@ -185,9 +184,15 @@ def regions(run: RunFiles) -> Section | None:
     return Section("regions", "Region of interest", parts)
 
 
+def _region_row(results: dict[str, Any]) -> list[str]:
+    dice = (figure(at(results, family, "dice")) for family in FAMILIES)
+    return [*dice, figure(results.get("blank_rate"))]
+
+
 def probe(run: RunFiles) -> Section | None:
     """Returns what is still detected with the lungs blacked out."""
-    auroc = at(run.results, "test-outside", "detection", "auroc")
+    stem = run.of_region("outside")
+    auroc = at(run.results, stem, "detection", "auroc") if stem else None
     if not auroc or auroc["mean"] is None:
         return None
     text = (
@@ -215,6 +220,12 @@ def _verdict(auroc: dict[str, float | None]) -> str:
             "That is more than chance (.5): letters, borders, exposure or the outline"
             " of the lungs give the class away, and part of any detection may rest on"
             " such shortcuts and not on disease."
+        )
+    if auroc["high"] is not None and auroc["high"] < 0.5:
+        return (
+            "That is less than chance (.5): the network finds more in the films without"
+            " infection. What lies outside the lungs does differ between the classes,"
+            " though not in the direction of the disease."
         )
     return (
         "The interval does not tell that from chance (.5): this probe shows no use of"

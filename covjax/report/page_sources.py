@@ -9,7 +9,6 @@ from covjax.data.covidqu import TREES
 from covjax.data.film_checks import KINDS
 from covjax.report.checklist import CLAIM, TRIPOD_AI, Item
 from covjax.report.page_parts import (
-    ROIS,
     Code,
     Link,
     Part,
@@ -21,7 +20,7 @@ from covjax.report.page_parts import (
     count,
 )
 from covjax.report.run_files import RunFiles
-from covjax.report.tables import NONE
+from covjax.report.tables import NONE, ROIS
 
 _TASKS = {
     "lung": "stage 1: a U-Net that outlines the lungs",

@@ -58,7 +58,15 @@ class RunFiles:
     @property
     def headline(self) -> str | None:
         """Returns the stem that stands for the run: a clinic's way, else its own."""
-        return next((s for s in ("test-predicted", "test") if s in self.results), None)
+        stems = (self.of_region("predicted"), "test")
+        return next((stem for stem in stems if stem in self.results), None)
+
+    def of_region(self, roi: str) -> str | None:
+        """Returns the stem of Test where the network was shown this of each film."""
+        for stem in ("test", f"test-{roi}"):
+            if self.results.get(stem, {}).get("roi") == roi:
+                return stem
+        return None
 
     @property
     def main(self) -> dict[str, Any]:

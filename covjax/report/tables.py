@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,13 @@ from covjax.errors import UsageError
 # The study's Test figures, family `all`: mean loss, Dice, IoU.
 STUDY = {"lung": (0.0372, 0.9690, 0.9411), "infection": (0.3656, 0.6167, 0.5642)}
 NONE = "–"
+# What the network is shown of a film: `config.data.roi`.
+ROIS = {
+    "truth": "true lungs",
+    "predicted": "lungs found by stage 1",
+    "none": "whole film",
+    "outside": "only what lies outside the lungs",
+}
 
 
 def read_results(workdir: Path, split: str) -> dict[str, Any]:
@@ -35,18 +43,21 @@ def format_results(results: dict[str, Any], title: str) -> str:
     films = "PHANTOM films" if results["phantom"] else "films"
     lines = [
         f"{title}: {results['task']}, {results['split']}, {results['n']} {films}"
-        f" ({results['n_empty']} with an empty truth), region of interest:"
-        f" {results['roi']}, threshold {results['threshold']}",
+        f" ({results['n_empty']} with an empty truth)",
+        f"region of interest: {ROIS[results['roi']]}; {format_point(results)}",
         "",
-        f"  {'':14}{'loss':>8}{'Dice':>9}{'IoU':>9}",
+        f"  {'':20}{'loss':>8}{'Dice':>9}{'IoU':>9}",
     ]
-    ours = results["loss"], *(results["all"][k]["mean"] for k in ("dice", "iou"))
-    rows = [("covjax, all", ours)]
+    rows = [("covjax, all", (results["loss"], *_all(results)))]
+    untuned = results.get("untuned")
+    if untuned:
+        name = f"  at {untuned['threshold']:g}, untuned"
+        rows.append((name, (None, *_all(untuned))))
     if not results["phantom"]:  # the study saw no phantoms: nothing to compare
         rows.append(("the study, all", STUDY[results["task"]]))
     for name, values in rows:
         cells = "".join(f"{number(v):>9}" for v in values)
-        lines.append(f"  {name:14}{cells[1:]}")
+        lines.append(f"  {name:20}{cells[1:]}")
     lines += ["", f"  {'family':14}{'Dice [95 %]':>24}{'IoU [95 %]':>24}"]
     for family in ("all", "positive", "pooled"):
         cells = "".join(f"{figure(results[family][k]):>24}" for k in ("dice", "iou"))
@@ -58,6 +69,49 @@ def format_results(results: dict[str, Any], title: str) -> str:
             f" {number(blank['Normal'])}, Non-COVID {number(blank['Non-COVID'])}"
         )
     return "\n".join(lines)
+
+
+def _all(results: dict[str, Any]) -> list[float]:
+    return [results["all"][k]["mean"] for k in ("dice", "iou")]
+
+
+def format_point(results: dict[str, Any]) -> str:
+    """Returns what made masks of the probabilities, in words."""
+    point = results.get("operating_point")
+    if not point:
+        return f"threshold {results['threshold']:g}, untuned"
+    split = point["chosen_on"].capitalize()
+    return (
+        f"threshold {point['threshold']:g}, smallest area {point['min_area']} px,"
+        f" presence {point['presence']:.3f}, chosen on {split} for"
+        f" “{point['objective']}”"
+    )
+
+
+def format_regions(found: Sequence[dict[str, Any]]) -> str:
+    """Returns a table of a split by what the network was shown of each film.
+
+    Args:
+      found: what the JSON files of the regions hold.
+    """
+    head = ("Dice, all", "positive", "pooled", "blank rate", "AUROC")
+    lines = [
+        "Shown of each film (Dice; below each, at the untuned threshold):",
+        f"  {'':34}" + "".join(f"{name:>12}" for name in head),
+    ]
+    for results in found:
+        name = ROIS[results["roi"]]
+        auroc = (results["detection"] or {}).get("auroc", {}).get("mean")
+        lines.append(f"  {name:34}{_region(results)}{number(auroc):>12}")
+        if results.get("untuned"):
+            lines.append(f"  {'':34}{_region(results['untuned'])}")
+    return "\n".join(lines)
+
+
+def _region(results: dict[str, Any]) -> str:
+    values = [results[family]["dice"] for family in ("all", "positive", "pooled")]
+    values.append(results["blank_rate"])
+    return "".join(f"{number(value['mean']):>12}" for value in values)
 
 
 def number(value: float | None, digits: int = 4) -> str:

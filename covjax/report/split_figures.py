@@ -1,0 +1,120 @@
+"""All figures of an evaluated split."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covjax.data.covidqu import read_film
+from covjax.data.pipeline import Region
+from covjax.metrics.counts import dice_per_image
+from covjax.report.figures import Panel, choose_films, draw_qualitative
+from covjax.report.reliability import draw_reliability
+from covjax.report.severity import draw_severity
+from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
+from covjax.results import Evaluated
+
+
+def draw_split(
+    folder: Path,
+    evaluated: Evaluated,
+    results: dict[str, Any],
+    *,
+    region: Region,
+    title: str,
+) -> None:
+    """Draws what the report shows of a split.
+
+    For Test: qualitative, best, median, worst, reliability and, of infection,
+    severity; for another split, qualitative alone, with the split in its name.
+
+    Args:
+      folder: the run's `figures`.
+      evaluated: the split.
+      results: what its JSON file holds.
+      region: what the network was shown.
+      title: above each figure; says "PHANTOM" where the films are.
+    """
+    test = results["split"] == "test"
+    suffix = "" if test else f"-{results['split']}"
+    panels = _panels(evaluated, results, region)
+    if panels:
+        draw_qualitative(folder / f"qualitative{suffix}.png", panels, title)
+    if not test:
+        return
+    for name, chosen in choose_sheets(evaluated.counts).items():
+        if chosen:
+            films = [_thumbnail(evaluated, i) for i in chosen]
+            draw_sheet(folder / f"{name}.png", films, f"{title}, {name}")
+    _draw_reliability(folder / "reliability.png", results, title)
+    if results["severity"]:
+        _draw_severity(folder / "severity.png", evaluated, results, title)
+
+
+def _panels(
+    evaluated: Evaluated, results: dict[str, Any], region: Region
+) -> list[Panel]:
+    counts, films = evaluated.counts, evaluated.films
+    labels = [film.label for film in films]
+    panels = []
+    for name, i in choose_films(labels, counts, results["task"] == "lung"):
+        record = read_film(films[i], results["image_size"])
+        true, found = counts[i, 0] + counts[i, 2], counts[i, 0] + counts[i, 1]
+        dice = dice_per_image(counts[i : i + 1])[0]
+        panels.append(
+            Panel(
+                title=f"{name}: {films[i].name}\nDice {dice:.3f}; {true} px true,"
+                f" {found} found",
+                film=record["image"],
+                seen=region.cut(record),
+                truth=evaluated.truth[i],
+                output=evaluated.output[i],
+            )
+        )
+    return panels
+
+
+def _thumbnail(evaluated: Evaluated, i: int) -> Thumbnail:
+    film = evaluated.films[i]
+    return Thumbnail(
+        name=film.name,
+        label=film.label,
+        dice=float(dice_per_image(evaluated.counts[i : i + 1])[0]),
+        film=read_film(film, evaluated.truth.shape[1])["image"],
+        truth=evaluated.truth[i],
+        output=evaluated.output[i],
+    )
+
+
+def _draw_reliability(path: Path, results: dict[str, Any], title: str) -> None:
+    bins = results["reliability"]["bins"]
+
+    def column(name: str) -> np.ndarray:
+        return np.array([np.nan if b[name] is None else b[name] for b in bins])
+
+    draw_reliability(
+        path,
+        edges=np.array([bins[0]["low"], *(b["high"] for b in bins)]),
+        confidence=column("confidence"),
+        frequency=column("frequency"),
+        pixels=column("pixels"),
+        title=title,
+    )
+
+
+def _draw_severity(
+    path: Path, evaluated: Evaluated, results: dict[str, Any], title: str
+) -> None:
+    found = results["severity"]
+    limits = found["limits"]["low"]["mean"], found["limits"]["high"]["mean"]
+    if None in limits:  # fewer than two films with lungs
+        return
+    draw_severity(
+        path,
+        true_share=evaluated.rows["true_share"],
+        found_share=evaluated.rows["found_share"],
+        labels=[film.label for film in evaluated.films],
+        bias=found["bias"]["mean"],
+        limits=limits,
+        title=title,
+    )
