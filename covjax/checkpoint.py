@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from covjax.errors import UsageError
 from covjax.train_state import TrainState
@@ -153,17 +154,21 @@ def read_variables(folder: Path) -> dict[str, Any]:
     Raises:
       UsageError: if it cannot be read.
     """
+    # The handler, not a checkpointer around it: that one looks for a file that a
+    # manager's checkpoints do not have, and warns.
+    handler = ocp.PyTreeCheckpointHandler()
+    path = epath.Path(folder / _STATE).absolute()
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            path = (folder / _STATE).absolute()
-            stored = checkpointer.metadata(path).item_metadata.tree
-            wanted = {
-                name: jax.tree.map(lambda _: 0, stored.get(name, {}))
-                for name in ("params", "batch_stats")
-            }
-            return checkpointer.restore(
-                path, args=ocp.args.PyTreeRestore(item=wanted, partial_restore=True)
-            )
+        stored = handler.metadata(path).tree
+        wanted = {
+            name: jax.tree.map(lambda _: 0, stored.get(name, {}))
+            for name in ("params", "batch_stats")
+        }
+        return handler.restore(
+            path, args=ocp.args.PyTreeRestore(item=wanted, partial_restore=True)
+        )
     except (OSError, ValueError, KeyError, AttributeError) as error:
         logging.debug("restore failed", exc_info=True)
         raise UsageError(f"{folder}: not a whole checkpoint ({error})") from None
+    finally:
+        handler.close()

@@ -49,6 +49,7 @@ _CHECKS: dict[str, _Check] = {
     "data.task": _one_of("lung", "infection"),
     "data.roi": _one_of(*ROIS),
     "data.roi_dilate": _at_least(0),
+    "data.lung_run": (lambda v: isinstance(v, str), "a run's folder, or ''"),
     "data.image_size": _at_least(8),
     "data.threads": _at_least(1),
     "data.workers": _at_least(0),

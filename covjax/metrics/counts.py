@@ -15,11 +15,13 @@ TOP_LEVEL = 255
 def to_levels(logits: jax.Array) -> jax.Array:
     """Returns the nearest 8-bit level of every probability, uint8, same shape.
 
+    Half-way is rounded down, so that level / 255 is above .5 where p is above .5.
+
     Args:
       logits: unnormalised scores, float.
     """
     probability = jax.nn.sigmoid(logits.astype(jnp.float32))
-    return jnp.round(TOP_LEVEL * probability).astype(jnp.uint8)
+    return jnp.ceil(TOP_LEVEL * probability - 0.5).astype(jnp.uint8)
 
 
 def confusion_counts(
