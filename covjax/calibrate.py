@@ -8,7 +8,7 @@ The search is exhaustive. Of all thresholds .05, .10, …, .95, all smallest are
 1/4096, 1/2048, …, 1/32 of the picture, and all presence thresholds that tell two films
 of Val apart, it takes the three together that give the highest mean Dice of family
 `all`. Among equals it takes the lowest presence threshold, then the smallest area, then
-the threshold nearest .5.
+the threshold nearest .5, the lower of two.
 """
 
 import concurrent.futures
@@ -29,9 +29,7 @@ from covjax.metrics.detection import presence_scores
 FILE = "operating_points.json"
 OBJECTIVE = "all dice"
 # Nearest to .5 first, so that the first of equals is the one to take.
-THRESHOLDS = tuple(
-    sorted((k / 20 for k in range(1, 20)), key=lambda t: (abs(t - 0.5), t))
-)
+THRESHOLDS = tuple(k / 20 for k in sorted(range(1, 20), key=lambda k: (abs(k - 10), k)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +57,18 @@ class OperatingPoint:
         """
         if presence is None:
             presence = presence_scores(levels)
-        found = (levels > TOP_LEVEL * self.threshold).astype(np.uint8)
+        found = _above(levels, self.threshold)
         found[presence < self.presence] = 0
         if self.min_area > 1:
             for mask in found:
                 mask[:] = drop_small(mask, self.min_area)
         return found
+
+
+def _above(levels: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns where level / 255 is above a threshold, uint8 in {0, 1}."""
+    # Among whole numbers the same as above 255 * threshold, and several times faster.
+    return (levels > np.uint8(TOP_LEVEL * threshold)).view(np.uint8)
 
 
 def areas_to_try(pixels: int) -> list[int]:
@@ -121,13 +125,13 @@ def _gate(falling: np.ndarray, k: int) -> float:
 def _film_dice(levels: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Returns the Dice of one film at every point, [areas, thresholds]."""
     sizes = np.array(areas_to_try(levels.size))
-    true = np.count_nonzero(truth)
+    true = np.flatnonzero(truth)
     dice = np.empty((len(sizes), len(THRESHOLDS)))
     for column, threshold in enumerate(THRESHOLDS):
-        labels, pixels = areas((levels > TOP_LEVEL * threshold).astype(np.uint8))
-        hits = np.bincount(labels[truth > 0], minlength=len(pixels) + 1)[1:]
+        labels, pixels = areas(_above(levels, threshold))
+        hits = np.bincount(labels.ravel()[true], minlength=len(pixels) + 1)[1:]
         kept = pixels[None, :] >= sizes[:, None]  # [areas to try, areas found]
-        both = (kept @ pixels) + true
+        both = (kept @ pixels) + len(true)
         dice[:, column] = np.where(both, 2 * (kept @ hits) / np.maximum(both, 1), 1.0)
     return dice
 

@@ -109,7 +109,7 @@ def find_lungs(path: str, films: Sequence[Film], *, spare: Path) -> list[Film]:
 
 def _point(run: Path, step: int) -> OperatingPoint:
     told = read_points(run).get("none")
-    if told is not None and told["checkpoint"] == step:
+    if told is not None and told.get("checkpoint") == step:
         return as_point(told)
     return OperatingPoint(read_config(run / CONFIG).eval.threshold)
 

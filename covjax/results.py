@@ -14,6 +14,7 @@ import dataclasses
 import io
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -213,18 +214,24 @@ def write_results(
       evaluated: from `measure`.
       summary: what the JSON file is to hold.
     """
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        levels=evaluated.levels,
-        output=evaluated.output,
-        truth=evaluated.truth,
-        lung=evaluated.lung,
-        seen_lung=evaluated.seen_lung,
-    )
-    write_whole(folder / f"{stem}.npz", buffer.getvalue())
+    names = ("levels", "output", "truth", "lung", "seen_lung")
+    arrays = {name: getattr(evaluated, name) for name in names}
+    write_whole(folder / f"{stem}.npz", _npz(arrays))
     write_whole(folder / f"{stem}.csv", _csv(evaluated))
     write_whole(folder / f"{stem}.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    """Returns what `numpy.savez_compressed` writes, several times faster."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name, array in arrays.items():
+            # One date for all: the same arrays give the same bytes.
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with file.open(entry, "w", force_zip64=True) as out:
+                np.lib.format.write_array(out, np.ascontiguousarray(array))
+    return buffer.getvalue()
 
 
 def _csv(evaluated: Evaluated) -> str:

@@ -1,280 +1,519 @@
-"""Scores of a split equal those of one film at a time, and the files agree."""
+"""A run evaluated in every way: its files agree, and NumPy finds the figures again."""
 
 import csv
 import json
-import math
+import re
+import shutil
+import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
-import optax
 import pytest
-from PIL import Image
 
-from configs import infection
-from covjax import evaluate, parallel
-from covjax.data.covidqu import PHANTOM_MARKER, Film, read_film
-from covjax.data.pipeline import make_eval_dataset
-from covjax.report.figures import Panel
-from covjax.train_state import TrainState
+import recompute
+from covjax import evaluate
+from covjax.calibrate import read_points, write_points
+from covjax.config import read_config
+from covjax.data.covidqu import CLASSES, list_films, read_film
+from covjax.errors import UsageError
+from evaluated_run import FILMS, SIDE, STEP, expected_levels, write_two_runs
+from test_page import Page
 
-SIDE, N, BATCH = 32, 21, 16  # two batches, of which the second is padded by 11
-LABELS = ["COVID-19", "Non-COVID", "Normal"]
-THRESHOLD = 0.4
-# The network: one weight and one bias, so that NumPy computes it as well.
-WEIGHT, BIAS = 6.0, -3.0
+N = {split: sum(counts) for split, counts in FILMS.items()}
 
 
-@pytest.fixture(scope="module")
-def films(tmp_path_factory) -> list[Film]:
-    """A third has infection; some of the others are dark: nothing will be found."""
-    folder = tmp_path_factory.mktemp("films")
-    films = []
-    for k in range(N):
-        rng = np.random.default_rng(k)
-        brightest = 60 if k % 3 and k % 2 else 256
-        film = rng.integers(0, brightest, (SIDE, SIDE), np.uint8)
-        lung = np.zeros_like(film)
-        lung[4 : 20 + k % 8, 4:28] = 255
-        sick = lung * (rng.random((SIDE, SIDE)) < 0.1 + k / 30) * (k % 3 == 0)
-        paths = [folder / f"{k}-{kind}.png" for kind in ("film", "lung", "sick")]
-        for path, array in zip(paths, (film, lung, sick), strict=True):
-            Image.fromarray(array.astype(np.uint8)).save(path)
-        films.append(Film(f"film, {k}.png", LABELS[k % 3], "Test", *paths))
-    return films
+class Runs(NamedTuple):
+    """Both runs after Test was evaluated, and what was printed of the second."""
+
+    lung: Path
+    infection: Path
+    printed: str
 
 
 @pytest.fixture(scope="module")
-def config() -> ml_collections.ConfigDict:
-    config = infection.get_config("phantom")
-    config.data.image_size, config.train.batch_size = SIDE, BATCH
-    config.eval.threshold = THRESHOLD
-    config.loss.dice, config.loss.bce = 0.7, 0.3
-    return config
+def runs(tmp_path_factory) -> Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    of_lungs, of_infection = write_two_runs(folder)
+    evaluate.evaluate_run(of_lungs, "Test")
+    capture = pytest.MonkeyPatch()
+    printed: list[str] = []
+    capture.setattr("builtins.print", lambda *x, **_: printed.append(" ".join(x)))
+    evaluate.evaluate_run(of_infection, "Test")
+    capture.undo()
+    return Runs(of_lungs, of_infection, "\n".join(printed))
 
 
-@pytest.fixture(scope="module")
-def state() -> TrainState:
-    def apply(variables, images, *, train):
-        assert not train
-        return images * variables["params"]["weight"] + variables["params"]["bias"]
-
-    state = TrainState.create(
-        apply_fn=apply,
-        tx=optax.identity(),
-        params={"weight": jnp.float32(WEIGHT), "bias": jnp.float32(BIAS)},
-        batch_stats={},
-    )
-    return parallel.replicate(state.replace(step=77))
+def read_json(run: Path, stem: str) -> dict[str, Any]:
+    return json.loads((run / "results" / f"{stem}.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def eval_step(config):
-    return evaluate.compile_eval_step(config)
-
-
-def seen_by_network(film: Film) -> tuple[np.ndarray, np.ndarray]:
-    """The film inside its lungs, and its infection."""
-    record = read_film(film, SIDE)
-    return record["image"] * record["lung"], record["infection"]
-
-
-def expected_scores(film: Film) -> tuple[list[int], float]:
-    """Counts and loss of one film, in float64."""
-    image, truth = seen_by_network(film)
-    logits = WEIGHT * image.astype(np.float64) / 255 + BIAS
-    p = 1 / (1 + np.exp(-logits))
-    found, true = p > THRESHOLD, truth > 0
-    counts = [found & true, found & ~true, ~found & true, ~found & ~true]
-    dice = 1 - (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
-    bce = -np.where(true, np.log(p), np.log(1 - p)).mean()
-    return [int(c.sum()) for c in counts], 0.7 * dice + 0.3 * bce
-
-
-def test_split_over_eight_devices_scores_as_one_film_at_a_time(
-    films, config, state, eval_step
-):
-    assert jax.device_count() == 8
-    dataset = make_eval_dataset(films, config=config)
-    scores = evaluate.score(eval_step, state, dataset, N)
-    assert scores.counts.shape == (N, 4) and scores.counts.dtype == np.int64
-    assert scores.losses.shape == (N,) and scores.losses.dtype == np.float64
-    counts, losses = zip(*map(expected_scores, films), strict=True)
-    assert scores.counts.tolist() == list(counts)
-    np.testing.assert_allclose(scores.losses, losses, rtol=2e-6)
-
-
-def test_scores_do_not_depend_on_the_batch(films, config, state, eval_step):
-    one = evaluate.score(eval_step, state, make_eval_dataset(films, config=config), N)
-    other = ml_collections.ConfigDict(config.to_dict())
-    other.train.batch_size = 8
-    two = evaluate.score(eval_step, state, make_eval_dataset(films, config=other), N)
-    np.testing.assert_array_equal(one.counts, two.counts)
-    np.testing.assert_allclose(one.losses, two.losses, rtol=1e-6)
-
-
-@pytest.mark.parametrize("given", [slice(0, 1), slice(1, 2)], ids=["last", "first"])
-def test_batch_that_is_missing_is_an_error(films, config, state, eval_step, given):
-    batches = list(make_eval_dataset(films, config=config))
-    missing = N - BATCH if given.start == 0 else BATCH
-    with pytest.raises(RuntimeError, match=f"{missing} of {N} films were not scored"):
-        evaluate.score(eval_step, state, batches[given], N)
-
-
-def test_film_that_comes_twice_is_an_error(films, config, state, eval_step):
-    batches = list(make_eval_dataset(films, config=config))
-    with pytest.raises(RuntimeError, match=f"5 of {N} films were not scored once"):
-        evaluate.score(eval_step, state, [*batches, batches[1]], N)
-
-
-class Evaluated(NamedTuple):
-    """What `evaluate_split` left: a run's folder, and what its figure shows."""
-
-    workdir: Path
-    figure: Path
-    panels: list[Panel]
-    title: str
-
-
-@pytest.fixture(scope="module")
-def evaluated(films, config, state, tmp_path_factory) -> Evaluated:
-    workdir = tmp_path_factory.mktemp("runs") / "infection"
-    drawn = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "draw_qualitative", lambda *args: drawn.append(args))
-        summary = evaluate.evaluate_split(
-            config, workdir, workdir.parent, films, "Test", state
-        )
-    assert summary == read_results(workdir)
-    (arguments,) = drawn
-    return Evaluated(workdir, *arguments)
-
-
-@pytest.fixture
-def workdir(evaluated) -> Path:
-    return evaluated.workdir
-
-
-def read_results(workdir: Path) -> dict:
-    return json.loads((workdir / "results" / "test.json").read_text())
-
-
-def read_rows(workdir: Path) -> list[dict[str, str]]:
-    with (workdir / "results" / "test.csv").open(newline="") as file:
+def read_rows(run: Path, stem: str) -> list[dict[str, str]]:
+    with (run / "results" / f"{stem}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_json_has_the_keys_that_others_read(workdir):
-    results = read_results(workdir)
-    interval = {"mean", "low", "high"}
-    assert set(results) == {
-        "split", "n", "n_empty", "threshold", "loss",
-        "all", "positive", "pooled", "blank_rate",
-        "task", "roi", "image_size", "checkpoint", "phantom",
-    }  # fmt: skip
-    for family in ("all", "positive", "pooled"):
-        assert set(results[family]) == {"dice", "iou"}
-        for figure in results[family].values():
-            assert set(figure) == interval
-            assert figure["low"] < figure["mean"] < figure["high"]
-    assert set(results["blank_rate"]) == {*interval, "Normal", "Non-COVID"}
+def read_arrays(run: Path, stem: str) -> dict[str, np.ndarray]:
+    with np.load(run / "results" / f"{stem}.npz") as files:
+        return dict(files)
 
 
-def test_json_says_what_was_evaluated(workdir):
-    about = {"split": "test", "n": N, "n_empty": 14, "threshold": THRESHOLD}
-    about |= {"task": "infection", "roi": "truth", "image_size": SIDE}
-    about |= {"checkpoint": 77, "phantom": False}
-    results = read_results(workdir)
-    assert {name: results[name] for name in about} == about
+def recomputed(run: Path, stem: str) -> dict[str, np.ndarray]:
+    return recompute.read(read_arrays(run, stem), read_rows(run, stem))
 
 
-def test_csv_has_a_row_a_film_in_order(workdir, films):
-    rows = read_rows(workdir)
-    columns = ["file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou"]
-    assert list(rows[0]) == columns
+STEMS = {"test": "truth", "test-predicted": "predicted", "test-none": "none",
+         "test-outside": "outside"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("stem", "roi"), STEMS.items())
+def test_each_way_shows_the_network_its_part_of_each_film(runs, stem, roi):
+    root = Path(read_config(runs.infection / "config.json").data.root)
+    films = list_films(root, "infection", "Test")
+    arrays = read_arrays(runs.infection, stem)
+    for i, film in enumerate(films):
+        record = read_film(film, SIDE)
+        inside = {
+            "truth": record["lung"],
+            "predicted": arrays["seen_lung"][i],
+            "none": np.ones_like(record["lung"]),
+            "outside": 1 - record["lung"],
+        }[roi]
+        expected = expected_levels(record["image"] * inside, "infection")
+        # float32 may fall to the other side of a half.
+        assert np.abs(arrays["levels"][i].astype(int) - expected).max() <= 1
+        np.testing.assert_array_equal(arrays["truth"][i], record["infection"])
+        np.testing.assert_array_equal(arrays["lung"][i], record["lung"])
+        if roi != "predicted":
+            np.testing.assert_array_equal(arrays["seen_lung"][i], record["lung"])
+
+
+def test_found_lungs_are_near_the_true_ones_and_not_them(runs):
+    arrays = read_arrays(runs.infection, "test-predicted")
+    both = (arrays["lung"] & arrays["seen_lung"]).sum()
+    dice = 2 * both / (arrays["lung"].sum() + arrays["seen_lung"].sum())
+    assert 0.9 < dice < 1
+
+
+@pytest.mark.parametrize(("stem", "roi"), STEMS.items())
+def test_results_say_what_they_are_of(runs, stem, roi):
+    found = read_json(runs.infection, stem)
+    about = {"split": "test", "n": 24, "n_empty": 12, "task": "infection", "roi": roi}
+    about |= {"image_size": SIDE, "checkpoint": STEP, "phantom": True}
+    assert {name: found[name] for name in about} == about
+    lungs = str(runs.lung / "checkpoints" / str(STEP))
+    assert found["lungs"] == (lungs if roi == "predicted" else None)
+
+
+def test_json_begins_with_what_others_read(runs):
+    for run, stem in ((runs.lung, "test"), *((runs.infection, s) for s in STEMS)):
+        assert list(read_json(run, stem))[:9] == [
+            "split", "n", "n_empty", "threshold", "loss", "all", "positive", "pooled",
+            "blank_rate",
+        ]  # fmt: skip
+
+
+def test_rows_are_of_every_film_in_order(runs):
+    rows = read_rows(runs.infection, "test")
+    assert list(rows[0]) == [
+        "file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou",
+        "presence", "lung", "true_share", "found_share", "hd95", "surface_dice",
+    ]  # fmt: skip
+    root = Path(read_config(runs.infection / "config.json").data.root)
+    films = list_films(root, "infection", "Test")
     assert [row["file"] for row in rows] == [film.name for film in films]
     assert [row["class"] for row in rows] == [film.label for film in films]
-    for row, film in zip(rows, films, strict=True):
-        counts, loss = expected_scores(film)
-        assert [int(row[name]) for name in ("TP", "FP", "FN", "TN")] == counts
-        assert math.isclose(float(row["loss"]), loss, rel_tol=2e-6)
-
-
-def test_rows_of_the_csv_give_the_figures_of_the_json(workdir):
-    rows, results = read_rows(workdir), read_results(workdir)
-    numbers = {
-        name: np.array([float(row[name]) for row in rows])
-        for name in ("TP", "FP", "FN", "loss", "dice", "iou")
+    assert {sum(int(row[k]) for k in ("TP", "FP", "FN", "TN")) for row in rows} == {
+        SIDE * SIDE
     }
-    tp, fp, fn, loss, dice, iou = numbers.values()
-    label = np.array([row["class"] for row in rows])
-    empty, blank = tp + fn == 0, tp + fp == 0
-    expected = {
-        "all": (dice.mean(), iou.mean()),
-        "positive": (dice[~empty].mean(), iou[~empty].mean()),
-        "pooled": (
-            2 * tp.sum() / (2 * tp + fp + fn).sum(),
-            tp.sum() / (tp + fp + fn).sum(),
-        ),
-    }
-    for family, (of_dice, of_iou) in expected.items():
-        assert results[family]["dice"]["mean"] == pytest.approx(of_dice, rel=1e-12)
-        assert results[family]["iou"]["mean"] == pytest.approx(of_iou, rel=1e-12)
-    assert results["loss"] == pytest.approx(loss.mean(), rel=1e-12)
-    assert results["n_empty"] == empty.sum()
-    rates = results["blank_rate"]
-    assert rates["mean"] == pytest.approx(blank[empty].mean())
-    for name in ("Normal", "Non-COVID"):
-        assert rates[name] == pytest.approx(blank[empty & (label == name)].mean())
-    assert 0 < rates["mean"] < 1  # or the lines above would say little
-    # An empty output for an empty truth is right; for a single film, by definition.
-    union = tp + fp + fn
-    np.testing.assert_allclose(iou, np.where(union, tp / np.maximum(union, 1), 1))
-    np.testing.assert_allclose(dice, 2 * iou / (1 + iou))
 
 
-def test_figure_shows_what_the_network_saw_and_made_of_it(evaluated, films):
-    assert evaluated.figure == evaluated.workdir / "figures" / "qualitative.png"
-    assert evaluated.title == "infection, Test: infection"
-    names = [panel.title.split(":")[0] for panel in evaluated.panels]
-    assert names == ["severe", "mild", "Normal"]
-    for panel in evaluated.panels:
-        name = panel.title.split("\n")[0].split(": ")[1]
-        (film,) = (film for film in films if film.name == name)
-        image, truth = seen_by_network(film)
-        np.testing.assert_array_equal(panel.film, read_film(film, SIDE)["image"])
-        np.testing.assert_array_equal(panel.seen, image)
-        np.testing.assert_array_equal(panel.truth, truth)
-        found = 1 / (1 + np.exp(-(WEIGHT * image / 255 + BIAS))) > THRESHOLD
-        np.testing.assert_array_equal(panel.output, found)
-        assert f"{truth.sum()} px true, {found.sum()} found" in panel.title
+@pytest.mark.parametrize("stem", STEMS)
+def test_rows_are_found_again_from_the_masks(runs, stem):
+    rows, x = read_rows(runs.infection, stem), recomputed(runs.infection, stem)
+    names = {"TP": "tp", "FP": "fp", "FN": "fn", "TN": "tn", "dice": "dice",
+             "iou": "iou", "presence": "score", "true_share": "true",
+             "found_share": "share", "hd95": "hd95",
+             "surface_dice": "surface"}  # fmt: skip
+    for column, name in names.items():
+        written = [float(row[column] or "nan") for row in rows]
+        np.testing.assert_allclose(written, x[name], rtol=1e-12, err_msg=column)
+    lung = read_arrays(runs.infection, stem)["seen_lung"].sum(axis=(1, 2))
+    assert [int(row["lung"]) for row in rows] == lung.tolist()
 
 
-def test_phantoms_are_marked_in_results_and_figure(films, config, state, tmp_path):
-    (tmp_path / PHANTOM_MARKER).write_text("{}")
-    run = tmp_path / "run"
-    titles = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            evaluate, "draw_qualitative", lambda *args: titles.append(args[2])
-        )
-        results = evaluate.evaluate_split(config, run, tmp_path, films, "Val", state)
-    assert titles == ["PHANTOM infection, Val: run"]
-    assert results["phantom"] is True
-    assert sorted(p.name for p in (run / "results").iterdir()) == [
-        "val.csv",
-        "val.json",
+@pytest.mark.parametrize("stem", STEMS)
+def test_masks_are_the_levels_at_the_operating_point(runs, stem):
+    point = read_json(runs.infection, stem)["operating_point"]
+    assert (point is None) == (stem == "test-outside")  # the probe is not tuned
+    arrays, x = read_arrays(runs.infection, stem), recomputed(runs.infection, stem)
+    threshold = point["threshold"] if point else 0.5
+    above = arrays["levels"] / 255 > threshold
+    gated = x["score"] < (point["presence"] if point else 0)
+    assert not arrays["output"][gated].any()
+    assert not (arrays["output"] & ~above).any()
+    dropped = (above & (arrays["output"] == 0))[~gated].sum(axis=(1, 2))
+    if not point or not point["min_area"]:
+        assert not dropped.any()
+    else:
+        kept = arrays["output"].sum(axis=(1, 2))
+        assert kept[kept > 0].min() >= point["min_area"] and dropped.any()
+
+
+class Anew(NamedTuple):
+    """The figures of a split by `recompute`: of all films, by class, by lesion size."""
+
+    x: dict[str, np.ndarray]
+    all: dict[str, tuple[np.floating, ...]]
+    classes: dict[str, dict[str, tuple[np.floating, ...]]]
+    lesions: list[dict[str, tuple[np.floating, ...]]]
+
+
+@pytest.fixture(scope="module")
+def anew(runs) -> Anew:
+    """The headline's figures; thousands of draws of films take some seconds."""
+    x = recomputed(runs.infection, "test-predicted")
+    share = np.where(x["positive"], x["true"], np.nan)
+    sizes = [share < 0.1, (share >= 0.1) & (share <= 0.5), share > 0.5]
+    with warnings.catch_warnings():  # where a draw holds films of one kind only
+        warnings.simplefilter("ignore", RuntimeWarning)
+        of_groups = [
+            recompute.with_intervals({k: v[chosen] for k, v in x.items()})
+            for chosen in (slice(None), *(x["label"] == label for label in CLASSES))
+        ]
+        lesions = [
+            recompute.with_intervals({k: v[chosen] for k, v in x.items()})
+            for chosen in sizes
+            if chosen.any()
+        ]
+    classes = {label: of_groups[k] for k, label in enumerate(CLASSES, 1)}
+    return Anew(x, of_groups[0], classes, lesions)
+
+
+def check(found: dict[str, Any], expected: tuple[np.floating, ...]) -> None:
+    told = [np.nan if found[k] is None else found[k] for k in ("mean", "low", "high")]
+    np.testing.assert_allclose(told, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_every_figure_of_the_json_is_found_again_by_numpy(runs, anew):
+    found = read_json(runs.infection, "test-predicted")
+    assert found["loss"] == pytest.approx(anew.all["loss"][0], rel=1e-12)
+    names = set(anew.all) - {"loss", "false_pixels"}
+    assert len(names) == 20
+    for name in names:
+        value = found
+        for key in name.split("."):
+            value = value[key]
+        check(value, anew.all[name])
+    rates = found["blank_rate"]
+    for label in ("Normal", "Non-COVID"):
+        assert rates[label] == pytest.approx(anew.classes[label]["blank_rate"][0])
+    assert found["surface"]["n_hd95"] == np.sum(~np.isnan(anew.x["hd95"]))
+    assert found["surface"]["n_surface_dice"] == np.sum(~np.isnan(anew.x["surface"]))
+    assert found["severity"]["n"] == N["Test"]
+    for k, of_bin in enumerate(found["reliability"]["bins"]):
+        pixels, p, y = anew.x["bins"][:, k].sum(axis=0)
+        told = (of_bin["pixels"], of_bin["confidence"], of_bin["frequency"])
+        assert told == pytest.approx((pixels, p / pixels, y / pixels), rel=1e-12)
+
+
+def test_every_figure_of_a_group_is_found_again_by_numpy(runs, anew):
+    found = read_json(runs.infection, "test-predicted")
+    assert set(found["classes"]) == set(CLASSES)
+    names = {"dice": "all.dice", "positive_dice": "positive.dice"}
+    names |= {"blank_rate": "blank_rate", "false_pixels": "false_pixels"}
+    for label, of_class in found["classes"].items():
+        for name, ours in names.items():
+            check(of_class[name], anew.classes[label][ours])
+    names = {"dice": "all.dice", "iou": "all.iou", "sensitivity": "pixels.sensitivity"}
+    some = [of_size for of_size in found["lesions"] if of_size["n"]]
+    for of_size, expected in zip(some, anew.lesions, strict=True):
+        for name, ours in names.items():
+            check(of_size[name], expected[ours])
+    assert sum(of_size["n"] for of_size in some) == FILMS["Test"][0]
+
+
+@pytest.mark.parametrize("stem", ["test", "test-none", "test-outside"])
+def test_the_other_ways_are_found_again_by_numpy(runs, stem):
+    found, x = read_json(runs.infection, stem), recomputed(runs.infection, stem)
+    expected = recompute.figures(x)
+    for name in ("all.dice", "positive.iou", "pooled.dice", "detection.auroc"):
+        of_name, _, key = name.partition(".")
+        assert found[of_name][key]["mean"] == pytest.approx(expected[name], rel=1e-12)
+    assert found["blank_rate"]["mean"] == pytest.approx(expected["blank_rate"])
+
+
+def test_the_untuned_families_are_those_of_the_bare_threshold(runs):
+    found = read_json(runs.infection, "test-predicted")["untuned"]
+    arrays = read_arrays(runs.infection, "test-predicted")
+    arrays["output"] = (arrays["levels"] > 127).astype(np.uint8)
+    x = recompute.read(arrays, read_rows(runs.infection, "test-predicted"))
+    expected = recompute.figures(x)
+    assert found["threshold"] == 0.5
+    for family in ("all", "positive", "pooled"):
+        for name in ("dice", "iou"):
+            told = found[family][name]["mean"]
+            assert told == pytest.approx(expected[f"{family}.{name}"], rel=1e-12)
+    assert found["blank_rate"]["mean"] == pytest.approx(expected["blank_rate"])
+    assert found["blank_rate"]["mean"] < 1  # there is something to be tuned
+
+
+def test_every_number_of_the_page_is_found_again_by_numpy(runs, anew):
+    page = Page((runs.infection / "report.html").read_text())
+
+    def told(name: str, of=anew.all, digits: int = 4) -> str:
+        mean, low, high = (f"{v:.{digits}f}" for v in of[name])
+        return "–" if mean == "nan" else f"{mean} [{low}, {high}]"
+
+    families = page.table("Families, Test, region of interest: lungs found by stage 1")
+    for row, family in zip(
+        families.values(), ("all", "positive", "pooled"), strict=True
+    ):
+        assert row[:2] == [told(f"{family}.dice"), told(f"{family}.iou")]
+    headline = page.table("Test, family “all”")["covjax, lungs found by stage 1, tuned"]
+    loss = f"{anew.all['loss'][0]:.4f}"
+    assert headline == [loss, told("all.dice"), told("all.iou")]
+    blank = page.table("Blank rate: of 12 films")
+    assert blank["all empty films"][0] == told("blank_rate")
+    for label in ("Normal", "Non-COVID"):
+        assert blank[label][0] == f"{anew.classes[label]['blank_rate'][0]:.4f}"
+    pixels = page.table("Pixels and outlines")
+    hd95, surface = (np.sum(~np.isnan(anew.x[k])) for k in ("hd95", "surface"))
+    assert list(pixels.values()) == [
+        [told("pixels.precision")], [told("pixels.sensitivity")],
+        [told("pixels.specificity")], [told("surface.surface_dice")],
+        [told("surface.hd95", digits=1)],
+    ]  # fmt: skip
+    assert f"Surface Dice at 2 px ({surface} films)" in pixels
+    assert any(f"({hd95} films with both outlines)" in name for name in pixels)
+    detection = page.table("Films with infection (12 of 24)")
+    assert list(detection.values()) == [
+        [told(f"detection.{k}")] for k in ("auroc", "sensitivity", "specificity")
     ]
+    severity = page.table("Infected share of the lungs (0 to 1), 24 films; 0")
+    names = ("mae", "bias", "limits.low", "limits.high")
+    assert list(severity.values()) == [[told(f"severity.{k}")] for k in names]
+    assert f"calibration error over pixels: {told('reliability.ece')}" in page.text
+    bins = page.table("Reliability, bin by bin")
+    for row, (n, p, y) in zip(bins.values(), anew.x["bins"].sum(axis=0), strict=True):
+        assert row == [f"{n:,.0f}", f"{p / n:.4f}", f"{y / n:.4f}"]
+    classes = page.table("By class")
+    for label, (films, empty, *row) in classes.items():
+        chosen = anew.x["label"] == label
+        assert films == str(chosen.sum())
+        assert empty == str((~anew.x["positive"][chosen]).sum())
+        names = ("all.dice", "positive.dice", "blank_rate")
+        of = anew.classes[label]
+        assert row == [*(told(k, of) for k in names), told("false_pixels", of, 1)]
+    lesions = [row for row in page.table("By extent").values() if row[0] != "0"]
+    for (_, *row), of in zip(lesions, anew.lesions, strict=True):
+        names = ("all.dice", "all.iou", "pixels.sensitivity")
+        assert row == [told(k, of) for k in names]
+    missed = anew.x["positive"] & (anew.x["tp"] == 0)
+    false = ~anew.x["positive"] & anew.x["found"]
+    for label, row in page.table("Films that failed").items():
+        of = anew.x["label"] == label
+        assert [cell.split(" of ")[0] for cell in row] == [
+            str((of & missed).sum()), str((of & false).sum()),
+        ]  # fmt: skip
 
 
-def test_split_without_any_film_to_show_is_still_evaluated(
-    films, config, state, tmp_path
-):
-    pneumonia = [film for film in films if film.label == "Non-COVID"]
-    results = evaluate.evaluate_split(
-        config, tmp_path / "run", tmp_path, pneumonia, "Test", state
+def test_page_shows_the_three_ways_and_the_probe(runs):
+    page = Page((runs.infection / "report.html").read_text())
+    regions = page.table("Test by what the network is shown")
+    names = {"true lungs": "test", "lungs found by stage 1": "test-predicted",
+             "whole film": "test-none"}  # fmt: skip
+    for name, stem in names.items():
+        x = recomputed(runs.infection, stem)
+        means = recompute.figures(x)
+        row = [cell.split(" ")[0] for cell in regions[name]]
+        keys = ("all.dice", "positive.dice", "pooled.dice", "blank_rate")
+        assert row[:4] == [f"{means[k]:.4f}" for k in keys]
+        assert row[4] == f"{means['detection.auroc']:.4f}"
+        assert f"{name}, threshold 0.5, untuned" in regions
+    # The mark beside the lungs of COVID-19 films gives each of them away.
+    x = recomputed(runs.infection, "test-outside")
+    assert recompute.figures(x)["detection.auroc"] == 1.0
+    probe = page.table("Detection of COVID-19 films, Test")
+    assert probe["outside the lungs alone"] == ["1.0000 [1.0000, 1.0000]"]
+    assert "more than chance" in page.text
+
+
+def test_terminal_shows_the_three_ways_side_by_side(runs):
+    for name in ("true lungs", "lungs found by stage 1", "whole film", "only what"):
+        assert re.search(rf"^  {name}.* 0\.\d{{4}}", runs.printed, re.M), name
+    assert "chosen on Val for “all dice”" in runs.printed
+    assert "PHANTOM" in runs.printed and str(runs.infection) in runs.printed
+
+
+def test_figures_are_drawn_of_the_headline(runs):
+    names = {path.name for path in (runs.infection / "figures").iterdir()}
+    assert names == {
+        f"{k}.png"
+        for k in ("qualitative", "best", "median", "worst", "reliability", "severity")
+    }
+    names = {path.name for path in (runs.lung / "figures").iterdir()}
+    assert names == {
+        f"{k}.png" for k in ("qualitative", "best", "median", "worst", "reliability")
+    }
+
+
+def test_lungs_have_no_severity_and_no_detection(runs):
+    found = read_json(runs.lung, "test")
+    assert [found[k] for k in ("severity", "detection", "lesions")] == [None] * 3
+    assert found["n_empty"] == 0 and found["blank_rate"]["mean"] is None
+    assert {p.stem for p in (runs.lung / "results").glob("test*.json")} == {"test"}
+    x = recomputed(runs.lung, "test")
+    assert found["all"]["dice"]["mean"] == pytest.approx(x["dice"].mean(), rel=1e-12)
+    arrays = read_arrays(runs.lung, "test")
+    np.testing.assert_array_equal(arrays["truth"], arrays["lung"])
+    # Of all pixels, not of those in the lungs alone.
+    counted = sum(b["pixels"] for b in found["reliability"]["bins"])
+    assert counted == arrays["levels"].size
+
+
+def test_val_chose_each_operating_point_and_its_results_are_kept(runs):
+    points = read_points(runs.infection)
+    assert set(points) == {"truth", "predicted", "none"}
+    for roi, stem in (("truth", "val"), ("predicted", "val-predicted")):
+        found, told = read_json(runs.infection, stem), points[roi]
+        assert (told["chosen_on"], told["n"]) == ("val", N["Val"])
+        assert found["operating_point"] == told and found["split"] == "val"
+        assert found["all"]["dice"]["mean"] == pytest.approx(told["reached"])
+        assert found["untuned"]["all"]["dice"]["mean"] == pytest.approx(told["untuned"])
+        assert told["reached"] > told["untuned"]
+        assert (
+            read_json(runs.infection, stem.replace("val", "test"))["operating_point"]
+            == told
+        )
+
+
+@pytest.fixture
+def copied(runs, tmp_path) -> Path:
+    """The infection run, whose folder a test may change; the lung run stays."""
+    return shutil.copytree(runs.infection, tmp_path / "infection")
+
+
+def passes(monkeypatch) -> list[tuple[str, str]]:
+    """Notes the split and the region of each pass over the data from here on."""
+    noted = []
+    predict = evaluate.predict_split
+
+    def note(config, films, state):
+        noted.append((films[0].split, config.data.roi))
+        return predict(config, films, state)
+
+    monkeypatch.setattr(evaluate, "predict_split", note)
+    return noted
+
+
+def test_evaluating_again_chooses_nothing_anew_and_gives_the_same(copied, monkeypatch):
+    noted = passes(monkeypatch)
+    before = {p: p.read_bytes() for p in copied.rglob("*") if p.suffix == ".json"}
+    evaluate.evaluate_run(copied, "Test")
+    assert noted == [("Test", roi) for roi in STEMS.values()]
+    assert before == {
+        p: p.read_bytes() for p in copied.rglob("*") if p.suffix == ".json"
+    }
+
+
+def test_point_of_another_checkpoint_is_chosen_anew(copied, monkeypatch):
+    points = read_points(copied)
+    points["none"]["checkpoint"] = STEP - 1
+    points["none"]["threshold"] = 0.123
+    write_points(copied, points)
+    noted = passes(monkeypatch)
+    evaluate.evaluate_run(copied, "Test")
+    assert [roi for split, roi in noted if split == "Val"] == ["none"]
+    assert read_points(copied)["none"]["checkpoint"] == STEP
+    assert read_json(copied, "test-none")["threshold"] != 0.123
+
+
+def test_point_that_is_kept_is_the_one_that_is_used(copied):
+    points = read_points(copied)
+    points["truth"] |= {"threshold": 0.9, "min_area": 3, "presence": 0.25}
+    write_points(copied, points)
+    evaluate.evaluate_run(copied, "Test")
+    found = read_json(copied, "test")
+    assert found["operating_point"] == points["truth"] and found["threshold"] == 0.9
+    arrays = read_arrays(copied, "test")
+    assert (
+        arrays["output"].any() and not arrays["output"][arrays["levels"] <= 229].any()
     )
-    assert (results["n"], results["n_empty"]) == (7, 7)
+
+
+def test_other_lungs_need_another_point(copied, runs, tmp_path, monkeypatch):
+    other = shutil.copytree(runs.lung, tmp_path / "other")
+    config = read_config(copied / "config.json")
+    config.data.lung_run = str(other)
+    noted = passes(monkeypatch)
+    evaluate.evaluate_run(copied, "Test", config)
+    assert [roi for split, roi in noted if split == "Val"] == ["predicted"]
+    assert read_json(copied, "test-predicted")["lungs"].startswith(str(other))
+
+
+def test_val_alone_is_evaluated_in_the_same_ways(copied):
+    for path in (copied / "results").glob("*"):
+        path.unlink()
+    evaluate.evaluate_run(copied, "Val")
+    stems = {path.stem for path in (copied / "results").glob("*.json")}
+    assert stems == {"val", "val-predicted", "val-none", "val-outside", "audit"}
+    assert (copied / "figures" / "qualitative-val.png").exists()
+
+
+def test_run_from_scratch_has_no_predicted_lungs_and_says_so(copied):
+    path = copied / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_from": ""}))
+    for old in (copied / "results").glob("*predicted*"):
+        old.unlink()
+    evaluate.evaluate_run(copied, "Test")
+    stems = {path.stem for path in (copied / "results").glob("test*.json")}
+    assert stems == {"test", "test-none", "test-outside"}
+    page = Page((copied / "report.html").read_text())
+    assert "flatter it" in page.text
+    assert "lungs found by stage 1" not in page.table("Test by what")
+
+
+def test_run_of_the_outside_is_evaluated_there_alone_and_tuned(copied):
+    path = copied / "config.json"
+    settings = json.loads(path.read_text())
+    settings["data"]["roi"] = "outside"
+    path.write_text(json.dumps(settings))
+    for old in (copied / "results").glob("*"):
+        old.unlink()
+    evaluate.evaluate_run(copied, "Test")
+    found = read_json(copied, "test")
+    assert found["roi"] == "outside" and found["operating_point"]["chosen_on"] == "val"
+    assert {p.stem for p in (copied / "results").glob("test*.json")} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lung_run": "nowhere"}, ["nowhere", "neither a run"]),
+        ({"lung_run": "INFECTION"}, ["stage 2", "data.lung_run"]),
+        ({"roi": "predicted"}, ["roi = 'predicted'", "data.lung_run"]),
+    ],
+)
+def test_lungs_that_cannot_be_found_are_refused_before_anything_runs(
+    runs, change, words
+):
+    config = read_config(runs.infection / "config.json")
+    config.init_from = str(runs.infection)
+    for name, value in change.items():
+        config.data[name] = str(runs.infection) if value == "INFECTION" else value
+    with pytest.raises(UsageError) as said:
+        evaluate.check_lungs(config)
+    assert all(word in str(said.value) for word in words), said.value
+
+
+def test_training_is_shown_found_lungs_only_where_asked(runs):
+    config = read_config(runs.infection / "config.json")
+    root = Path(config.data.root)
+    films = {s: list_films(root, "infection", s) for s in FILMS}
+    assert evaluate.show_lungs(config, runs.infection, films) is films
+    config.data.roi = "predicted"
+    shown = evaluate.show_lungs(config, runs.infection, films)
+    for split, of_split in shown.items():
+        assert [f.name for f in of_split] == [f.name for f in films[split]]
+        assert all(f.found_lung is not None and f.found_lung.exists() for f in of_split)

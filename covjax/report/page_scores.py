@@ -201,7 +201,7 @@ def probe(run: RunFiles) -> Section | None:
     )
     whole = at(run.main, "detection", "auroc")
     rows = [["outside the lungs alone", figure(auroc)]]
-    if whole:
+    if whole and stem != run.headline:
         rows.append([roi_name(run.main), figure(whole)])
     return Section(
         "probe",

@@ -1,0 +1,1 @@
+"""What is run beside training: benchmarks, and the tables that came of runs."""

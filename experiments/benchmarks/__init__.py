@@ -1,0 +1,1 @@
+"""What takes how long, as ratios within one run on one machine."""
