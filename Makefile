@@ -28,7 +28,7 @@ demo: .venv/.core ## train both stages on phantoms and print their tables (minut
 	  --init_from=$(DEMO)/lung --workdir=$(DEMO)/infection
 	@echo "== 3/4  stage 2 again, from random weights"
 	@$(PY) -m covjax.main --config=configs/infection.py:phantom \
-	  --workdir=$(DEMO)/infection-scratch
+	  --config.data.lung_run=$(DEMO)/lung --workdir=$(DEMO)/infection-scratch
 	@echo "== 4/4  the tables, side by side"
 	@$(PY) -m covjax.report.tables $(DEMO)/lung $(DEMO)/infection \
 	  $(DEMO)/infection-scratch

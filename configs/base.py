@@ -24,9 +24,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.root = ""  # else $COVJAX_DATA, else data/COVID-QU-Ex
     config.data.phantom_films = ()  # (Train, Val, Test): synthetic films, not the root
     config.data.task = "lung"  # whose mask is the target: "lung" or "infection"
-    # What the network is shown of a film: "none" (all of it), "truth" (the inside of the
-    # true lungs), "predicted" (of the lungs that a run of stage 1 finds), "outside" (all
-    # but the true lungs: what the film gives away without them).
+    # What the network is shown of a film: "none" (all of it), "truth" (the inside of
+    # the true lungs), "predicted" (of the lungs that a run of stage 1 finds), "outside"
+    # (all but the true lungs: what the film gives away without them).
     config.data.roi = "none"
     config.data.roi_dilate = 0  # pixels by which those lungs are widened
     config.data.lung_run = ""  # the run of stage 1; else init_from, where it is one

@@ -1,8 +1,9 @@
 """Tells whether one evaluated run is better than another on the same films.
 
-  python -m covjax.compare RUN_A RUN_B [--split=test] [--json FILE]
+  python -m covjax.compare RUN_A RUN_B [--split=test] [--roi=predicted] [--json FILE]
 
-Each RUN is a run's folder, of which results/<split>.csv is read, or such a CSV file
+Each RUN is a run's folder, of which results/<split>.csv is read (with --roi, the file
+of the pass in which the network was shown this of each film), or such a CSV file
 itself. Prints every figure of both, their difference with a 95 % interval, and the
 films whose Dice changed most. Exit status: 0 if the runs were compared, whatever came
 out; 2 if they cannot be.
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from covjax.config import ROIS
 from covjax.errors import UsageError
 from covjax.files import write_whole
 from covjax.metrics.bootstrap import RESAMPLES, Figure, Sums, estimate
@@ -52,12 +54,13 @@ class Results:
     about: dict[str, Any]
 
 
-def read_run(given: Path, split: str) -> Results:
+def read_run(given: Path, split: str, roi: str | None = None) -> Results:
     """Reads results/<split>.csv of a run's folder, or a CSV file, and its JSON.
 
     Args:
       given: the folder or the file.
       split: "train", "val" or "test"; of no use for a file.
+      roi: what the network was shown of each film; None: what it was trained on.
 
     Raises:
       UsageError: naming the file, if it is missing, torn, or says a film twice.
@@ -65,6 +68,8 @@ def read_run(given: Path, split: str) -> Results:
     path = given
     if given.is_dir():
         path = given / "results" / f"{split}.csv"
+        if roi and _read_about(path.with_suffix(".json")).get("roi") != roi:
+            path = path.with_stem(f"{split}-{roi}")
         if not path.exists():
             raise UsageError(
                 f"{path}: no results there; python -m covjax.main --mode=evaluate"
@@ -146,7 +151,7 @@ def pair(a: Results, b: Results) -> np.ndarray:
       UsageError: if the two are not of the same films and masks.
     """
     for key in SAME:
-        of_a, of_b = _value(a.about, key), _value(b.about, key)
+        of_a, of_b = a.about.get(key), b.about.get(key)
         if None not in (of_a, of_b) and of_a != of_b:
             raise UsageError(
                 f"{a.path} and {b.path} cannot be compared: {key} {of_a} and {of_b}"
@@ -167,12 +172,6 @@ def pair(a: Results, b: Results) -> np.ndarray:
             f"{_truth(counts)[i]} in {b.path}): not the same truth"
         )
     return counts
-
-
-def _value(about: dict[str, Any], key: str) -> Any:
-    value = about.get(key)
-    # "test-predicted" is another way of scoring "test".
-    return str(value).partition("-")[0] if key == "split" and value else value
 
 
 def _films(films: list[Film]) -> str:
@@ -370,10 +369,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="of folders"
     )
+    parser.add_argument(
+        "--roi", choices=ROIS, help="of folders: what the network was shown"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it all")
     arguments = parser.parse_args(argv)
     try:
-        a, b = (read_run(x, arguments.split) for x in (arguments.a, arguments.b))
+        a, b = (
+            read_run(given, arguments.split, arguments.roi)
+            for given in (arguments.a, arguments.b)
+        )
         found = compare(a, b)
         print(format_comparison(found))
         if arguments.json:

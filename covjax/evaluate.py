@@ -32,7 +32,7 @@ from covjax.metrics.counts import count_pixels, dice_per_image
 from covjax.outputs import Outputs, predict_split
 from covjax.report.page import write_report
 from covjax.report.split_figures import draw_split
-from covjax.report.tables import ROIS, format_regions, format_results
+from covjax.report.tables import ROIS, format_evaluation
 from covjax.results import (
     SplitMasks,
     measure,
@@ -122,10 +122,7 @@ def evaluate_best(
     if not audited.exists():
         print(f"auditing the films of {root}", flush=True)
         write_whole(audited, json.dumps(audit_with_bar(root), indent=1) + "\n")
-    shown = found[regions.index(headline)]
-    print("\n" + format_results(shown, str(workdir)))
-    if len(found) > 1:
-        print("\n" + format_regions(found))
+    print("\n" + format_evaluation(found, str(workdir)))
     print(f"\nreport: {write_report(workdir)}")
 
 
@@ -233,7 +230,8 @@ class _Evaluation:
             draw_split(
                 self._workdir / "figures", evaluated, summary,
                 region=Region(roi, data.roi_dilate),
-                title=f"{kind}{data.task}, {split}, {ROIS[roi]}: {self._workdir.name}",
+                title=f"{kind}{data.task}, {split}; shown: {ROIS[roi]}; run:"
+                f" {self._workdir.name}",
             )  # fmt: skip
         return summary
 

@@ -133,14 +133,25 @@ def test_lung_tree_has_no_infection_mask():
         assert np.array_equal(result["lung"], whole["lung"])
 
 
+def test_lungs_that_a_model_found_move_as_true_ones_would(serial):
+    for seed, record in enumerate(RECORDS):
+        found = noise(len(RECORDS) + seed)["lung"]
+        result = Augment(**STUDY)(record | {"found_lung": found}, seed)
+        assert list(result) == ["image", "lung", "infection", "found_lung"]
+        moved = Augment(**STUDY)(record | {"lung": found}, seed)["lung"]
+        assert np.array_equal(result.pop("found_lung"), moved)
+        assert is_same(result, serial[seed])  # and nothing else moves otherwise
+
+
 def test_masks_move_with_the_film():
     mask = rectangle(20, 8)
     mask[12:20, 40:44] = 1  # no symmetry
     moved = Augment(**(STUDY | {"tone_prob": 0.0, "affine_prob": 1.0}))
     changed = 0
     for seed in SEEDS:
-        result = moved(record_of(mask), seed)
+        result = moved(record_of(mask) | {"found_lung": mask.copy()}, seed)
         assert np.array_equal(result["lung"], result["infection"])
+        assert np.array_equal(result["lung"], result["found_lung"])
         # Film and mask are sampled differently, so they may differ along the edge.
         assert np.mean((result["image"] > 127) != result["lung"]) < 0.015
         changed += np.mean(result["lung"] != mask) > 0.015

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from covjax import compare, evaluate
+from covjax import compare, results
 from covjax.data.covidqu import Film
 from covjax.errors import UsageError
 
@@ -66,23 +66,33 @@ def means(found: dict[str, Any], side: str) -> dict[str, float | None]:
     return {name: row[side]["mean"] for name, row in found["figures"].items()}
 
 
-def test_columns_are_those_that_an_evaluation_writes(tmp_path):
-    assert compare.COUNTED == results.COUNTED
+def test_what_an_evaluation_writes_is_read(tmp_path):
     names = ('a, "1".png', 'a, "2".png')
-    films = [Film(x, "Normal", "Test", tmp_path, tmp_path, None) for x in names]
-    scores = evaluate.Scores(np.arange(8).reshape(2, 4), np.zeros(2))
-    evaluate.write_results(
-        tmp_path / "results",
-        "Test",
-        films,
-        scores,
-        threshold=0.5,
-        about={"roi": "none"},
+    masks = np.zeros((2, 2, 3), np.uint8)
+    counts = np.array([(1, 2, 3, 0), (0, 0, 0, 6)])
+    evaluated = results.Evaluated(
+        films=[Film(x, "Normal", "Test", tmp_path, tmp_path, None) for x in names],
+        levels=masks,
+        output=masks,
+        truth=masks,
+        lung=masks,
+        seen_lung=masks,
+        # Most is not defined on most films: cells of columns that are not read.
+        rows=dict.fromkeys(results.MEASURED, np.full(2, np.nan))
+        | {"loss": np.array([0.25, 1e-9])},
+        counts=counts,
     )
+    about = ABOUT | {"roi": "predicted"}
+    results.write_results(tmp_path / "results", "test", evaluated, about)
     run = compare.read_run(tmp_path, "test")
     assert run.films == [("Normal", x) for x in names]
-    np.testing.assert_array_equal(run.counts, scores.counts)
-    assert run.about["roi"] == "none"
+    np.testing.assert_array_equal(run.counts, counts)
+    assert run.about == about
+    found = compare_runs(tmp_path, tmp_path)
+    assert means(found, "b")["all dice"] == pytest.approx((2 / 7 + 1) / 2)
+    assert found["a"]["roi"] == "predicted"
+    head = (tmp_path / "results" / "test.csv").read_text().splitlines()[0]
+    assert head.startswith(HEAD + ",")  # as in the files that are written here
 
 
 def test_figures_and_differences_by_hand(runs):
@@ -257,12 +267,11 @@ def test_later_columns_are_not_read(tmp_path, runs):
 
 
 def test_two_ways_of_scoring_one_run_are_compared_by_their_files(tmp_path, runs):
-    results = Path(runs[0]) / "results"
-    other = write_csv(results / "test-predicted.csv", hand(1))
-    other.with_suffix(".json").write_text(
-        json.dumps(ABOUT | {"split": "test-predicted", "roi": "predicted"})
-    )
-    found = compare_runs(results / "test.csv", other)
+    folder = Path(runs[0]) / "results"
+    other = write_csv(folder / "test-predicted.csv", hand(1))
+    about = ABOUT | {"roi": "predicted"}
+    other.with_suffix(".json").write_text(json.dumps(about))
+    found = compare_runs(folder / "test.csv", other)
     assert found["figures"] == compare_runs(*runs)["figures"]
     assert found["b"] == {"csv": str(other), "image_size": 10, "roi": "predicted"}
 
@@ -436,3 +445,18 @@ def test_other_masks_of_the_same_size_are_refused(tmp_path, runs):
     with pytest.raises(UsageError, match=said) as caught:
         compare_runs(runs[0], other)
     assert "\n9 in " in str(caught.value)
+
+
+def test_a_region_is_found_whichever_way_a_run_was_trained(tmp_path, capsys):
+    # A was trained on true lungs, B on found ones: the same region has two names.
+    a, b = (write_run(tmp_path / k, hand(0), roi=roi) for k, roi in
+            (("a", "truth"), ("b", "predicted")))  # fmt: skip
+    other = write_csv(a / "results" / "test-predicted.csv", hand(1))
+    about = ABOUT | {"roi": "predicted"}
+    other.with_suffix(".json").write_text(json.dumps(about))
+    read = [compare.read_run(run, "test", "predicted").path.name for run in (a, b)]
+    assert read == ["test-predicted.csv", "test.csv"]
+    assert compare.main([str(a), str(b), "--roi=predicted"]) == 0
+    assert capsys.readouterr().out.count("roi predicted") == 2
+    assert compare.main([str(a), str(b), "--roi=none"]) == 2
+    assert "test-none.csv: no results there" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from configs import base, infection, lung
 from covjax.config import (
     NOT_IDENTITY,
+    ROIS,
     differences,
     flatten,
     read_config,
@@ -99,7 +100,8 @@ def test_word_for_a_number_is_refused_by_name(name):
 def test_number_for_a_word_is_refused_by_name(name):
     config = base.get_config()
     change(config, name, 3)
-    assert refusal(config).startswith(f"config.{name} = 3: must be one of '")
+    allowed = "a run's folder" if name == "data.lung_run" else "one of '"
+    assert refusal(config).startswith(f"config.{name} = 3: must be {allowed}")
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -119,7 +121,14 @@ def test_fraction_cannot_be_given_for_a_whole_number(name):
 RANGES = [
     ("seed", [-1, 2**32], [0, 2**32 - 1], "from 0 to 4294967295"),
     ("data.task", ["lungs", ""], ["lung", "infection"], "'lung', 'infection'"),
-    ("data.roi", ["predicted", ""], ["none"], "'none', 'truth'"),
+    (
+        "data.roi",
+        ["lungs", "Truth", ""],
+        ["none"],
+        "'none', 'truth', 'predicted', 'outside'",
+    ),
+    ("data.roi_dilate", [-1], [0], "at least 0"),
+    ("data.lung_run", [("runs/lung",)], ["", "runs/lung"], "a run's folder, or ''"),
     ("data.image_size", [0, -64, 7], [16], "at least 8"),
     ("data.threads", [0], [1], "at least 1"),
     ("data.workers", [-1], [0], "at least 0"),
@@ -183,6 +192,8 @@ def test_value_at_the_edge_is_allowed(name, value):
     validate_config(config)
 
 
+INFECTION_PREDICTED = {"data.task": "infection", "data.roi": "predicted"}
+
 COMBINATIONS = [
     ({"loss.dice": 0.0, "loss.bce": 0.0}, ["loss.dice", "loss.bce", "both 0"]),
     (
@@ -193,9 +204,20 @@ COMBINATIONS = [
         {"data.image_size": 72, "model.depth": 4},
         ["data.image_size = 72", "divisible by 16", "model.depth"],
     ),
+    *(
+        (
+            {"data.task": "lung", "data.roi": roi, "data.lung_run": "runs/lung"},
+            [f"data.roi = '{roi}'", "'none'", "data.task is 'lung'"],
+        )
+        for roi in ("truth", "predicted", "outside")
+    ),
     (
-        {"data.task": "lung", "data.roi": "truth"},
-        ["data.roi = 'truth'", "'none'", "data.task is 'lung'"],
+        {"data.task": "infection", "data.roi_dilate": 1},
+        ["data.roi_dilate = 1", "must be 0", "data.roi is 'none'"],
+    ),
+    (
+        INFECTION_PREDICTED,
+        ["data.roi = 'predicted'", "data.lung_run", "--init_from"],
     ),
 ]
 
@@ -216,7 +238,11 @@ def test_values_that_contradict_each_other_are_refused(fields, words):
         {"loss.dice": 0.0, "loss.bce": 1.0},
         {"optim.warmup_epochs": 3.9, "train.epochs": 4},
         {"data.image_size": 72, "model.depth": 3},
-        {"data.task": "infection", "data.roi": "truth"},
+        {"data.task": "infection", "data.roi": "none"},
+        {"data.task": "infection", "data.roi": "truth", "data.roi_dilate": 3},
+        {"data.task": "infection", "data.roi": "outside", "data.roi_dilate": 3},
+        INFECTION_PREDICTED | {"data.lung_run": "runs/lung"},
+        INFECTION_PREDICTED | {"init_from": "runs/lung", "data.roi_dilate": 3},
     ],
 )
 def test_values_that_just_agree_are_allowed(fields):
@@ -296,11 +322,26 @@ def test_only_fields_without_effect_on_numbers_may_change():
     changed = differences(base.get_config(), config)
     assert FIELDS.keys() - changed.keys() == {
         "data.root",
+        "data.lung_run",  # where training is not shown its lungs
         "data.threads",
         "data.workers",
         "data.prefetch",
         "train.log_every",
     }
+
+
+@pytest.mark.parametrize("old_roi", ROIS)
+@pytest.mark.parametrize("new_roi", ROIS)
+def test_run_of_the_lungs_may_change_unless_training_was_shown_them(old_roi, new_roi):
+    old, new = infection.get_config(), infection.get_config()
+    old.data.roi, new.data.roi = old_roi, new_roi
+    old.data.lung_run, new.data.lung_run = "runs/a", "runs/b"
+    expected = {}
+    if "predicted" in (old_roi, new_roi):
+        expected["data.lung_run"] = ("runs/a", "runs/b")
+    if old_roi != new_roi:
+        expected["data.roi"] = (old_roi, new_roi)
+    assert differences(old, new) == expected
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES.keys())
@@ -322,6 +363,30 @@ def test_saved_config_says_what_it_is_about(tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["about"] == {"commit": "abc"}
     assert content["model"]["width"] == 64
+
+
+SINCE = {"data.lung_run": "", "data.roi_dilate": 0}  # fields of later versions
+
+
+def test_run_from_before_a_field_goes_on_with_the_value_that_stood_for_it(tmp_path):
+    path = tmp_path / "config.json"
+    save_config(infection.get_config(), path, {})
+    content = json.loads(path.read_text())
+    for name in SINCE:
+        del content["data"][name.removeprefix("data.")]
+    path.write_text(json.dumps(content))
+    read = read_config(path)
+    assert {name: flatten(read)[name] for name in SINCE} == SINCE
+    assert differences(read, infection.get_config()) == {}
+    validate_config(read)
+
+
+def test_later_fields_that_a_run_has_are_read_as_they_are(tmp_path):
+    config = infection.get_config()
+    config.data.roi_dilate, config.data.lung_run = 3, "runs/lung"
+    save_config(config, tmp_path / "config.json", {})
+    read = read_config(tmp_path / "config.json")
+    assert (read.data.roi_dilate, read.data.lung_run) == (3, "runs/lung")
 
 
 def test_folder_without_config_is_no_run(tmp_path):

@@ -1,5 +1,6 @@
 """The published layout, and the reading of films in every kind of file."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -291,3 +292,73 @@ def test_mask_of_another_size_is_refused(tmp_path):
         DataError, match=r"m\.png: mask of 4x8 pixels for a film of 8x8"
     ):
         covidqu.read_film(film, 8)
+
+
+TRUE = (RAMP > 99).astype(np.uint8)
+SICK = (RAMP > 199).astype(np.uint8)
+FOUND = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.uint8)
+
+
+@pytest.fixture
+def film(tmp_path) -> covidqu.Film:
+    """A film of the infection tree, whose three masks are unlike one another."""
+    names = {"i.png": RAMP, "lung.png": 255 * TRUE, "sick.png": 255 * SICK}
+    paths = [write(tmp_path / name, array) for name, array in names.items()]
+    return covidqu.Film("i.png", "COVID-19", "Val", *paths)
+
+
+def with_found_lung(film: covidqu.Film, found: np.ndarray) -> covidqu.Film:
+    path = write(film.image.parent / "found.png", 255 * found)
+    return dataclasses.replace(film, found_lung=path)
+
+
+def test_masks_are_read_without_the_film(film):
+    film.image.unlink()
+    masks = covidqu.read_masks(film, 8)
+    assert {kind: mask.tolist() for kind, mask in masks.items()} == {
+        "lung": TRUE.tolist(),
+        "infection": SICK.tolist(),
+    }
+    assert {mask.dtype.name for mask in masks.values()} == {"uint8"}
+    half = covidqu.read_masks(film, 4)
+    # Centres of the 4 cells fall on rows and columns 1, 3, 5 and 7.
+    np.testing.assert_array_equal(half["lung"], TRUE[1::2, 1::2])
+    of_lung_tree = dataclasses.replace(film, infection_mask=None)
+    assert set(covidqu.read_masks(of_lung_tree, 8)) == {"lung"}
+
+
+def test_lungs_that_a_model_found_are_read_beside_the_true_ones(film):
+    shown = with_found_lung(film, TRUE.T)
+    expected = {"image": RAMP, "lung": TRUE, "infection": SICK, "found_lung": TRUE.T}
+    record = covidqu.read_film(shown, 8)
+    assert record.keys() == expected.keys()
+    for kind, array in expected.items():
+        np.testing.assert_array_equal(record[kind], array)
+        assert record[kind].dtype == np.uint8
+    masks = covidqu.read_masks(shown, 8)
+    np.testing.assert_array_equal(masks["found_lung"], TRUE.T)
+
+
+def test_found_lungs_of_another_size_are_resized_and_not_refused(film):
+    shown = with_found_lung(film, FOUND)  # found at half the size of the film
+    twice = FOUND.repeat(2, axis=0).repeat(2, axis=1)
+    for masks in (covidqu.read_film(shown, 8), covidqu.read_masks(shown, 8)):
+        np.testing.assert_array_equal(masks["found_lung"], twice)
+    same = covidqu.read_film(shown, 4)["found_lung"]
+    np.testing.assert_array_equal(same, FOUND)
+
+
+def test_found_lungs_that_are_missing_are_named(film):
+    shown = with_found_lung(film, FOUND)
+    (film.image.parent / "found.png").unlink()
+    with pytest.raises(DataError, match=r"found\.png: no such file"):
+        covidqu.read_film(shown, 8)
+
+
+def test_published_mask_needs_the_size_of_its_film_where_that_is_known(film):
+    write(film.image.parent / "sick.png", 255 * FOUND)
+    with pytest.raises(DataError, match=r"sick\.png: mask of 4x4 pixels for .* 8x8"):
+        covidqu.read_film(film, 8)
+    with pytest.raises(DataError, match=r"lung\.png: mask of 8x8 pixels for .* 9x5"):
+        covidqu.read_masks(film, 8, film_shape=(5, 9))
+    assert covidqu.read_masks(film, 8)["infection"].shape == (8, 8)

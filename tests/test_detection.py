@@ -1,4 +1,4 @@
-"""Image-level detection: scikit-learn's AUROC, pairs counted one by one."""
+"""Image-level detection: presence by hand, scikit-learn's AUROC, pairs one by one."""
 
 import json
 
@@ -10,6 +10,47 @@ from covjax.metrics import detection
 I = np.arange(40)  # noqa: E741
 SCORES = (7 * I * I + 3 * I) % 11 / 10  # six values: most pairs of images are near ties
 POSITIVE = I * I % 5 < 2  # 24 of 40
+
+
+def film(side: int, *surest: int, rest: int = 0) -> np.ndarray:
+    """Levels of a square film: a few pixels, scattered, and the rest of it."""
+    levels = np.full(side * side, rest, np.uint8)
+    places = np.random.default_rng(side).permutation(side * side)
+    levels[places[: len(surest)]] = surest
+    return levels.reshape(side, side)
+
+
+def test_presence_is_the_mean_of_one_pixel_in_256_by_hand():
+    # Of 32x32 pixels, the four surest.
+    levels = [
+        film(32, 102, 255, 51, 204, rest=51),  # (255 + 204 + 102 + 51) / 4 = 153
+        film(32, 255, rest=0),  # one stray pixel: a quarter of sure
+        film(32, 200, 100, 100, 100, 100, 100),  # of equals, as many as there is room
+        film(32, *range(60, 80)),  # (79 + 78 + 77 + 76) / 4 = 77.5
+        film(32, rest=0),
+        film(32, rest=255),
+        film(32, 7, rest=9),  # the least sure pixel is not looked at
+    ]
+    scores = detection.presence_scores(np.stack(levels))
+    assert scores.dtype == np.float64
+    expected = np.array([153, 63.75, 125, 77.5, 0, 255, 9]) / 255
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("side", "taken"), [(1, 1), (4, 1), (16, 1), (22, 1), (23, 2), (64, 16)]
+)
+def test_presence_looks_at_one_pixel_at_least(side, taken):
+    # 22x22 are 484 pixels, fewer than twice 256; 23x23 are 529.
+    levels = np.random.default_rng(side).integers(0, 256, (3, side, side), np.uint8)
+    expected = [
+        sum(sorted(image.ravel().tolist())[-taken:]) / taken / 255 for image in levels
+    ]
+    np.testing.assert_allclose(detection.presence_scores(levels), expected, rtol=1e-12)
+
+
+def test_presence_of_no_film_is_no_score():
+    assert detection.presence_scores(np.zeros((0, 8, 8), np.uint8)).shape == (0,)
 
 
 def share_of_pairs(scores: np.ndarray, positive: np.ndarray) -> float:

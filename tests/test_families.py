@@ -77,6 +77,93 @@ def test_counts_of_a_whole_film_are_exact():
     np.testing.assert_array_equal(counts, [[65535, 0, 1, 0]])
 
 
+@pytest.mark.parametrize(
+    ("odds", "level"),
+    [
+        # p = odds / (1 + odds); level 255 p, to the nearest.
+        (1, 127),  # 127.5: half-way goes down, so that p = .5 is not above .5
+        (1.004, 128),  # 127.75
+        (0.996, 127),  # 127.24
+        (3, 191),  # 191.25
+        (1 / 3, 64),  # 63.75: cut off, it would be 63
+        (4, 204),  # p = .8, a level itself
+        (0.25, 51),  # p = .2, likewise
+        (509.5, 255),  # 254.5005
+        (508.5, 254),  # 254.4995
+        (1 / 508.5, 1),  # .5005
+        (1 / 509.5, 0),  # .4995
+        (np.exp(60), 255),  # as sure as float32 can be
+        (np.exp(-120), 0),
+    ],
+)
+def test_level_of_a_probability_by_hand(odds, level):
+    found = pixel_counts.to_levels(jnp.full((1, 2, 3, 1), np.log(odds), jnp.float32))
+    assert (found.shape, found.dtype) == ((1, 2, 3, 1), jnp.uint8)
+    np.testing.assert_array_equal(found, level)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_level_is_the_nearest_one_whatever_the_type_of_the_logits(dtype):
+    # Eighths are exact in bfloat16, their sigmoids are not.
+    logits = np.arange(-60, 61) / 8
+    exact = 255 / (1 + np.exp(-logits))
+    nearest = [min(range(256), key=lambda n: (abs(n - x), n)) for x in exact]
+    found = pixel_counts.to_levels(jnp.asarray(logits, dtype))
+    np.testing.assert_array_equal(found, nearest)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.6, 0.95])
+def test_pixels_counted_on_a_device_and_on_the_host_are_the_same(threshold):
+    # .6 is level 153 itself, which is not above it: the logits hold it.
+    rng = np.random.default_rng(3)
+    levels = rng.integers(0, 256, (3, 8, 8)).clip(1, 254)
+    levels[:, 0] = 153
+    logits = np.log(levels / (255 - levels))
+    truths = rng.integers(0, 2, levels.shape, np.uint8)
+    expected = np.zeros((3, 4), int)
+    for i, y, x in np.ndindex(*levels.shape):
+        is_found = 100 * levels[i, y, x] > 255 * round(100 * threshold)
+        cell = (0 if truths[i, y, x] else 1) if is_found else 3 - truths[i, y, x]
+        expected[i, cell] += 1
+    on_device = pixel_counts.confusion_counts(
+        jnp.asarray(logits[..., None], jnp.float32),
+        jnp.asarray(truths[..., None]),
+        threshold=threshold,
+    )
+    np.testing.assert_array_equal(on_device, expected)
+    kept = np.asarray(pixel_counts.to_levels(jnp.asarray(logits, jnp.float32)))
+    outputs = (kept > pixel_counts.TOP_LEVEL * threshold).astype(np.uint8)
+    on_host = pixel_counts.count_pixels(truths, outputs)
+    np.testing.assert_array_equal(on_host, expected)
+
+
+def test_pixels_of_masks_by_hand():
+    truths = [
+        [[1, 1, 1, 0], [0, 0, 0, 0]],
+        [[0, 0, 0, 0], [0, 0, 0, 0]],  # a false alarm
+        [[1, 1, 1, 1], [1, 1, 1, 1]],  # missed altogether
+        [[0, 0, 0, 0], [0, 0, 0, 0]],  # left blank
+    ]
+    outputs = [
+        [[0, 1, 1, 1], [1, 1, 0, 0]],
+        [[1, 0, 0, 0], [0, 0, 1, 1]],
+        [[0, 0, 0, 0], [0, 0, 0, 0]],
+        [[0, 0, 0, 0], [0, 0, 0, 0]],
+    ]
+    counts = pixel_counts.count_pixels(
+        np.array(truths, np.uint8), np.array(outputs, np.uint8)
+    )
+    assert counts.dtype == np.int64
+    np.testing.assert_array_equal(
+        counts, [(2, 3, 1, 2), (0, 3, 0, 5), (0, 0, 8, 0), (0, 0, 0, 8)]
+    )
+
+
+def test_pixels_of_no_mask_are_no_rows():
+    none = np.zeros((0, 4, 4), np.uint8)
+    assert pixel_counts.count_pixels(none, none).shape == (0, 4)
+
+
 def test_dice_and_iou_of_each_image_by_hand():
     dice, iou = pixel_counts.dice_per_image(COUNTS), pixel_counts.iou_per_image(COUNTS)
     assert dice.dtype == iou.dtype == np.float64

@@ -24,6 +24,7 @@ from finished_run import (
     make_results,
     write_finished_run,
     write_json,
+    write_regions,
 )
 
 
@@ -204,16 +205,79 @@ def test_families_stand_tuned_beside_untuned(full):
     ) in full.text
 
 
-def test_regions_of_interest_stand_side_by_side(full):
+def test_regions_of_interest_stand_side_by_side_and_untuned_below(full):
     rows = full.table("Test by what the network is shown")
+    assert list(rows) == [
+        name + at
+        for name in ("true lungs", "lungs found by stage 1", "whole film")
+        for at in ("", ", threshold 0.5, untuned")
+    ]
     assert {name: (row[0], row[4]) for name, row in rows.items()} == {
         "true lungs": ("0.6010 [0.5810, 0.6210]", "0.8110 [0.7910, 0.8310]"),
+        "true lungs, threshold 0.5, untuned": ("0.3010 [0.2810, 0.3210]", "–"),
         "lungs found by stage 1": (
             "0.5020 [0.4820, 0.5220]", "0.7120 [0.6920, 0.7320]",
         ),
+        "lungs found by stage 1, threshold 0.5, untuned": (
+            "0.2020 [0.1820, 0.2220]", "–",
+        ),
         "whole film": ("0.4030 [0.3830, 0.4230]", "0.6130 [0.5930, 0.6330]"),
+        "whole film, threshold 0.5, untuned": ("0.1030 [0.0830, 0.1230]", "–"),
     }  # fmt: skip
+    # Dice of all, positive and pooled, then the blank rate: .0202 apart.
+    assert [cell.split()[0] for cell in rows["lungs found by stage 1"][:4]] == [
+        "0.5020", "0.5222", "0.5424", "0.5626",
+    ]  # fmt: skip
+    untuned = rows["lungs found by stage 1, threshold 0.5, untuned"]
+    assert [cell.split()[0] for cell in untuned[:4]] == [
+        "0.2020", "0.2222", "0.2424", "0.2626",
+    ]  # fmt: skip
     assert "Dice (all) changes by -0.0990" in full.text
+
+
+def test_region_that_was_not_tuned_has_one_row(old):
+    for roi in ("predicted", "none"):
+        write_json(old / "results" / f"test-{roi}.json", make_results(roi=roi))
+    rows = read_page(old).table("Test by what the network is shown")
+    assert list(rows) == ["true lungs", "lungs found by stage 1", "whole film"]
+    assert {row[0] for row in rows.values()} == {"0.6111 [0.5911, 0.6311]"}
+    assert {row[4] for row in rows.values()} == {"–"}
+
+
+@pytest.mark.parametrize("own", ["predicted", "none"])
+def test_regions_are_found_whichever_of_them_the_run_was_trained_on(
+    full, finished, tmp_path, own
+):
+    save_config(infection.get_config("phantom"), tmp_path / "config.json", {})
+    write_regions(tmp_path / "results", own)
+    names = {path.name for path in (tmp_path / "results").iterdir()}
+    assert f"test-{own}.json" not in names and "test-truth.json" in names
+    stem = "test" if own == "predicted" else "test-predicted"
+    rows = (finished / "results" / "test-predicted.csv").read_text()
+    (tmp_path / "results" / f"{stem}.csv").write_text(rows)
+    page = read_page(tmp_path)
+    for caption in (
+        "Test, family “all”",
+        "Families, Test, region of interest: lungs found by stage 1",
+        "Test by what the network is shown",
+        "Detection of COVID-19 films",
+        "Films that failed",
+    ):
+        assert page.table(caption) == full.table(caption)
+    words = {"predicted": "lungs found by stage 1", "none": "whole film"}[own]
+    dice = {"predicted": "0.5020", "none": "0.4030"}[own]
+    splits = page.table(f"Splits, region of interest: {words}")
+    assert [row[2].split()[0] for row in splits.values()] == ["0.6660", "0.3330", dice]
+    assert "flatter it" not in page.text
+
+
+def test_file_of_another_region_than_its_name_says_is_not_taken_for_it(old):
+    results = make_results(roi="truth") | {"all": make_full_results(0.1)["all"]}
+    write_json(old / "results" / "test-predicted.json", results)
+    page = read_page(old)
+    assert "regions" not in page.anchors()
+    assert "Mean Dice of family “all”: 0.6111 [0.5911, 0.6311]" in page.text
+    assert "0.1000" not in page.text
 
 
 def test_probe_says_what_its_figure_means(finished, full, tmp_path):
@@ -222,13 +286,24 @@ def test_probe_says_what_its_figure_means(finished, full, tmp_path):
         "outside the lungs alone": ["0.6540 [0.6340, 0.6740]"],
         "lungs found by stage 1": ["0.7120 [0.6920, 0.7320]"],
     }
-    results = make_full_results(0.3)
+    results = make_full_results(0.3, roi="outside")
     results["detection"]["auroc"] = figure(0.51, 0.48, 0.54)
     save_config(infection.get_config(), tmp_path / "config.json", {})
     write_json(tmp_path / "results" / "test-outside.json", results)
     text = read_page(tmp_path).text
     assert "0.5100 [0.4800, 0.5400]. The interval does not tell that" in text
     assert "more than chance" not in text
+
+
+def test_run_that_was_trained_outside_the_lungs_is_its_own_probe(old):
+    results = make_full_results(0.3, roi="outside")
+    write_json(old / "results" / "test.json", results)
+    page = read_page(old)
+    assert "an AUROC of 0.5100 [0.4900, 0.5300]. The interval does not" in page.text
+    assert page.table("Detection of COVID-19 films") == {
+        "outside the lungs alone": ["0.5100 [0.4900, 0.5300]"]
+    }
+    assert "regions" not in page.anchors()
 
 
 def test_other_scores_stand_in_their_tables(full):

@@ -1,5 +1,6 @@
 """Batches: who stands where is a function of seed and position alone."""
 
+import dataclasses
 import multiprocessing
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from configs import infection
 from covjax.data.covidqu import Film
 from covjax.data.pipeline import (
+    Region,
     ShuffledEpochs,
     make_eval_dataset,
     make_train_dataset,
@@ -21,26 +23,47 @@ from covjax.errors import DataError, UsageError
 
 SIDE = 16
 KEYS = {"image", "mask", "index", "weight"}
+KINDS = ("image", "lung", "infection", "found_lung")
 
 
 def picture(seed: int, kind: str) -> np.ndarray:
-    """Film, lung mask or infection mask of one film; no film has a pixel of 0."""
+    """Film or mask of one film; no film has a pixel of 0, no found lung is true."""
     rng = np.random.default_rng(seed)
     film = rng.integers(80, 256, (SIDE, SIDE), np.uint8)
     lung = np.kron(rng.integers(0, 2, (4, 4), np.uint8), np.ones((4, 4), np.uint8))
     sick = lung * rng.integers(0, 2, (SIDE, SIDE), np.uint8)
-    return {"image": film, "lung": lung, "infection": sick}[kind]
+    found = np.kron(rng.integers(0, 2, (8, 8), np.uint8), np.ones((2, 2), np.uint8))
+    of_kind = {"image": film, "lung": lung, "infection": sick, "found_lung": found}
+    return of_kind[kind]
 
 
 def write_films(folder: Path, n: int) -> list[Film]:
     films = []
     for k in range(n):
-        paths = [folder / f"{k}-{kind}.png" for kind in ("image", "lung", "infection")]
-        arrays = [picture(k, kind) for kind in ("image", "lung", "infection")]
-        for path, array, scale in zip(paths, arrays, (1, 255, 255), strict=True):
+        paths = [folder / f"{k}-{kind}.png" for kind in KINDS]
+        arrays = [picture(k, kind) for kind in KINDS]
+        for path, array, scale in zip(paths, arrays, (1, 255, 255, 255), strict=True):
             Image.fromarray(array * np.uint8(scale)).save(path)
         films.append(Film(f"{k}.png", "COVID-19", "Train", *paths))
     return films
+
+
+def widen(mask: np.ndarray, radius: int) -> np.ndarray:
+    """A mask and all that lies at most `radius` pixels off, pixel by pixel."""
+    wide = np.zeros_like(mask)
+    rows, columns = np.nonzero(mask)
+    for y, x in np.ndindex(*mask.shape):
+        wide[y, x] = np.any((y - rows) ** 2 + (x - columns) ** 2 <= radius**2)
+    return wide
+
+
+def shown(k: int, roi: str, dilate: int) -> np.ndarray:
+    """What the network is to see of a film as it lies on the disk."""
+    film = picture(k, "image")
+    if roi == "none":
+        return film
+    lungs = widen(picture(k, "found_lung" if roi == "predicted" else "lung"), dilate)
+    return np.where(lungs == (roi != "outside"), film, 0)
 
 
 @pytest.fixture(scope="module")
@@ -211,26 +234,76 @@ def test_target_is_the_mask_of_the_task(films, config, task):
                 assert np.array_equal(mask[..., 0], picture(int(index), task))
 
 
-def test_truth_as_region_blackens_all_but_the_lungs(films, config):
-    for batch in train(films, without_augmentation(config), (0, 6)):
-        for image, index in zip(batch["image"][..., 0], batch["index"], strict=True):
-            lung = picture(int(index), "lung")
-            expected = np.where(lung, picture(int(index), "image"), 0)
-            assert np.array_equal(image, expected)
+REGIONS = [
+    ("none", 0),
+    ("truth", 0),
+    ("predicted", 0),
+    ("outside", 0),
+    ("truth", 1),
+    ("predicted", 1),
+    ("outside", 2),
+]
 
 
-def test_region_is_cut_after_the_augmentation(films, config):
-    config.data.task = "lung"  # so that the target is the mask of the region
+def test_region_of_a_film_by_hand():
+    record = {
+        "image": np.array([[10, 20, 30, 40]], np.uint8),
+        "lung": np.array([[1, 1, 0, 0]], np.uint8),
+        "infection": np.array([[1, 0, 0, 0]], np.uint8),
+        "found_lung": np.array([[0, 1, 1, 0]], np.uint8),
+    }
+    seen = {
+        (roi, dilate): Region(roi, dilate).cut(record)[0].tolist()
+        for roi, dilate in [*REGIONS[:4], ("predicted", 1), ("outside", 1)]
+    }
+    assert seen == {
+        ("none", 0): [10, 20, 30, 40],
+        ("truth", 0): [10, 20, 0, 0],
+        ("predicted", 0): [0, 20, 30, 0],
+        ("outside", 0): [0, 0, 30, 40],
+        ("predicted", 1): [10, 20, 30, 40],
+        ("outside", 1): [0, 0, 0, 40],
+    }
+
+
+@pytest.mark.parametrize(("roi", "dilate"), REGIONS)
+def test_region_blackens_what_the_network_is_not_to_see(films, config, roi, dilate):
+    config.data.roi, config.data.roi_dilate = roi, dilate
+    batches = train(films, without_augmentation(config), (0, 3))
+    batches += make_eval_dataset(films[:6], config=config)
+    assert {int(index) for batch in batches for index in batch["index"]} >= {*range(6)}
+    for batch in batches:
+        for image, mask, index in zip(
+            batch["image"], batch["mask"], batch["index"], strict=True
+        ):
+            np.testing.assert_array_equal(image[..., 0], shown(index, roi, dilate))
+            # The target is not cut: what is missed outside of found lungs is missed.
+            np.testing.assert_array_equal(mask[..., 0], picture(index, "infection"))
+
+
+@pytest.mark.parametrize(("roi", "dilate"), REGIONS[1:])
+def test_region_is_cut_after_the_augmentation(films, config, roi, dilate):
+    # The mask of the region is made the target as well, which shows how it has moved.
+    name = "found_lung" if roi == "predicted" else "lung_mask"
+    films = [
+        dataclasses.replace(film, infection_mask=getattr(film, name)) for film in films
+    ]
     config.augment.tone_prob = config.augment.affine_prob = 1.0
-    cut = train(films, config, (0, 12))
-    config.data.roi = "none"
-    whole = train(films, config, (0, 12))
+    config.data.roi, config.data.roi_dilate = roi, dilate
+    cut = train(films, config, (0, 6))
+    config.data.roi, config.data.roi_dilate = "none", 0
+    whole = train(films, config, (0, 6))
     for one, other in zip(cut, whole, strict=True):
         np.testing.assert_array_equal(one["mask"], other["mask"])
-        assert (one["image"][one["mask"] == 0] == 0).all()
-        assert (other["image"][other["mask"] == 0] > 0).any()
-        inside = one["mask"] == 1
-        np.testing.assert_array_equal(one["image"][inside], other["image"][inside])
+        for image, film, mask in zip(
+            one["image"][..., 0],
+            other["image"][..., 0],
+            one["mask"][..., 0],
+            strict=True,
+        ):
+            hidden = widen(mask, dilate) == (roi == "outside")
+            assert (image[hidden] == 0).all() and (film[hidden] > 0).any()
+            np.testing.assert_array_equal(image[~hidden], film[~hidden])
 
 
 def test_no_region_keeps_the_whole_film(films, config):

@@ -16,8 +16,8 @@ from covjax.report.log import RunLog, read_metrics
 from covjax.report.reliability import draw_reliability
 from covjax.report.severity import draw_severity
 from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
-from covjax.report.tables import format_results
-from finished_run import CLASSES, figure, make_results
+from covjax.report.tables import format_point, format_regions, format_results
+from finished_run import CLASSES, figure, make_full_results, make_results
 
 
 def open_log(workdir: Path, start: int = 0, silent: bool = False) -> RunLog:
@@ -128,12 +128,38 @@ def rows_of(text: str) -> dict[str, str]:
     return {part[0]: part[1] for part in parts if len(part) == 2}
 
 
-def test_table_names_run_films_and_threshold():
-    first = format_results(make_results(), "runs/a").splitlines()[0]
-    assert first == (
-        "runs/a: infection, test, 1166 films (583 with an empty truth), region of"
-        " interest: truth, threshold 0.5"
+def test_table_names_run_films_region_and_threshold():
+    lines = format_results(make_results(), "runs/a").splitlines()
+    assert lines[:3] == [
+        "runs/a: infection, test, 1166 films (583 with an empty truth)",
+        "region of interest: true lungs; threshold 0.5, untuned",
+        "",
+    ]
+
+
+def test_table_of_a_tuned_run_says_what_was_chosen_on_what():
+    results = make_full_results(0.5, roi="predicted")
+    told = (
+        "threshold 0.62, smallest area 40 px, presence 0.800, chosen on Val for"
+        " “all dice”"
     )
+    assert format_point(results) == told
+    second = format_results(results, "runs/a").splitlines()[1]
+    assert second == f"region of interest: lungs found by stage 1; {told}"
+    probe = results | {"operating_point": None, "threshold": 0.25}
+    assert format_point(probe) == "threshold 0.25, untuned"
+
+
+def test_untuned_threshold_has_a_row_below_the_tuned_point():
+    rows = rows_of(format_results(make_full_results(0.5, phantom=False), "runs/a"))
+    shown = {name: rows[name].split() for name in list(rows)[1:4]}
+    assert list(shown.items()) == [
+        ("covjax, all", ["0.3141", "0.5000", "0.5101"]),
+        ("at 0.5, untuned", ["–", "0.2000", "0.2101"]),
+        ("the study, all", ["0.3656", "0.6167", "0.5642"]),
+    ]
+    _, table, _ = format_results(make_results(), "runs/a").split("\n\n")
+    assert "untuned" not in table
 
 
 def test_table_shows_every_figure_with_its_interval():
@@ -150,11 +176,15 @@ def test_table_shows_every_figure_with_its_interval():
 
 
 def test_columns_stand_under_their_names():
-    lines = format_results(make_results(), "runs/a").splitlines()
+    lines = format_results(make_full_results(0.6), "runs/a").splitlines()
     head = next(line for line in lines if "loss" in line)
-    row = next(line for line in lines if "covjax" in line)
-    for name, value in (("loss", "0.3141"), ("Dice", "0.6111"), ("IoU", "0.5611")):
-        assert head.index(name) + len(name) == row.index(value) + len(value)
+    for start, values in (
+        ("covjax", ("0.3141", "0.6000", "0.6101")),
+        ("at 0.5", ("–", "0.3000", "0.3101")),
+    ):
+        row = next(line for line in lines if line.strip().startswith(start))
+        for name, value in zip(("loss", "Dice", "IoU"), values, strict=True):
+            assert head.index(name) + len(name) == row.index(value) + len(value)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +220,37 @@ def test_split_without_empty_truths_has_no_blank_rate():
     assert "blank" not in format_results(make_results(blank_rate=blank), "runs/a")
 
 
+def test_regions_stand_below_one_another_each_with_its_untuned_row():
+    probe = make_full_results(0.1, roi="outside", operating_point=None)
+    del probe["untuned"]
+    lungs = make_full_results(0.6, roi="none", detection=None)
+    found = [make_full_results(0.5, roi="predicted"), lungs, probe]
+    head, names, *rows = format_regions(found).splitlines()
+    assert head.startswith("Shown of each film (Dice; below each, at the untuned")
+    columns = ["Dice, all", "positive", "pooled", "blank rate", "AUROC"]
+    assert re.split(r"  +", names.strip()) == columns
+    assert [re.split(r"  +", row.strip()) for row in rows] == [
+        # Dice of all, positive and pooled, blank rate: .0202 apart; AUROC.
+        ["lungs found by stage 1", "0.5000", "0.5202", "0.5404", "0.5606", "0.7100"],
+        ["0.2000", "0.2202", "0.2404", "0.2606"],
+        ["whole film", "0.6000", "0.6202", "0.6404", "0.6606", "–"],
+        ["0.3000", "0.3202", "0.3404", "0.3606"],
+        ["only what lies outside the lungs"]
+        + ["0.1000", "0.1202", "0.1404", "0.1606", "0.3100"],
+    ]
+    ends = [names.index(name) + len(name) for name in columns]
+    for row in rows:
+        values = [match.end() for match in re.finditer(r"\d\.\d{4}|–", row)]
+        assert values == ends[: len(values)]
+
+
+def test_region_without_an_empty_truth_has_a_dash_for_its_blank_rate():
+    blank = figure(None, None, None) | {"Normal": None, "Non-COVID": None}
+    results = make_results(blank_rate=blank, detection=None)
+    row = format_regions([results]).splitlines()[2]
+    assert row.split() == ["true", "lungs", "0.6111", "0.7222", "0.8333", "–", "–"]
+
+
 def write_results(run: Path, content: str) -> Path:
     (run / "results").mkdir(parents=True)
     (run / "results" / "test.json").write_text(content)
@@ -213,6 +274,32 @@ def test_tables_without_a_run_show_how_to_use_it(capsys):
     assert tables.main([]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("usage: ")
+
+
+def test_tables_show_found_lungs_first_and_all_regions_below(tmp_path, capsys):
+    run = tmp_path / "run"
+    for stem, roi, loss in (
+        ("test", "truth", 0.1111), ("test-predicted", "predicted", 0.2222),
+    ):  # fmt: skip
+        (run / "results").mkdir(parents=True, exist_ok=True)
+        results = make_full_results(0.6, roi=roi, loss=loss)
+        (run / "results" / f"{stem}.json").write_text(json.dumps(results))
+    assert tables.main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "region of interest: lungs found by stage 1" in out
+    assert "0.2222" in out and "0.1111" not in out
+    assert [name for name in ("true lungs", "lungs found") if f"\n  {name}" in out] == [
+        "true lungs", "lungs found",
+    ]  # fmt: skip
+
+
+def test_tables_of_results_that_lack_a_figure_name_it(tmp_path, capsys):
+    results = make_results()
+    del results["pooled"]
+    write_results(tmp_path / "run", json.dumps(results))
+    assert tables.main([str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "test.json: lacks 'pooled'" in err and "--mode=evaluate" in err
 
 
 @pytest.mark.parametrize("content", [None, "{", ""], ids=["missing", "cut", "empty"])

@@ -261,12 +261,12 @@ def scored(start) -> dict[str, Any]:
         functools.partial(eval_step, loss_fn=LOSS, threshold=0.6)
     )
     result = parallel.gather(step(copy, on_devices(batch)))
-    predict = parallel.compile_eval_step(predict_step)
+    predict = parallel.compile_eval_step(functools.partial(predict_step, loss_fn=LOSS))
     return {
         "batch": batch,
         "logits": np.asarray(logits),
         "result": result,
-        "probability": parallel.gather(predict(copy, on_devices(batch))),
+        "predicted": parallel.gather(predict(copy, on_devices(batch))),
         "before": before,
         "after": copy,
         "again": parallel.gather(
@@ -304,11 +304,41 @@ def test_the_score_of_a_film_does_not_depend_on_its_companions_or_its_device(sco
         np.testing.assert_allclose(array, scored["again"][name][::-1], rtol=1e-6)
 
 
-def test_predict_step_gives_the_probability_of_every_pixel(scored):
-    expected = 1 / (1 + np.exp(-np.float64(scored["logits"])))
-    assert scored["probability"].dtype == np.float32
-    np.testing.assert_allclose(scored["probability"], expected, rtol=1e-5, atol=1e-6)
-    assert scored["probability"].std() > 0.01
+def test_predict_step_keeps_the_nearest_level_of_every_pixel(scored):
+    levels = scored["predicted"]["levels"]
+    assert (levels.shape, levels.dtype) == ((BATCH, SIDE, SIDE), np.uint8)
+    exact = 255 / (1 + np.exp(-np.float64(scored["logits"][..., 0])))
+    # The last bits of a logit are not the same in two programs.
+    assert np.abs(levels - exact).max() <= 0.5 + 1e-3
+    assert len(np.unique(levels)) > 100
+
+
+def test_predict_step_scores_each_film_and_carries_the_padding(scored):
+    predicted, batch = scored["predicted"], scored["batch"]
+    assert set(predicted) == {"levels", "loss", "index", "weight"}
+    masks = jnp.asarray(batch["mask"], jnp.float32)
+    expected = LOSS(jnp.asarray(scored["logits"]), masks)
+    np.testing.assert_allclose(predicted["loss"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(predicted["index"], batch["index"])
+    np.testing.assert_array_equal(predicted["weight"], [1] * (BATCH - 3) + [0] * 3)
+
+
+def test_predict_step_rounds_half_way_levels_down(devices):
+    def apply_fn(variables, images, *, train):
+        assert not train
+        return variables["params"]["w"] * images
+
+    params = {"w": jnp.asarray(-np.log(3), jnp.float32)}
+    state = parallel.replicate(start_state(apply_fn, optax.sgd(1.0), params, {}))
+    batch = make_batch(0, films=8)
+    white = np.arange(8) % 3 == 1
+    batch["image"][:] = np.where(white, 255, 0)[:, None, None, None]
+    predict = parallel.compile_eval_step(functools.partial(predict_step, loss_fn=LOSS))
+    levels = parallel.gather(predict(state, on_devices(batch)))["levels"]
+    # Black: logit 0, p .5, level 127.5, which is not to be above .5. White: logit
+    # -ln 3, p .25, level 63.75.
+    np.testing.assert_array_equal(levels[:, 0, 0], np.where(white, 64, 127))
+    assert (levels == levels[:, :1, :1]).all()
 
 
 def numbered(batches: int) -> list[dict[str, np.ndarray]]:

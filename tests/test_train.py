@@ -1,5 +1,6 @@
 """The training loop, in this process, on eight virtual devices and tiny phantoms."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from configs import lung
-from covjax import train
+from configs import infection, lung
+from covjax import evaluate, train
 from covjax.checkpoint import Checkpoints, read_variables
+from covjax.config import save_config
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
 from covjax.interrupt import Interrupted
@@ -19,15 +21,35 @@ from covjax.interrupt import Interrupted
 STEPS_PER_EPOCH = 3
 
 
-@pytest.fixture
-def config():
-    config = lung.get_config("phantom")
+def make_config(stage):
+    config = stage.get_config("phantom")
     config.data.phantom_films = (24, 8, 8)
     config.data.image_size = 32
     config.model.width, config.model.depth = 2, 1
     config.train.batch_size, config.train.epochs = 8, 3
     config.train.log_every = 1
     return config
+
+
+@pytest.fixture
+def config():
+    return make_config(lung)
+
+
+@pytest.fixture
+def shown_found_lungs():
+    """A config of stage 2 whose region of interest is the lungs that stage 1 finds."""
+    config = make_config(infection)
+    config.data.roi = "predicted"
+    return config
+
+
+def write_checkpoint(run: Path, stage) -> str:
+    """What looks like a checkpoint of a run, but for its numbers; returns its path."""
+    save_config(stage.get_config("phantom"), run / "config.json", {})
+    checkpoint = run / "checkpoints" / "3"
+    (checkpoint / "state").mkdir(parents=True)
+    return str(checkpoint)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_epoch(
@@ -103,3 +125,67 @@ def test_data_that_lacks_a_mask_is_refused_before_a_folder_is_made(
     with pytest.raises(DataError, match=films["Val"][0].name):
         train.train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "stage", "said"),
+    [
+        ("data.lung_run", None, "neither a run with a whole checkpoint nor"),
+        (
+            "data.lung_run",
+            infection,
+            "a run of stage 2, where one that finds the lungs",
+        ),
+        ("init_from", None, "is no run that finds the lungs; name one in config.data"),
+        ("init_from", infection, "is no run that finds the lungs; name one in config"),
+    ],
+)
+def test_lungs_that_no_run_finds_are_refused_before_a_folder_is_made(
+    shown_found_lungs, tmp_path, monkeypatch, field, stage, said
+):
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "other"
+    path = write_checkpoint(other, stage) if stage else str(other)
+    shown_found_lungs.update_from_flattened_dict({field: path})
+    with pytest.raises(UsageError, match=f"{path}.*{said}"):
+        train.train_and_evaluate(shown_found_lungs, tmp_path / "run")
+    assert {p.name for p in tmp_path.iterdir()} <= {"other"}  # nor a phantom drawn
+
+
+@pytest.mark.parametrize("roi", ["predicted", "truth"])
+def test_training_on_found_lungs_is_shown_them_in_every_split(
+    shown_found_lungs, tmp_path, monkeypatch, roi
+):
+    monkeypatch.chdir(tmp_path)
+    config, run = shown_found_lungs, tmp_path / "run"
+    config.data.roi = roi
+    config.data.lung_run = write_checkpoint(tmp_path / "lung", lung)
+    asked, trained_on, evaluated_on = [], [], []
+
+    def find_lungs(path, films, *, spare):
+        asked.append((path, {film.split for film in films}, spare))
+        return [dataclasses.replace(f, found_lung=Path(f"{f.name}.png")) for f in films]
+
+    monkeypatch.setattr(evaluate, "find_lungs", find_lungs)
+    monkeypatch.setattr(train, "_fit", lambda _, films, *__: trained_on.append(films))
+    monkeypatch.setattr(
+        evaluate, "evaluate_best", lambda *given: evaluated_on.append(given[3])
+    )
+    train.train_and_evaluate(config, run)
+    splits = {"Train": 24, "Val": 8, "Test": 8}
+    for films in (*trained_on, *evaluated_on):
+        found = {
+            split: [film.found_lung for film in of_split]
+            for split, of_split in films.items()
+        }
+        assert found == {
+            split: [
+                Path(f"{film.name}.png") if roi == "predicted" else None
+                for film in films[split]
+            ]
+            for split in splits
+        }
+        assert {split: len(of_split) for split, of_split in found.items()} == splits
+    assert len(trained_on) == len(evaluated_on) == 1
+    expected = [(config.data.lung_run, {split}, run) for split in splits]
+    assert asked == (expected if roi == "predicted" else [])

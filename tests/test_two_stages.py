@@ -95,10 +95,10 @@ def test_a_run_leaves_what_its_folder_promises(lung_run):
         "config.json",
         "metrics.jsonl",
         "report.html",
-        "results/test.json",
-        "results/test.csv",
-        "figures/qualitative.png",
-        "figures/curves.png",
+        "operating_points.json",
+        "results/audit.json",
+        *(f"results/{s}.{e}" for s in ("test", "val") for e in ("json", "csv", "npz")),
+        *(f"figures/{k}.png" for k in ("curves", "qualitative", "worst")),
     } <= names
     assert any("tfevents" in name for name in names)
     assert not [name for name in names if Path(name).name.startswith(".")]
@@ -114,9 +114,35 @@ def test_results_are_of_every_test_film_and_say_that_they_are_phantoms(infection
     assert results["phantom"] is True
     assert "PHANTOM" in out and "PHANTOM" in (run / "report.html").read_text()
     rows = (run / "results" / "test.csv").read_text().splitlines()
-    assert rows[0] == "file,class,TP,FP,FN,TN,loss,dice,iou"
+    assert rows[0].startswith("file,class,TP,FP,FN,TN,loss,dice,iou,presence,")
     pixels = [sum(map(int, row.split(",")[2:6])) for row in rows[1:]]
     assert pixels == [32 * 32] * FILMS["test"]
+
+
+def test_stage_two_is_scored_with_the_lungs_that_stage_one_finds(
+    infection_run, lung_run
+):
+    run, out = infection_run
+    ways = {"": "truth", "-predicted": "predicted", "-none": "none"}
+    for suffix, roi in (ways | {"-outside": "outside"}).items():
+        results = json.loads((run / "results" / f"test{suffix}.json").read_text())
+        assert (results["roi"], results["n"]) == (roi, FILMS["test"])
+    masks = list((lung_run[0] / "lungs").rglob("*.png"))
+    assert len(masks) == FILMS["val"] + FILMS["test"]
+    assert "region of interest: lungs found by stage 1" in out
+    assert "whole film" in out
+
+
+def test_training_on_found_lungs_goes_through(cwd: Path, lung_run):
+    run = cwd / "runs" / "on-found-lungs"
+    flags = ("--config.data.roi=predicted", "--config.data.roi_dilate=1")
+    init = f"--init_from={lung_run[0]}"
+    finish(start(cwd, *INFECTION, TWO_EPOCHS, init, *flags, f"--workdir={run}"))
+    results = json.loads((run / "results" / "test.json").read_text())
+    assert (results["roi"], results["roi_dilate"]) == ("predicted", 1)
+    assert (run / "results" / "test-truth.json").exists()
+    everything = sum(FILMS.values())
+    assert len(list((lung_run[0] / "lungs").rglob("*.png"))) == everything
 
 
 def test_config_json_tells_the_whole_truth(infection_run, lung_run):

@@ -80,8 +80,9 @@ CLAIM = (
     Item("22", "the model in detail", YES, "covjax/models/unet.py and the settings",
          "settings"),
     Item("23", "software and versions", YES, "versions and commit", "run"),
-    Item("24", "initial parameters", YES, "random by the seed, or another run's (field"
-         " init_from)", "settings"),
+    Item("24", "initial parameters", PARTLY, "random by the seed, or another run's"
+         " (field init_from); of which distribution, covjax/models/unet.py says",
+         "settings"),
     Item("25", "training in detail", YES, _SETTINGS, "settings"),
     Item("26", "how the final model was chosen", YES, "the epoch with the best Dice"
          " (all) on Val: README.md"),
@@ -101,8 +102,8 @@ CLAIM = (
     Item("35", "numbers included and excluded", PARTLY, "films by split and class; no"
          " flow of patients", "audit"),
     Item("36", "who the patients are, by partition", NO, _NO_PATIENTS),
-    Item("37", "performance with uncertainty", YES, "figures with intervals",
-         "headline"),
+    Item("37", "performance with uncertainty", PARTLY, "figures with intervals; none by"
+         " age, sex or origin", "headline"),
     Item("38", "diagnostic accuracy and its uncertainty", PARTLY, "of films with"
          " infection against the masks, not a diagnosis", "detection"),
     Item("39", "analysis of failures", PARTLY, "counts by class and the worst films; no"
@@ -133,8 +134,8 @@ TRIPOD_AI = (
          " apart"),
     Item("6b", "eligibility", NO, "not known of the data set"),
     Item("6c", "treatments", NO, "not known of the data set"),
-    Item("7", "preparation and quality of data", YES, "the audit of files, masks and"
-         " twins", "audit"),
+    Item("7", "preparation and quality of data", PARTLY, "the audit of files, masks and"
+         " twins; not by group of patients", "audit"),
     Item("8a", "outcome and how it is assessed", PARTLY, "masks, partly made by"
          " machine: docs/data.md"),
     Item("8b", "assessors of the outcome", NO, "not known film by film"),
@@ -169,12 +170,12 @@ TRIPOD_AI = (
          " sources are not known"),
     Item("18a", "funding, role of funders", NO, "not stated"),
     Item("18b", "conflicts of interest", NO, "not stated"),
-    Item("18c", "protocol", NO, "none was written"),
-    Item("18d", "registration", NO, _NO_STUDY),
+    Item("18c", "protocol", YES, "none was written"),
+    Item("18d", "registration", YES, f"not registered: {_NO_STUDY}"),
     Item("18e", "availability of data", YES, "public, by its own licence:"
          " docs/data.md"),
     Item("18f", "availability of code", YES, "Apache-2.0; command and commit", "run"),
-    Item("19", "patients and the public", NO, "not involved"),
+    Item("19", "patients and the public", YES, "not involved"),
     Item("20a", "flow of participants", PARTLY, "films by split and class; no patients",
          "audit"),
     Item("20b", "characteristics of participants", NO, _NO_PATIENTS),

@@ -45,7 +45,7 @@ def draw_split(
     for name, chosen in choose_sheets(evaluated.counts).items():
         if chosen:
             films = [_thumbnail(evaluated, i) for i in chosen]
-            draw_sheet(folder / f"{name}.png", films, f"{title}, {name}")
+            draw_sheet(folder / f"{name}.png", films, f"{title}; the {name}")
     _draw_reliability(folder / "reliability.png", results, title)
     if results["severity"]:
         _draw_severity(folder / "severity.png", evaluated, results, title)

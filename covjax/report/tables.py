@@ -11,6 +11,11 @@ from covjax.errors import UsageError
 # The study's Test figures, family `all`: mean loss, Dice, IoU.
 STUDY = {"lung": (0.0372, 0.9690, 0.9411), "infection": (0.3656, 0.6167, 0.5642)}
 NONE = "–"
+# What the tables are made of.
+NEEDED = (
+    "task", "split", "phantom", "roi", "n", "n_empty", "threshold", "loss", "all",
+    "positive", "pooled", "blank_rate",
+)  # fmt: skip
 # What the network is shown of a film: `config.data.roi`.
 ROIS = {
     "truth": "true lungs",
@@ -20,17 +25,46 @@ ROIS = {
 }
 
 
-def read_results(workdir: Path, split: str) -> dict[str, Any]:
-    """Reads results/<split>.json of a run.
+def read_results(workdir: Path, split: str) -> list[dict[str, Any]]:
+    """Reads results/<split>.json of a run, and those of the other regions.
+
+    Returns:
+      What the files hold, the run's own region of interest first.
 
     Raises:
-      UsageError: if the run has no results of that split.
+      UsageError: naming the file that is missing or is not what its name says.
     """
-    path = workdir / "results" / f"{split.lower()}.json"
+    first = workdir / "results" / f"{split.lower()}.json"
+    others = (first.with_stem(f"{first.stem}-{roi}") for roi in ROIS)
+    return [_read(path) for path in (first, *others) if path == first or path.exists()]
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        results = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: no results there ({error})") from None
+    missing = [name for name in NEEDED if name not in results]
+    if missing:
+        raise UsageError(
+            f"{path}: lacks {missing[0]!r}; --mode=evaluate writes it anew"
+        )
+    return results
+
+
+def format_evaluation(found: Sequence[dict[str, Any]], title: str) -> str:
+    """Returns the tables of a split: the headline's, and the regions side by side.
+
+    Args:
+      found: what the JSON files hold, the run's own region of interest first; found
+        lungs, where they are among them, are the headline.
+      title: printed first, for example the run's folder.
+    """
+    headline = next((r for r in found if r["roi"] == "predicted"), found[0])
+    tables = [format_results(headline, title)]
+    if len(found) > 1:
+        tables.append(format_regions(found))
+    return "\n\n".join(tables)
 
 
 def format_results(results: dict[str, Any], title: str) -> str:
@@ -101,7 +135,7 @@ def format_regions(found: Sequence[dict[str, Any]]) -> str:
     ]
     for results in found:
         name = ROIS[results["roi"]]
-        auroc = (results["detection"] or {}).get("auroc", {}).get("mean")
+        auroc = (results.get("detection") or {}).get("auroc", {}).get("mean")
         lines.append(f"  {name:34}{_region(results)}{number(auroc):>12}")
         if results.get("untuned"):
             lines.append(f"  {'':34}{_region(results['untuned'])}")
@@ -134,7 +168,7 @@ def main(runs: list[str]) -> int:
         return 2
     try:
         for run in runs:
-            print(format_results(read_results(Path(run), "test"), run), end="\n\n")
+            print(format_evaluation(read_results(Path(run), "test"), run), end="\n\n")
     except UsageError as error:
         print(error, file=sys.stderr)
         return 2
