@@ -163,6 +163,14 @@ def write_points(workdir: Path, points: dict[str, dict[str, Any]]) -> None:
 
 
 def as_point(told: dict[str, Any]) -> OperatingPoint:
-    """Returns the point of an entry of the file."""
-    names = [field.name for field in dataclasses.fields(OperatingPoint)]
-    return OperatingPoint(**{name: told[name] for name in names})
+    """Returns the point of an entry of the file.
+
+    Raises:
+      KeyError, TypeError, ValueError: if it holds none.
+    """
+    point = OperatingPoint(
+        float(told["threshold"]), int(told["min_area"]), float(told["presence"])
+    )
+    if not (0 < point.threshold < 1 and point.min_area >= 0 and point.presence >= 0):
+        raise ValueError(f"out of range: {point}")
+    return point

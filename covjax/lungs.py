@@ -7,6 +7,7 @@ both trees, or is copied elsewhere, is found again; one that changes is not.
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -23,11 +24,11 @@ from covjax.checkpoint import best_of
 from covjax.config import read_config
 from covjax.data.covidqu import Film
 from covjax.data.masks import fill_holes, keep_largest
-from covjax.errors import UsageError
+from covjax.errors import DataError, UsageError
 from covjax.files import write_whole
 from covjax.outputs import predict_split
 from covjax.run_dir import CONFIG
-from covjax.trained import Trained, read_trained, run_of
+from covjax.trained import Trained, read_trained, run_of, step_of
 
 FOLDER = "lungs"
 _AT_ONCE = 2048  # films predicted before their masks are written
@@ -51,7 +52,8 @@ def lung_run(config: ml_collections.ConfigDict) -> str | None:
 
 
 def _is_of_lungs(checkpoint: Path) -> bool:
-    return read_config(run_of(checkpoint) / CONFIG).data.task == "lung"
+    config = read_config(run_of(checkpoint) / CONFIG).to_dict()
+    return config.get("data", {}).get("task") == "lung"
 
 
 def check_lung_run(path: str) -> Path:
@@ -72,7 +74,8 @@ def check_lung_run(path: str) -> Path:
 def find_lungs(path: str, films: Sequence[Film], *, spare: Path) -> list[Film]:
     """Returns the films, each with the path of the lungs that a run finds.
 
-    The lungs are the two largest areas above the run's threshold, without holes.
+    The lungs are the run's mask at its operating point, holes filled, and of that the
+    two largest areas.
 
     Args:
       path: the lung run's folder, or one of its checkpoints.
@@ -85,8 +88,9 @@ def find_lungs(path: str, films: Sequence[Film], *, spare: Path) -> list[Film]:
     """
     checkpoint = check_lung_run(path)
     run = run_of(checkpoint)
-    point = _point(run, int(checkpoint.name))
-    name = f"{checkpoint.name}-{point.threshold:g}-{point.min_area}"
+    step = step_of(checkpoint)
+    point = _point(run, step)
+    name = f"{step}-{point.threshold:g}-{point.min_area}-{point.presence:g}"
     folder = run / FOLDER / name
     if not os.access(run, os.W_OK):
         of_run = hashlib.sha256(str(run).encode()).hexdigest()[:8]
@@ -100,7 +104,7 @@ def find_lungs(path: str, films: Sequence[Film], *, spare: Path) -> list[Film]:
         if parallel.is_main():
             n = len(missing)
             print(f"finding the lungs of {n:,} films with {path}", flush=True)
-        _write(read_trained(str(checkpoint)), point, missing)
+        _write(_network(str(checkpoint)), point, missing)
     return [
         dataclasses.replace(film, found_lung=mask)
         for film, mask in zip(films, masks, strict=True)
@@ -114,16 +118,26 @@ def _point(run: Path, step: int) -> OperatingPoint:
     return OperatingPoint(read_config(run / CONFIG).eval.threshold)
 
 
+# One object for all splits, or each of them would be compiled anew.
+_network = functools.lru_cache(maxsize=1)(read_trained)
+
+
 def _hash(film: Film) -> str:
-    return hashlib.sha256(film.image.read_bytes()).hexdigest()[:24]
+    try:
+        return hashlib.sha256(film.image.read_bytes()).hexdigest()[:24]
+    except OSError as error:
+        raise DataError(f"{film.image}: cannot be read ({error.strerror})") from None
 
 
 def _write(trained: Trained, point: OperatingPoint, missing: dict[Path, Film]) -> None:
     paths, films = list(missing), list(missing.values())
+    config = ml_collections.ConfigDict(trained.config.to_dict())
+    # It may have been trained on another number of devices.
+    config.train.batch_size = parallel.shareable(config.train.batch_size)
     state = parallel.replicate(trained.state)
     for start in range(0, len(films), _AT_ONCE):
         some = films[start : start + _AT_ONCE]
-        levels = predict_split(trained.config, some, state).levels
+        levels = predict_split(config, some, state).levels
         if parallel.is_main():
             found = point.masks(levels)
             with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -40,6 +40,11 @@ def check_batch_size(batch_size: int) -> None:
         )
 
 
+def shareable(batch_size: int) -> int:
+    """Returns the next larger batch, if need be, that the devices share evenly."""
+    return -(-batch_size // jax.device_count()) * jax.device_count()
+
+
 def compile_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles `step(state, batch, rng)`, one call for all devices.
 

@@ -7,6 +7,7 @@ import ml_collections
 
 from covjax.checkpoint import best_of, read_variables
 from covjax.config import read_config
+from covjax.errors import UsageError
 from covjax.models import make_model
 from covjax.run_dir import CONFIG
 from covjax.train_state import TrainState, inference_state
@@ -39,9 +40,8 @@ def read_trained(path: str) -> Trained:
       UsageError: if it is neither, or cannot be read.
     """
     checkpoint = best_of(path)
-    run = run_of(checkpoint)
+    run, step = run_of(checkpoint), step_of(checkpoint)
     config = read_config(run / CONFIG)
-    step = int(checkpoint.name)
     state = inference_state(make_model(config).apply, **read_variables(checkpoint))
     return Trained(run, config, step, state.replace(step=step))
 
@@ -49,3 +49,14 @@ def read_trained(path: str) -> Trained:
 def run_of(checkpoint: Path) -> Path:
     """Returns the folder of the run that a checkpoint is of."""
     return checkpoint.absolute().parents[1]
+
+
+def step_of(checkpoint: Path) -> int:
+    """Returns the step of a checkpoint, which is the name of its folder.
+
+    Raises:
+      UsageError: if it has another name.
+    """
+    if not checkpoint.name.isdecimal():
+        raise UsageError(f"{checkpoint}: a checkpoint's folder is named by its step")
+    return int(checkpoint.name)

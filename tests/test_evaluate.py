@@ -293,7 +293,8 @@ def test_every_number_of_the_page_is_found_again_by_numpy(runs, anew):
     severity = page.table("Infected share of the lungs (0 to 1), 24 films; 0")
     names = ("mae", "bias", "limits.low", "limits.high")
     assert list(severity.values()) == [[told(f"severity.{k}")] for k in names]
-    assert f"calibration error over pixels: {told('reliability.ece')}" in page.text
+    over = "calibration error over the pixels inside the true lungs"
+    assert f"{over}: {told('reliability.ece')}" in page.text
     bins = page.table("Reliability, bin by bin")
     for row, (n, p, y) in zip(bins.values(), anew.x["bins"].sum(axis=0), strict=True):
         assert row == [f"{n:,.0f}", f"{p / n:.4f}", f"{y / n:.4f}"]

@@ -31,7 +31,10 @@ def drop_small(mask: np.ndarray, min_area: int) -> np.ndarray:
 
 
 def keep_largest(mask: np.ndarray, count: int) -> np.ndarray:
-    """Returns a mask with its `count` largest areas; the upper one of two equals."""
+    """Returns a mask with its `count` largest areas.
+
+    Of equals, those that OpenCV numbers first: the upper ones, give or take a row.
+    """
     labels, sizes = areas(mask)
     kept = np.argsort(-sizes, kind="stable")[:count] + 1
     return np.isin(labels, kept).astype(np.uint8)

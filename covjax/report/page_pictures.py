@@ -98,9 +98,9 @@ def reliability(run: RunFiles) -> Section | None:
     if found:
         parts.append(
             Text(
-                f"Expected calibration error over pixels: {figure(found['ece'])}. It is"
-                " the mean distance between probability and frequency, weighted by"
-                " pixels, most of which are plain background."
+                f"Expected calibration error over {_counted(run)}:"
+                f" {figure(found['ece'])}. It is the mean distance between probability"
+                " and frequency, weighted by pixels."
             )
         )
     if "reliability" in run.figures:
@@ -124,6 +124,12 @@ def reliability(run: RunFiles) -> Section | None:
         parts.append(Table("Reliability, bin by bin", head, rows))
     title = "Reliability of the probabilities"
     return Section("reliability", title, parts) if parts else None
+
+
+def _counted(run: RunFiles) -> str:
+    if run.task == "lung":
+        return "all pixels, most of which are plain background"
+    return "the pixels inside the true lungs"
 
 
 def severity(run: RunFiles) -> Section | None:

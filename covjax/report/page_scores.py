@@ -7,7 +7,7 @@ import numpy as np
 from covjax.metrics.families import FAMILIES
 from covjax.report.page_parts import Part, Section, Table, Text, at, count, roi_name
 from covjax.report.run_files import RunFiles
-from covjax.report.tables import NONE, STUDY, figure, number
+from covjax.report.tables import NONE, ROIS, STUDY, figure, number
 
 _REGIONS = ("truth", "predicted", "none")
 _INTERVALS = "Brackets hold 95 % bootstrap intervals over films."
@@ -142,8 +142,8 @@ def _operating_point(results: dict[str, Any]) -> str:
         text += f"; areas below {point['min_area']} pixels (at {size} px) are dropped"
     if point.get("presence"):
         text += (
-            "; a film stays blank where the probability of infection is below"
-            f" {point['presence']:g}"
+            "; a film stays blank where its presence score (the mean probability of its"
+            f" surest pixels, one in 256) is below {point['presence']:.3f}"
         )
     if point.get("chosen_on"):
         return (
@@ -181,6 +181,14 @@ def regions(run: RunFiles) -> Section | None:
                 " clinic has."
             )
         )
+    own = ROIS.get(run.config["data"].get("roi"))
+    if own:
+        parts.append(
+            Text(
+                f"The network was trained on this: {own}. Whatever else it is shown is"
+                " new to it, and what that costs is part of the figures."
+            )
+        )
     return Section("regions", "Region of interest", parts)
 
 
@@ -199,6 +207,11 @@ def probe(run: RunFiles) -> Section | None:
         "With everything inside the lungs blacked out, COVID-19 films are told from the"
         f" others with an AUROC of {figure(auroc)}. {_verdict(auroc)}"
     )
+    if run.config["data"].get("roi") in ("truth", "predicted"):
+        text += (
+            " This network has learned the inside of lungs alone; one that is trained"
+            " on the outside (config.data.roi = “outside”) may find more there."
+        )
     whole = at(run.main, "detection", "auroc")
     rows = [["outside the lungs alone", figure(auroc)]]
     if whole and stem != run.headline:

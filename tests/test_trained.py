@@ -1,0 +1,159 @@
+"""A trained network is the best checkpoint of its run, or the one that is named."""
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from configs import infection, lung
+from covjax.checkpoint import Checkpoints
+from covjax.config import flatten, save_config
+from covjax.errors import UsageError
+from covjax.models import make_model
+from covjax.run_dir import CONFIG
+from covjax.train_state import TrainState, start_state
+from covjax.trained import read_trained, run_of
+
+SIDE = 16
+DICE = {3: 0.9, 5: 0.4}  # of Val, after these steps: both are kept
+IMAGES = np.random.default_rng(0).random((2, SIDE, SIDE, 1), np.float32)
+
+
+class Run(NamedTuple):
+    """A run's folder, and what was written into it."""
+
+    folder: Path
+    config: ml_collections.ConfigDict
+    states: dict[int, TrainState]
+
+
+def make_state(config: ml_collections.ConfigDict, step: int) -> TrainState:
+    """A state in the midst of training, every leaf of it random."""
+    rng = np.random.default_rng(step)
+    model = make_model(config)
+    shapes = jax.eval_shape(
+        lambda key: model.init(key, IMAGES, train=False), jax.random.key(0)
+    )
+    variables = jax.tree.map(
+        lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes
+    )
+    state = start_state(
+        model.apply,
+        optax.adam(1e-3),
+        variables["params"],
+        variables.get("batch_stats", {}),
+    )
+    return state.replace(step=np.int32(step))
+
+
+def write_run(folder: Path, config: ml_collections.ConfigDict) -> Run:
+    config.data.image_size = SIDE
+    config.model.width, config.model.depth = 2, 1
+    states = {step: make_state(config, step) for step in DICE}
+    with Checkpoints(folder) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(state, dice=DICE[step])
+    save_config(config, folder / CONFIG, {"commit": "1f3a"})
+    return Run(folder, config, states)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return write_run(
+        tmp_path_factory.mktemp("runs") / "lung", lung.get_config("phantom")
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(apply_fn: Callable[..., Any], variables: dict[str, Any]) -> jax.Array:
+    return apply_fn(variables, IMAGES, train=False)
+
+
+def outputs(state: TrainState) -> np.ndarray:
+    return np.asarray(apply(state.apply_fn, state.variables()))
+
+
+def test_a_run_gives_its_best_checkpoint(run):
+    trained = read_trained(str(run.folder))
+    assert trained.run == run.folder
+    assert trained.step == int(trained.state.step) == 3
+
+
+@pytest.mark.parametrize("step", DICE)
+def test_a_checkpoint_that_is_named_gives_itself(run, step):
+    trained = read_trained(str(run.folder / "checkpoints" / str(step)))
+    assert trained.run == run.folder
+    assert trained.step == int(trained.state.step) == step
+
+
+@pytest.mark.parametrize("path", [".", "lung", "checkpoints/5", "lung/checkpoints/5"])
+def test_a_path_may_be_relative(run, monkeypatch, path):
+    inside = not path.startswith("lung")
+    monkeypatch.chdir(run.folder if inside else run.folder.parent)
+    trained = read_trained(path)
+    assert trained.run == run.folder
+    assert trained.step == (5 if path.endswith("5") else 3)
+
+
+def test_config_is_that_of_the_run(run):
+    config = read_trained(str(run.folder)).config
+    expected = flatten(run.config)
+    for name in ("data.phantom_films", "transfer.fresh"):  # JSON knows no tuples
+        expected[name] = list(expected[name])
+    assert flatten(config) == expected
+
+
+@pytest.mark.parametrize("step", DICE)
+def test_outputs_are_those_of_the_state_that_was_saved(run, step):
+    trained = read_trained(str(run.folder / "checkpoints" / str(step)))
+    expected = outputs(run.states[step])
+    assert expected.shape == (2, SIDE, SIDE, 1) and expected.std() > 0
+    np.testing.assert_array_equal(outputs(trained.state), expected)
+
+
+def test_outputs_of_the_two_checkpoints_differ(run):
+    """Or the test above would say little: in parameters and in statistics alike."""
+    three, five = run.states[3], run.states[5]
+    other = three.replace(batch_stats=five.batch_stats)
+    assert not np.allclose(outputs(three), outputs(five))
+    assert not np.allclose(outputs(three), outputs(other))
+
+
+def test_a_network_without_statistics_is_read_by_its_own_config(tmp_path):
+    config = infection.get_config("phantom")
+    config.model.norm, config.model.upsample = "group", "transpose"
+    run = write_run(tmp_path / "infection", config)
+    trained = read_trained(str(run.folder))
+    assert trained.config.data.task == "infection"
+    assert trained.state.batch_stats == {}
+    np.testing.assert_array_equal(outputs(trained.state), outputs(run.states[3]))
+
+
+def test_a_run_without_its_config_is_named(run, tmp_path):
+    folder = Path(shutil.copytree(run.folder, tmp_path / "lung"))
+    (folder / CONFIG).unlink()
+    for path in (folder, folder / "checkpoints" / "5"):
+        with pytest.raises(UsageError, match="no config.json") as caught:
+            read_trained(str(path))
+        assert str(caught.value).startswith(str(folder))
+
+
+@pytest.mark.parametrize("name", ["nothing", "checkpoints", "checkpoints/4"])
+def test_what_is_neither_a_run_nor_a_checkpoint_is_named(run, name):
+    with pytest.raises(UsageError, match="neither a run") as caught:
+        read_trained(str(run.folder / name))
+    assert str(caught.value).startswith(f"{run.folder / name}: ")
+
+
+def test_run_of_a_checkpoint_is_two_folders_up(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "lung"
+    assert run_of(folder / "checkpoints" / "932") == folder
+    assert run_of(Path("runs/lung/checkpoints/932")) == folder
