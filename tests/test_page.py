@@ -201,7 +201,8 @@ def test_families_stand_tuned_beside_untuned(full):
     assert (
         "above a probability of 0.62; areas below 40 pixels (at 256 px) are dropped; a"
         " film stays blank where its presence score (the mean probability of its surest"
-        " pixels, one in 256) is below 0.800. All of it was chosen on Val, for the highest “all dice”, before Test was read."
+        " pixels, one in 256) is below 0.800. All of it was chosen on Val, for the"
+        " highest “all dice”, before Test was read."
     ) in full.text
 
 
