@@ -10,7 +10,9 @@ from playwright.sync_api import Browser, sync_playwright
 
 from configs import infection
 from covjax.config import save_config
+from covjax.evaluate import evaluate_run
 from covjax.report.page import write_report
+from evaluated_run import write_two_runs
 from finished_run import write_finished_run
 
 pytestmark = pytest.mark.browser
@@ -33,12 +35,16 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture(scope="module", params=["full", "bare"])
+@pytest.fixture(scope="module", params=["full", "evaluated", "bare"])
 def report(request, tmp_path_factory) -> tuple[Path, int]:
     """A page, and how many pictures it has to show."""
     workdir = tmp_path_factory.mktemp("run") / ("a<b>&c-" + 12 * "long")
     if request.param == "full":
         return write_report(write_finished_run(workdir)), 7
+    if request.param == "evaluated":  # as an evaluation leaves it; nothing was trained
+        _, run = write_two_runs(workdir)
+        evaluate_run(run, "Test")
+        return run / "report.html", 6
     save_config(infection.get_config(), workdir / "config.json", {})
     return write_report(workdir), 0
 
