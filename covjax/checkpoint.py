@@ -4,6 +4,7 @@ A checkpoint holds the state as numpy arrays of one device, so that a run may go
 with another number of devices.
 """
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,25 @@ def best_of(path: str) -> Path:
         f"{path}: neither a run with a whole checkpoint nor a checkpoint"
         " (give RUN, or RUN/checkpoints/STEP)"
     )
+
+
+def fingerprint(folder: Path) -> str:
+    """Returns eight digits that tell a checkpoint from every other, also once copied.
+
+    Two runs of one config may have their best at the same step; when each was written,
+    to the nanosecond, Orbax keeps beside it.
+
+    Args:
+      folder: RUN/checkpoints/STEP.
+
+    Raises:
+      UsageError: if the checkpoint is not whole.
+    """
+    try:
+        written = (folder / "_CHECKPOINT_METADATA").read_bytes()
+    except OSError as error:
+        raise UsageError(f"{folder}: not a whole checkpoint ({error})") from None
+    return hashlib.sha256(written).hexdigest()[:8]
 
 
 def read_variables(folder: Path) -> dict[str, Any]:

@@ -277,7 +277,7 @@ def compare(a: Results, b: Results) -> dict[str, Any]:
         **{key: a.about.get(key, b.about.get(key)) for key in SAME},
         "n": len(a.films),
         "resamples": RESAMPLES,
-        "notes": _notes(a, counts),
+        "notes": _notes(a, b, counts),
         "figures": compare_figures(a.counts, counts),
         "dice": {
             "higher": int((change > 0).sum()),
@@ -294,16 +294,29 @@ def _describe(results: Results) -> dict[str, Any]:
     return {"csv": str(results.path), **known}
 
 
-def _notes(a: Results, counts_of_b: np.ndarray) -> list[str]:
+def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
+    """Returns what else differs between two results than the network."""
+    notes = []
     other = _other_size(a.counts, counts_of_b)
-    if not other.any():
-        return []
-    i = int(np.argmax(other))
-    sizes = [f"{counts[i].sum():,}" for counts in (a.counts, counts_of_b)]
-    return [
-        f"The films were scored at two sizes ({sizes[0]} pixels in A, {sizes[1]} in B)"
-        " against masks of that size: the truth is not quite the same."
-    ]
+    if other.any():
+        i = int(np.argmax(other))
+        sizes = [f"{counts[i].sum():,}" for counts in (a.counts, counts_of_b)]
+        notes.append(
+            f"The films were scored at two sizes ({sizes[0]} pixels in A, {sizes[1]} in"
+            " B) against masks of that size: the truth is not quite the same."
+        )
+    if not a.about or not b.about:
+        return notes
+    shown = [side.about.get("roi") for side in (a, b)]
+    if shown[0] != shown[1]:
+        notes.append(
+            f"The networks were shown two things of each film ({shown[0]} in A,"
+            f" {shown[1]} in B): --roi compares them on one."
+        )
+    tuned = ["tuned" if s.about.get("operating_point") else "untuned" for s in (a, b)]
+    if tuned[0] != tuned[1]:
+        notes.append(f"A is {tuned[0]} and B is {tuned[1]}: part of it may be that.")
+    return notes
 
 
 def format_comparison(found: dict[str, Any]) -> str:

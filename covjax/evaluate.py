@@ -1,7 +1,8 @@
 """A trained run on a split, shown the lungs in every way: figures, tables, page.
 
-What is tuned is chosen on Val: where a run has no operating point yet for its
-checkpoint and a region of interest, Val is evaluated first, in the same way.
+What is tuned is chosen on Val, and before the split is read: where a run has no
+operating point yet for its checkpoint and a region of interest, Val is evaluated first,
+in the same way.
 """
 
 import dataclasses
@@ -20,23 +21,24 @@ from covjax.calibrate import (
     read_points,
     write_points,
 )
-from covjax.config import read_config, validate_config
+from covjax.config import ROIS, read_config, validate_config
 from covjax.data.audit import audit_with_bar
-from covjax.data.covidqu import Film, is_phantom
+from covjax.data.covidqu import is_phantom
 from covjax.data.pipeline import Region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import UsageError
 from covjax.files import write_whole
-from covjax.lungs import check_lung_run, find_lungs, lung_run
-from covjax.metrics.counts import count_pixels, dice_per_image
+from covjax.lungs import LungFinder, find_lungs, make_finder, read_finder
 from covjax.outputs import Outputs, predict_split
 from covjax.report.page import write_report
 from covjax.report.split_figures import draw_split
-from covjax.report.tables import ROIS, format_evaluation
+from covjax.report.tables import ROI_NAMES, format_evaluation, read_results
 from covjax.results import (
+    Evaluated,
     SplitMasks,
     measure,
     read_split_masks,
+    remove_results,
     summarize_evaluated,
     write_results,
 )
@@ -60,39 +62,40 @@ def evaluate_run(
     stored = read_config(workdir / run_dir.CONFIG)
     if config is not None:
         config.init_from = config.init_from or stored.init_from
+        named = config.data.lung_run
+        config.data.lung_run = named or stored.data.lung_run
         run_dir.check_same(workdir, config)
-    config = config or stored
+    else:
+        config, named = stored, ""
     validate_config(config)
-    check_lungs(config)
+    if config.data.lung_run and not named and config.data.roi != "predicted":
+        config.data.lung_run = _if_there(config.data.lung_run)
+    finder = make_finder(config)
     parallel.check_batch_size(config.train.batch_size)
     root, films = find_films(config)
-    evaluate_best(config, workdir, root, films, split)
+    evaluate_best(config, workdir, root, films, split, finder)
 
 
-def check_lungs(config: ml_collections.ConfigDict) -> None:
-    """Refuses a run that cannot find the lungs it is asked for.
-
-    Raises:
-      UsageError: if `data.lung_run` is no run of lungs, or `data.roi` is "predicted"
-        and there is no such run.
-    """
-    run = lung_run(config)
-    if config.data.lung_run:
-        check_lung_run(config.data.lung_run)
-    elif config.data.roi == "predicted" and run is None:
-        raise UsageError(
-            f"config.data.roi = 'predicted': {config.init_from} is no run that finds"
-            " the lungs; name one in config.data.lung_run"
-        )
+def _if_there(lung_run: str) -> str:
+    """Returns a run that was named when training began, if it can still be used."""
+    try:
+        read_finder(lung_run)
+    except UsageError:
+        return ""
+    return lung_run
 
 
-def show_lungs(config: ml_collections.ConfigDict, workdir: Path, films: Films) -> Films:
+def show_lungs(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    films: Films,
+    finder: LungFinder | None,
+) -> Films:
     """Returns the films of all splits with the lungs that training is to be shown."""
-    run = lung_run(config)
-    if config.data.roi != "predicted" or run is None:
+    if config.data.roi != "predicted" or finder is None:
         return films
     return {
-        split: find_lungs(run, of_split, spare=workdir)
+        split: find_lungs(finder, of_split, spare=workdir)
         for split, of_split in films.items()
     }
 
@@ -103,44 +106,82 @@ def evaluate_best(
     root: Path,
     films: Films,
     split: str,
+    finder: LungFinder | None,
 ) -> None:
     """Scores the best checkpoint on a split, shown the lungs in every way.
 
     Writes results/, operating_points.json, figures/ and report.html, and prints the
-    tables.
+    tables. Results of another checkpoint are removed.
+
+    Args:
+      config: the run's.
+      workdir: the run's folder.
+      root: of the data.
+      films: of every split.
+      split: "Train", "Val" or "Test".
+      finder: of the lungs; None leaves found lungs out.
 
     Raises:
       UsageError: if there is no whole checkpoint.
     """
-    evaluation = _Evaluation(config, workdir, root, films)
+    evaluation = _Evaluation(config, workdir, root, films, finder)
     regions = evaluation.regions()
-    headline = "predicted" if "predicted" in regions else config.data.roi
-    found = [evaluation.evaluate(split, roi, draw=roi == headline) for roi in regions]
+    if parallel.is_main():
+        evaluation.remove_others()
+        if config.init_from and "truth" in regions and finder is None:
+            print(
+                f"{config.init_from} is no run of lungs, or not there: found lungs are"
+                " left out (config.data.lung_run names another run)"
+            )
+    for roi in regions:
+        evaluation.choose(roi)
+    for roi in regions:
+        evaluation.score(split, roi)
     if not parallel.is_main():
         return
-    audited = workdir / "results" / "audit.json"
-    if not audited.exists():
-        print(f"auditing the films of {root}", flush=True)
-        write_whole(audited, json.dumps(audit_with_bar(root), indent=1) + "\n")
-    print("\n" + format_evaluation(found, str(workdir)))
+    found = read_results(workdir, split)
+    print("\n" + format_evaluation(found, str(workdir)), flush=True)
+    _audit(workdir, root)
     print(f"\nreport: {write_report(workdir)}")
+
+
+def _audit(workdir: Path, root: Path) -> None:
+    """Writes what the audit finds in the data, unless that is known already."""
+    path = workdir / "results" / "audit.json"
+    try:
+        if json.loads(path.read_text())["root"] == str(root):
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, or not whole
+    print(f"\nauditing the films of {root}", flush=True)
+    write_whole(path, json.dumps(audit_with_bar(root), indent=1) + "\n")
+
+
+def _holds(point: dict[str, Any], about: dict[str, Any]) -> bool:
+    """Tells whether a stored point was chosen for this checkpoint and these lungs."""
+    known, asked = ({name: side.get(name) for name in about} for side in (point, about))
+    for side in (known, asked):
+        if side["lungs"]:  # a run may have been renamed
+            side["lungs"] = side["lungs"] | {"run": None}
+    return known == asked
 
 
 class _Evaluation:
     """One checkpoint and its data, for passes over several splits and regions."""
 
     def __init__(
-        self, config: ml_collections.ConfigDict, workdir: Path, root: Path, films: Films
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        root: Path,
+        films: Films,
+        finder: LungFinder | None,
     ):
-        trained = read_trained(str(workdir))
+        self._trained = read_trained(str(workdir))
+        self._state = parallel.replicate(self._trained.state)
         self._config, self._workdir, self._root = config, workdir, root
-        self._step, self._state = trained.step, parallel.replicate(trained.state)
+        self._finder, self._points = finder, read_points(workdir)
         self._films, self._masks = dict(films), dict[str, SplitMasks]()
-        self._points = read_points(workdir)
-        self._lung_run = None
-        if config.data.task == "infection" and (run := lung_run(config)):
-            self._lung_run = run
-            self._lungs = str(check_lung_run(run))
 
     def regions(self) -> list[str]:
         """Returns what the network is to be shown, its own way first."""
@@ -148,118 +189,130 @@ class _Evaluation:
         if self._config.data.task == "lung" or own == "outside":
             return [own]
         ways = [own, "truth", "predicted", "none", "outside"]
-        if not self._lung_run:
+        if self._finder is None:
             ways.remove("predicted")
         return list(dict.fromkeys(ways))
 
-    def evaluate(self, split: str, roi: str, *, draw: bool) -> dict[str, Any]:
-        """Evaluates a split in one way; returns what its JSON file holds."""
-        # What the outside of the lungs gives away is not to be tuned.
-        probe = roi == "outside" and self._config.data.roi != "outside"
-        told = None if probe else self._operating_point(roi, split)
-        self._say(split, roi)
-        outputs = self._predict(split, roi)
-        return self._write(split, roi, outputs, told, draw=draw)
+    def remove_others(self) -> None:
+        """Removes results of other checkpoints, which would pass for this one's."""
+        for split in ("train", "val", "test"):
+            for roi in (None, *ROIS):
+                stem = split if roi is None else f"{split}-{roi}"
+                remove_results(
+                    self._workdir / "results", stem,
+                    unless=(self._trained.step, self._trained.fingerprint),
+                )  # fmt: skip
 
-    def _operating_point(self, roi: str, split: str) -> dict[str, Any]:
-        """Returns the point of a region, chosen on Val where there is none yet."""
-        about = {"checkpoint": self._step, "lungs": self._found_by(roi)}
-        told = self._points.get(roi, {})
-        if {name: told.get(name) for name in about} == about:
-            return told
+    def choose(self, roi: str) -> None:
+        """Chooses a region's operating point on Val, where there is none yet.
+
+        Val's results are written as well: arms of an experiment are chosen by them.
+        """
+        if self._is_probe(roi):
+            return  # what the outside of the lungs gives away is not to be tuned
+        about = self._about(roi)
+        if _holds(self._points.get(roi, {}), about):
+            return
         self._say("Val", roi, "to choose the operating point")
         outputs = self._predict("Val", roi)
         if not parallel.is_main():
-            return {}
-        truth = self._split_masks("Val").truth
-        point, dice = calibrate(outputs.levels, truth)
-        plain = OperatingPoint(self._config.eval.threshold).masks(outputs.levels)
-        untuned = dice_per_image(count_pixels(truth, plain)).mean()
-        told = dataclasses.asdict(point) | {
+            return
+        point, dice = calibrate(outputs.levels, self._split_masks("Val").truth)
+        self._points[roi] = dataclasses.asdict(point) | {
             "chosen_on": "val",
             "objective": OBJECTIVE,
             "reached": dice,
-            "untuned": float(untuned),
-            "n": len(truth),
+            "n": len(outputs.levels),
             **about,
         }
-        self._points[roi] = told
+        self._measure("Val", roi, outputs)
         write_points(self._workdir, self._points)
-        if split != "Val":  # what an arm of an experiment may be chosen by
-            self._write("Val", roi, outputs, told, draw=False)
-        return told
 
-    def _write(
-        self,
-        split: str,
-        roi: str,
-        outputs: Outputs,
-        told: dict[str, Any] | None,
-        *,
-        draw: bool,
-    ) -> dict[str, Any]:
+    def score(self, split: str, roi: str) -> None:
+        """Evaluates a split in one way; draws it, if it is the one that heads it."""
+        self._say(split, roi)
+        outputs = self._predict(split, roi)
         if not parallel.is_main():
-            return {}
-        data, films = self._config.data, self._films[split]
-        untuned = self._config.eval.threshold
+            return
+        evaluated, summary = self._measure(split, roi, outputs)
+        if roi == self._headline(split):
+            self._draw(split, roi, evaluated, summary)
+
+    def _headline(self, split: str) -> str:
+        """Returns the region that the page shows first: found lungs, where it can."""
+        stem = f"{split.lower()}-predicted"
+        known = (self._workdir / "results" / f"{stem}.json").exists()
+        return "predicted" if self._finder or known else self._config.data.roi
+
+    def _measure(
+        self, split: str, roi: str, outputs: Outputs
+    ) -> tuple[Evaluated, dict[str, Any]]:
+        """Measures a split, and writes its results."""
+        data, untuned = self._config.data, self._config.eval.threshold
+        told = None if self._is_probe(roi) else self._points[roi]
         point = as_point(told) if told else OperatingPoint(untuned)
         evaluated = measure(
-            films, outputs, self._split_masks(split), point, task=data.task, roi=roi
-        )
-        about = {
-            "task": data.task,
-            "roi": roi,
-            "roi_dilate": data.roi_dilate if roi != "none" else 0,
-            "image_size": data.image_size,
-            "checkpoint": self._step,
-            "phantom": is_phantom(self._root),
-            "lungs": self._found_by(roi),
-            "operating_point": told,
-        }
+            self._films[split], outputs, self._split_masks(split), point,
+            task=data.task, roi=roi,
+        )  # fmt: skip
         summary = {"split": split.lower()} | summarize_evaluated(
             evaluated,
             task=data.task,
             threshold=point.threshold,
             untuned=untuned if told else None,
         )
-        summary |= about
+        summary |= {
+            "task": data.task,
+            "roi": roi,
+            "roi_dilate": data.roi_dilate if roi != "none" else 0,
+            "image_size": data.image_size,
+            "phantom": is_phantom(self._root),
+            **self._about(roi),
+            "operating_point": told,
+        }
         stem = split.lower() + ("" if roi == data.roi else f"-{roi}")
         write_results(self._workdir / "results", stem, evaluated, summary)
-        if draw:
-            kind = phantom_prefix(self._root)
-            draw_split(
-                self._workdir / "figures", evaluated, summary,
-                region=Region(roi, data.roi_dilate),
-                title=f"{kind}{data.task}, {split}; shown: {ROIS[roi]}; run:"
-                f" {self._workdir.name}",
-            )  # fmt: skip
-        return summary
+        return evaluated, summary
+
+    def _draw(
+        self, split: str, roi: str, evaluated: Evaluated, summary: dict[str, Any]
+    ) -> None:
+        data = self._config.data
+        draw_split(
+            self._workdir / "figures", evaluated, summary,
+            region=Region(roi, data.roi_dilate),
+            title=f"{phantom_prefix(self._root)}{data.task}, {split}; shown:"
+            f" {ROI_NAMES[roi]}; run: {self._workdir.name}",
+        )  # fmt: skip
+
+    def _about(self, roi: str) -> dict[str, Any]:
+        """Returns what an operating point holds for."""
+        finder = self._finder if roi == "predicted" else None
+        return {
+            "checkpoint": self._trained.step,
+            "fingerprint": self._trained.fingerprint,
+            "lungs": finder.told() if finder else None,
+        }
+
+    def _is_probe(self, roi: str) -> bool:
+        return roi == "outside" and self._config.data.roi != "outside"
 
     def _predict(self, split: str, roi: str) -> Outputs:
+        films = self._films[split]
+        if self._finder and films[0].found_lung is None:
+            films = find_lungs(self._finder, films, spare=self._workdir)
+            self._films[split] = films
         config = ml_collections.ConfigDict(self._config.to_dict())
         config.data.roi = roi
-        return predict_split(config, self._with_lungs(split), self._state)
-
-    def _with_lungs(self, split: str) -> list[Film]:
-        """Returns the films of a split with the lungs that a run finds, if one is."""
-        films = self._films[split]
-        if self._lung_run and films[0].found_lung is None:
-            films = find_lungs(self._lung_run, films, spare=self._workdir)
-            self._films[split] = films
-        return films
+        return predict_split(config, films, self._state)
 
     def _split_masks(self, split: str) -> SplitMasks:
         if split not in self._masks:
-            data = self._config.data
-            self._masks[split] = read_split_masks(
-                self._with_lungs(split), data.image_size, data.task
-            )
+            data, films = self._config.data, self._films[split]
+            self._masks[split] = read_split_masks(films, data.image_size, data.task)
         return self._masks[split]
-
-    def _found_by(self, roi: str) -> str | None:
-        return self._lungs if roi == "predicted" else None
 
     def _say(self, split: str, roi: str, why: str = "") -> None:
         if parallel.is_main():
             n = len(self._films[split])
-            print(f"{split}, {n:,} films, {ROIS[roi]} {why}".strip(), flush=True)
+            print(f"{split}, {n:,} films, {ROI_NAMES[roi]} {why}".strip(), flush=True)

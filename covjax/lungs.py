@@ -13,6 +13,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 
 from covjax import parallel
 from covjax.calibrate import OperatingPoint, as_point, read_points
-from covjax.checkpoint import best_of
+from covjax.checkpoint import best_of, fingerprint
 from covjax.config import read_config
 from covjax.data.covidqu import Film
 from covjax.data.masks import fill_holes, keep_largest
@@ -28,26 +29,62 @@ from covjax.errors import DataError, UsageError
 from covjax.files import write_whole
 from covjax.outputs import predict_split
 from covjax.run_dir import CONFIG
-from covjax.trained import Trained, read_trained, run_of, step_of
+from covjax.trained import read_trained, run_of, step_of
 
 FOLDER = "lungs"
 _AT_ONCE = 2048  # films predicted before their masks are written
+_network = functools.lru_cache(maxsize=1)(read_trained)  # compiled once for all splits
 
 
-def lung_run(config: ml_collections.ConfigDict) -> str | None:
-    """Returns the run that finds the lungs: the one named, else a stage 1 before.
+@dataclasses.dataclass(frozen=True)
+class LungFinder:
+    """A checkpoint of stage 1 and the operating point that makes masks of its outputs.
+
+    Attributes:
+      checkpoint: its folder.
+      fingerprint: of the checkpoint, wherever it lies.
+      point: chosen on the lung run's Val; where it has none for this checkpoint, its
+        bare threshold.
+    """
+
+    checkpoint: Path
+    fingerprint: str
+    point: OperatingPoint
+
+    def told(self) -> dict[str, Any]:
+        """Returns what a result says of the lungs that its network was shown."""
+        run = run_of(self.checkpoint)
+        about = {"run": run.name, "step": step_of(self.checkpoint)}
+        about["fingerprint"] = self.fingerprint
+        return about | dataclasses.asdict(self.point)
+
+
+def make_finder(config: ml_collections.ConfigDict) -> LungFinder | None:
+    """Returns what finds the lungs: the run that is named, else a stage 1 before.
 
     Returns:
-      `config.data.lung_run`; else `config.init_from`, where it is a run of lungs that
-      is still there; else None.
+      Of `config.data.lung_run`; else of `config.init_from`, where that is a run of
+      lungs that is still there; else, and for stage 1, None.
+
+    Raises:
+      UsageError: if `data.lung_run` cannot be used, or `data.roi` is "predicted" and
+        there is no run of lungs.
     """
+    if config.data.task == "lung":
+        return None
     if config.data.lung_run:
-        return config.data.lung_run
+        return read_finder(config.data.lung_run)
     try:
         if config.init_from and _is_of_lungs(best_of(config.init_from)):
-            return config.init_from
+            return read_finder(config.init_from)
     except UsageError:
         pass  # moved or deleted since: a finished run does not need it
+    if config.data.roi == "predicted":
+        raise UsageError(
+            f"config.data.roi = 'predicted', and {config.init_from} is no run that"
+            " finds the lungs: put it back, or begin a run that names one in"
+            " config.data.lung_run"
+        )
     return None
 
 
@@ -56,11 +93,14 @@ def _is_of_lungs(checkpoint: Path) -> bool:
     return config.get("data", {}).get("task") == "lung"
 
 
-def check_lung_run(path: str) -> Path:
-    """Returns the checkpoint that would find the lungs.
+def read_finder(path: str) -> LungFinder:
+    """Returns what would find the lungs.
+
+    Args:
+      path: the lung run's folder, or one of its checkpoints.
 
     Raises:
-      UsageError: if there is none, or it is of another task.
+      UsageError: if there is no whole checkpoint, or it is of another task.
     """
     checkpoint = best_of(path)
     if not _is_of_lungs(checkpoint):
@@ -68,58 +108,54 @@ def check_lung_run(path: str) -> Path:
             f"{path}: a run of stage 2, where one that finds the lungs is needed"
             " (config.data.lung_run)"
         )
-    return checkpoint
+    run, identity = run_of(checkpoint), fingerprint(checkpoint)
+    told = read_points(run).get("none", {})
+    # A point of another checkpoint is not this one's.
+    if (told.get("checkpoint"), told.get("fingerprint")) == (
+        step_of(checkpoint), identity,
+    ):  # fmt: skip
+        point = as_point(told)
+    else:
+        point = OperatingPoint(read_config(run / CONFIG).eval.threshold)
+    return LungFinder(checkpoint, identity, point)
 
 
-def find_lungs(path: str, films: Sequence[Film], *, spare: Path) -> list[Film]:
-    """Returns the films, each with the path of the lungs that a run finds.
+def find_lungs(finder: LungFinder, films: Sequence[Film], *, spare: Path) -> list[Film]:
+    """Returns the films, each with the path of the lungs that were found.
 
-    The lungs are the run's mask at its operating point, holes filled, and of that the
-    two largest areas.
+    The lungs are the mask at the operating point, holes filled, and of that the two
+    largest areas.
 
     Args:
-      path: the lung run's folder, or one of its checkpoints.
+      finder: what finds them.
       films: of any split and tree.
-      spare: folder of the run that asks; the masks are kept there where the lung
-        run's folder cannot be written.
-
-    Raises:
-      UsageError: if the run cannot be used.
+      spare: folder of the run that asks; new masks are kept there where the lung run's
+        folder cannot be written.
     """
-    checkpoint = check_lung_run(path)
-    run = run_of(checkpoint)
-    step = step_of(checkpoint)
-    point = _point(run, step)
-    name = f"{step}-{point.threshold:g}-{point.min_area}-{point.presence:g}"
-    folder = run / FOLDER / name
-    if not os.access(run, os.W_OK):
-        of_run = hashlib.sha256(str(run).encode()).hexdigest()[:8]
-        folder = spare / FOLDER / f"{of_run}-{name}"
+    run, point = run_of(finder.checkpoint), finder.point
+    of_point = f"{point.threshold:g}-{point.min_area}-{point.presence:g}"
+    name = f"{finder.checkpoint.name}-{finder.fingerprint}-{of_point}"
+    homes = [folder / FOLDER / name for folder in (run, spare)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        hashes = list(threads.map(_hash, films))
-    parallel.wait_for_all()  # or a slow process would find what a fast one wrote
-    masks = [folder / f"{key}.png" for key in hashes]
-    missing = {m: film for m, film in zip(masks, films, strict=True) if not m.exists()}
+        files = [f"{key}.png" for key in threads.map(_hash, films)]
+    # One process decides for all, or they would not go through the same passes.
+    new = 0 if os.access(run, os.W_OK) else 1
+    there = [[(home / file).exists() for home in homes] for file in files]
+    where = [row.index(True) if any(row) else 2 + new for row in there]
+    where = parallel.from_main(np.array(where, np.int32))
+    masks = [homes[k % 2] / file for k, file in zip(where, files, strict=True)]
+    missing = {
+        mask: film for k, mask, film in zip(where, masks, films, strict=True) if k >= 2
+    }
     if missing:
         if parallel.is_main():
             n = len(missing)
-            print(f"finding the lungs of {n:,} films with {path}", flush=True)
-        _write(_network(str(checkpoint)), point, missing)
+            print(f"finding the lungs of {n:,} films with {run}", flush=True)
+        _write(finder, missing)
     return [
         dataclasses.replace(film, found_lung=mask)
         for film, mask in zip(films, masks, strict=True)
     ]
-
-
-def _point(run: Path, step: int) -> OperatingPoint:
-    told = read_points(run).get("none")
-    if told is not None and told.get("checkpoint") == step:
-        return as_point(told)
-    return OperatingPoint(read_config(run / CONFIG).eval.threshold)
-
-
-# One object for all splits, or each of them would be compiled anew.
-_network = functools.lru_cache(maxsize=1)(read_trained)
 
 
 def _hash(film: Film) -> str:
@@ -129,8 +165,9 @@ def _hash(film: Film) -> str:
         raise DataError(f"{film.image}: cannot be read ({error.strerror})") from None
 
 
-def _write(trained: Trained, point: OperatingPoint, missing: dict[Path, Film]) -> None:
+def _write(finder: LungFinder, missing: dict[Path, Film]) -> None:
     paths, films = list(missing), list(missing.values())
+    trained = _network(str(finder.checkpoint))
     config = ml_collections.ConfigDict(trained.config.to_dict())
     # It may have been trained on another number of devices.
     config.train.batch_size = parallel.shareable(config.train.batch_size)
@@ -139,7 +176,7 @@ def _write(trained: Trained, point: OperatingPoint, missing: dict[Path, Film]) -
         some = films[start : start + _AT_ONCE]
         levels = predict_split(config, some, state).levels
         if parallel.is_main():
-            found = point.masks(levels)
+            found = finder.point.masks(levels)
             with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
                 list(threads.map(_write_mask, paths[start:], found))
     parallel.wait_for_all()

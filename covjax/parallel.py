@@ -111,6 +111,13 @@ def gather(tree: Any) -> Any:
     return flat
 
 
+def from_main(values: np.ndarray) -> np.ndarray:
+    """Returns the array of the main process, on every process."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.broadcast_one_to_all(values))
+    return values
+
+
 def wait_for_all() -> None:
     """Returns once every process has come here: what one wrote, all can read."""
     if jax.process_count() > 1:

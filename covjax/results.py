@@ -64,8 +64,8 @@ class Evaluated:
       output: masks at the operating point, uint8 [n, H, W] in {0, 1}.
       truth: masks of the task, likewise.
       lung: the true lungs, likewise.
-      seen_lung: the lungs that the network was shown; the true ones where it was shown
-        the whole film.
+      seen_lung: the lungs that the network was shown, before they were widened; the
+        true ones where it was shown the whole film.
       rows: `MEASURED` and "loss" → one value an image, [n]; NaN where not defined.
       counts: TP, FP, FN, TN of every image, int64 [n, 4].
     """
@@ -109,8 +109,8 @@ def measure(
 ) -> Evaluated:
     """Measures every image of a split at an operating point.
 
-    The infected share is that of the lungs that the network was shown: found pixels
-    inside of them, divided by theirs.
+    The infected share is that of the lungs that the network was shown, before they were
+    widened: found pixels inside of them, divided by theirs.
 
     Args:
       films: of the split.
@@ -203,10 +203,29 @@ def summarize_evaluated(
     }
 
 
+def remove_results(folder: Path, stem: str, *, unless: tuple[int, str]) -> None:
+    """Removes the files of a stem, unless they are of a checkpoint.
+
+    Args:
+      folder: the run's `results`.
+      stem: of the files.
+      unless: step and fingerprint of the checkpoint whose results stay.
+    """
+    path = folder / f"{stem}.json"
+    try:
+        found = json.loads(path.read_text())
+        if (found["checkpoint"], found["fingerprint"]) == unless:
+            return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none, not whole, or of before there were fingerprints
+    for suffix in (".json", ".csv", ".npz"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
 def write_results(
     folder: Path, stem: str, evaluated: Evaluated, summary: dict[str, Any]
 ) -> None:
-    """Writes results/<stem>.npz, .csv and, last, .json.
+    """Writes results/<stem>.npz, .csv and, last, .json, without which they are none.
 
     Args:
       folder: the run's `results`.
@@ -214,6 +233,7 @@ def write_results(
       evaluated: from `measure`.
       summary: what the JSON file is to hold.
     """
+    (folder / f"{stem}.json").unlink(missing_ok=True)
     names = ("levels", "output", "truth", "lung", "seen_lung")
     arrays = {name: getattr(evaluated, name) for name in names}
     write_whole(folder / f"{stem}.npz", _npz(arrays))

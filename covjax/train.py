@@ -19,6 +19,7 @@ from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import Diverged, UsageError
 from covjax.interrupt import Interrupt, Interrupted
 from covjax.losses import make_loss
+from covjax.lungs import make_finder
 from covjax.metrics.families import FAMILIES, summarize
 from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
@@ -46,7 +47,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
       Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     validate_config(config)
-    evaluate.check_lungs(config)
+    finder = make_finder(config)
     parallel.check_batch_size(config.train.batch_size)
     run_dir.check(workdir, config)
     root, films = find_films(config)
@@ -69,7 +70,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
         moved = _transfer(config, state)
     if parallel.is_main():
         run_dir.claim(workdir, config)
-    films = evaluate.show_lungs(config, workdir, films)
+    films = evaluate.show_lungs(config, workdir, films, finder)
 
     with Checkpoints(workdir) as checkpoints:
         state, origin = _start(state, checkpoints, moved, config.init_from)
@@ -94,7 +95,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
             read_metrics(workdir),
             f"{kind}{config.data.task}: {workdir.name}",
         )
-    evaluate.evaluate_best(config, workdir, root, films, "Test")
+    evaluate.evaluate_best(config, workdir, root, films, "Test", finder)
 
 
 def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:

@@ -1,14 +1,21 @@
 """A trained network: a checkpoint, and the config of the run that it is of."""
 
 import dataclasses
+import functools
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
+from flax.traverse_util import flatten_dict
 
-from covjax.checkpoint import best_of, read_variables
+from covjax.checkpoint import best_of, fingerprint, read_variables
 from covjax.config import read_config
 from covjax.errors import UsageError
 from covjax.models import make_model
+from covjax.models.unet import UNet
 from covjax.run_dir import CONFIG
 from covjax.train_state import TrainState, inference_state
 
@@ -21,12 +28,14 @@ class Trained:
       run: its folder.
       config: its settings.
       step: of the checkpoint.
+      fingerprint: of the checkpoint.
       state: of the checkpoint, on the host; it cannot be trained further.
     """
 
     run: Path
     config: ml_collections.ConfigDict
     step: int
+    fingerprint: str
     state: TrainState
 
 
@@ -37,13 +46,35 @@ def read_trained(path: str) -> Trained:
       path: a run's folder, or one of its checkpoints (runs/lung/checkpoints/932).
 
     Raises:
-      UsageError: if it is neither, or cannot be read.
+      UsageError: if it is neither, cannot be read, or is of another network than the
+        run's config says.
     """
     checkpoint = best_of(path)
     run, step = run_of(checkpoint), step_of(checkpoint)
     config = read_config(run / CONFIG)
-    state = inference_state(make_model(config).apply, **read_variables(checkpoint))
-    return Trained(run, config, step, state.replace(step=step))
+    model, variables = make_model(config), read_variables(checkpoint)
+    _check_fits(variables, model, config.data.image_size, checkpoint)
+    state = inference_state(model.apply, **variables).replace(step=step)
+    return Trained(run, config, step, fingerprint(checkpoint), state)
+
+
+def _check_fits(
+    variables: dict[str, Any], model: UNet, size: int, checkpoint: Path
+) -> None:
+    image = jnp.zeros((1, size, size, 1))
+    init = functools.partial(model.init, train=False)
+    expected = jax.eval_shape(init, jax.random.key(0), image)
+    have, want = (
+        {"/".join(leaf): np.shape(array) for leaf, array in flatten_dict(tree).items()}
+        for tree in (variables, expected)
+    )
+    for leaf in sorted(have.keys() | want.keys()):
+        found, asked = have.get(leaf), want.get(leaf)
+        if found != asked:
+            raise UsageError(
+                f"{leaf} is {found} in {checkpoint}, and {asked} by its run's"
+                " config.json: not the checkpoint of that config.model"
+            )
 
 
 def run_of(checkpoint: Path) -> Path:

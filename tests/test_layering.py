@@ -42,14 +42,14 @@ FLOORS = [
     ],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir", "trained"]
     + ["calibrate"],
-    ["outputs", "results", "lungs"]
+    ["outputs", "results", "lungs", "compare"]
     + ["report.log", "report.tables", "report.canvas", "report.figures"]
     + ["report.reliability", "report.severity", "report.sheets"]
     + ["report.split_figures"]
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
-    + ["compare", "evaluate"],
+    + ["evaluate"],
     ["train"],
     ["main"],
 ]

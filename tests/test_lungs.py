@@ -21,11 +21,11 @@ from scipy import ndimage
 from configs import infection, lung
 from covjax import lungs
 from covjax.calibrate import FILE, write_points
-from covjax.checkpoint import Checkpoints
+from covjax.checkpoint import Checkpoints, fingerprint
 from covjax.config import save_config
 from covjax.data.covidqu import Film
 from covjax.errors import DataError, UsageError
-from covjax.lungs import check_lung_run, find_lungs, lung_run
+from covjax.lungs import make_finder, read_finder
 from covjax.models import make_model
 from covjax.run_dir import CONFIG
 from covjax.train_state import TrainState, inference_state
@@ -158,6 +158,10 @@ def assert_found(films: list[Film], **settings) -> None:
         np.testing.assert_array_equal(found(film), expected(film, **settings))
 
 
+def find_lungs(path: str, films: list[Film], *, spare: Path) -> list[Film]:
+    return lungs.find_lungs(read_finder(path), films, spare=spare)
+
+
 def pngs(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
@@ -168,46 +172,79 @@ def stage_two(*, init_from: str | Path = "", named: str | Path = ""):
     return config
 
 
+def checkpoint_of(config: ml_collections.ConfigDict) -> Path | None:
+    finder = make_finder(config)
+    return finder and finder.checkpoint
+
+
 def test_the_run_that_is_named_finds_the_lungs(written):
+    named = written / "lung" / "checkpoints" / str(LAST)
     for init_from in ("", written / "lung", written / "infection"):
-        config = stage_two(init_from=init_from, named="runs/named")
-        assert lung_run(config) == "runs/named"
+        config = stage_two(init_from=init_from, named=named)
+        assert checkpoint_of(config) == named
 
 
-@pytest.mark.parametrize("path", ["lung", f"lung/checkpoints/{LAST}"])
-def test_else_the_run_of_lungs_that_the_weights_come_from(written, path):
+@pytest.mark.parametrize(
+    ("path", "step"), [("lung", BEST), (f"lung/checkpoints/{LAST}", LAST)]
+)
+def test_else_the_run_of_lungs_that_the_weights_come_from(written, path, step):
     config = stage_two(init_from=written / path)
-    assert lung_run(config) == str(written / path)
+    assert checkpoint_of(config) == written / "lung" / "checkpoints" / str(step)
 
 
 @pytest.mark.parametrize(
     "path", ["infection", f"infection/checkpoints/{LAST}", "deleted"]
 )
 def test_weights_of_another_kind_of_run_or_of_none_find_no_lungs(written, path):
-    assert lung_run(stage_two(init_from=written / path)) is None
+    config = stage_two(init_from=written / path)
+    assert make_finder(config) is None
+    config.data.roi = "predicted"  # now they are needed
+    with pytest.raises(UsageError, match="no run that finds the lungs") as caught:
+        make_finder(config)
+    assert str(written / path) in str(caught.value)
 
 
 def test_without_any_run_nothing_finds_the_lungs():
-    assert lung_run(stage_two()) is None
+    assert make_finder(stage_two()) is None
+
+
+def test_stage_one_looks_for_no_lungs(written):
+    config = lung.get_config("phantom")
+    config.init_from = str(written / "lung")
+    assert make_finder(config) is None
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", CONFIG])
 def test_a_run_that_lost_a_part_finds_no_lungs(runs, lost):
     (runs / "lung" / lost).rename(runs / "lost")
-    assert lung_run(stage_two(init_from=runs / "lung")) is None
+    assert make_finder(stage_two(init_from=runs / "lung")) is None
+    with pytest.raises(UsageError):  # one that is named has to be there
+        make_finder(stage_two(named=runs / "lung"))
 
 
 def test_the_best_checkpoint_finds_the_lungs_unless_one_is_named(written):
     folder = written / "lung" / "checkpoints"
-    assert check_lung_run(str(written / "lung")) == folder / str(BEST)
-    assert check_lung_run(str(folder / str(LAST))) == folder / str(LAST)
+    assert read_finder(str(written / "lung")).checkpoint == folder / str(BEST)
+    last = read_finder(str(folder / str(LAST)))
+    assert last.checkpoint == folder / str(LAST)
+
+
+def test_what_is_told_of_the_lungs_names_no_folder_of_this_machine(written):
+    told = read_finder(str(written / "lung")).told()
+    of_best = fingerprint(written / "lung" / "checkpoints" / str(BEST))
+    assert told == {
+        "run": "lung", "step": BEST, "fingerprint": of_best,
+        "threshold": THRESHOLD, "min_area": 0, "presence": 0.0,
+    }  # fmt: skip
+    of_last = fingerprint(written / "lung" / "checkpoints" / str(LAST))
+    assert of_last != of_best and len(of_best) == 8
 
 
 @pytest.mark.parametrize("path", ["infection", f"infection/checkpoints/{BEST}"])
 def test_a_run_of_infections_is_refused_by_name(written, tmp_path, path):
     path = str(written / path)
     for refused in (
-        lambda: check_lung_run(path),
+        lambda: make_finder(stage_two(named=path)),
         lambda: find_lungs(path, [], spare=tmp_path),
     ):
         with pytest.raises(UsageError, match="config.data.lung_run") as caught:
@@ -345,20 +382,23 @@ def test_a_film_that_changed_is_looked_at_again(runs, tmp_path, predicted):
     assert_found(again)
 
 
-def tuned(checkpoint: int, **point: float) -> dict[str, Any]:
-    untuned = {"threshold": 0.5, "min_area": 0, "presence": 0.0}
-    return untuned | point | {"checkpoint": checkpoint}
+def tuned(run: Path, step: int = BEST, **changes: Any) -> dict[str, Any]:
+    """What a run's file holds of a point of one of its checkpoints."""
+    point = {"threshold": 0.5, "min_area": 0, "presence": 0.0, "checkpoint": step}
+    point["fingerprint"] = fingerprint(run / "checkpoints" / str(step))
+    return point | changes
 
 
 def test_the_operating_point_of_the_checkpoint_is_used_and_told_apart(runs, tmp_path):
     run, films = runs / "lung", write_films(tmp_path / "films", 6)
     folders, masks = [], []
-    for point in (
+    points: list[dict[str, Any]] = [
         {},
         {"threshold": 0.55},
         {"threshold": 0.55, "min_area": 9},
-    ):
-        write_points(run, {"none": tuned(BEST, **point)} if point else {})
+    ]
+    for point in points:
+        write_points(run, {"none": tuned(run, **point)} if point else {})
         results = find_lungs(str(run), films, spare=tmp_path / "spare")
         assert_found(results, **point)
         masks.append(np.stack([found(film) for film in results]))
@@ -369,16 +409,18 @@ def test_the_operating_point_of_the_checkpoint_is_used_and_told_apart(runs, tmp_
 
 
 @pytest.mark.parametrize(
-    "points",
+    ("region", "changes"),
     [
-        {"none": tuned(LAST, threshold=0.6)},
-        {"truth": tuned(BEST, threshold=0.6)},
-        {"none": {"threshold": 0.6, "min_area": 0, "presence": 0.0}},
+        ("none", {"step": LAST}),
+        ("truth", {}),
+        ("none", {"checkpoint": None}),
+        ("none", {"fingerprint": "00000000"}),
     ],
-    ids=["of another checkpoint", "of another region", "of no checkpoint"],
+    ids=["another checkpoint", "another region", "no checkpoint", "another run's"],
 )
-def test_another_operating_point_is_not_used(runs, tmp_path, points):
-    write_points(runs / "lung", points)
+def test_another_operating_point_is_not_used(runs, tmp_path, region, changes):
+    point = tuned(runs / "lung", **changes, threshold=0.6)
+    write_points(runs / "lung", {region: point})
     films = write_films(tmp_path / "films", 2)
     assert_found(find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare"))
 
@@ -412,17 +454,27 @@ def test_lungs_of_a_run_that_cannot_be_written_lie_with_the_run_that_asks(
 
     monkeypatch.setattr(os, "access", access)
     before, films = pngs(runs), write_films(tmp_path / "films", 2)
-    masks = set()
-    for name in ("lung", "other"):  # the same checkpoint, but of another run
-        predicted.clear()
-        results = find_lungs(str(runs / name), films, spare=tmp_path / "spare")
-        assert_found(results)
+    results = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
+    assert_found(results)
+    # A copy of the run holds the same checkpoint, and needs no second look.
+    for name in ("lung", "other"):
         again = find_lungs(str(runs / name), films, spare=tmp_path / "spare")
         assert again == results
-        assert predicted == [film.name for film in films]
-        masks |= {film.found_lung for film in results}
-    assert pngs(tmp_path / "spare") == masks and len(masks) == 4
+    assert predicted == [film.name for film in films]
+    assert pngs(tmp_path / "spare") == {film.found_lung for film in results}
     assert pngs(runs) == before
+
+
+def test_lungs_that_a_closed_run_already_holds_are_taken_from_there(
+    runs, tmp_path, monkeypatch, predicted
+):
+    films = write_films(tmp_path / "films", 3)
+    first = find_lungs(str(runs / "lung"), films[:2], spare=tmp_path / "spare")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    predicted.clear()
+    all_three = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
+    assert all_three[:2] == first and predicted == [films[2].name]
+    assert pngs(tmp_path / "spare") == {all_three[2].found_lung}
 
 
 def test_a_lung_run_of_a_batch_for_other_devices_still_finds_lungs(runs):

@@ -156,7 +156,7 @@ def test_untuned_threshold_has_a_row_below_the_tuned_point():
     assert list(shown.items()) == [
         ("covjax, all", ["0.3141", "0.5000", "0.5101"]),
         ("at 0.5, untuned", ["–", "0.2000", "0.2101"]),
-        ("the study, all", ["0.3656", "0.6167", "0.5642"]),
+        ("the study, true lungs", ["0.3656", "0.6167", "0.5642"]),
     ]
     _, table, _ = format_results(make_results(), "runs/a").split("\n\n")
     assert "untuned" not in table
@@ -196,8 +196,22 @@ def test_columns_stand_under_their_names():
 )
 def test_study_is_shown_beside_real_films(task, study):
     text = format_results(make_results(task=task), "runs/a")
-    assert rows_of(text)["the study, all"].split() == study
+    shown = "whole film" if task == "lung" else "true lungs"
+    assert rows_of(text)[f"the study, {shown}"].split() == study
     assert "PHANTOM" not in text
+
+
+def test_study_is_not_shown_beside_val():
+    assert "the study" not in format_results(make_results(split="val"), "runs/a")
+
+
+def test_table_says_which_run_found_the_lungs():
+    lungs = {"run": "lung-7", "step": 932, "threshold": 0.5}
+    results = make_results(roi="predicted", lungs=lungs)
+    second = format_results(results, "runs/a").splitlines()[1]
+    assert second.startswith(
+        "region of interest: lungs found by stage 1 (lung-7, step 932); threshold"
+    )
 
 
 def test_phantoms_are_stated_and_never_compared_with_the_study():
@@ -236,7 +250,7 @@ def test_regions_stand_below_one_another_each_with_its_untuned_row():
         ["whole film", "0.6000", "0.6202", "0.6404", "0.6606", "–"],
         ["0.3000", "0.3202", "0.3404", "0.3606"],
         ["only what lies outside the lungs"]
-        + ["0.1000", "0.1202", "0.1404", "0.1606", "0.3100"],
+        + ["–", "–", "–", "–", "0.3100"],  # not tuned, and no measure of outlines
     ]
     ends = [names.index(name) + len(name) for name in columns]
     for row in rows:

@@ -49,6 +49,7 @@ def write_checkpoint(run: Path, stage) -> str:
     save_config(stage.get_config("phantom"), run / "config.json", {})
     checkpoint = run / "checkpoints" / "3"
     (checkpoint / "state").mkdir(parents=True)
+    (checkpoint / "_CHECKPOINT_METADATA").write_text("{}")
     return str(checkpoint)
 
 
@@ -136,8 +137,8 @@ def test_data_that_lacks_a_mask_is_refused_before_a_folder_is_made(
             infection,
             "a run of stage 2, where one that finds the lungs",
         ),
-        ("init_from", None, "is no run that finds the lungs; name one in config.data"),
-        ("init_from", infection, "is no run that finds the lungs; name one in config"),
+        ("init_from", None, "is no run that finds the lungs: put it back"),
+        ("init_from", infection, "is no run that finds the lungs: put it back"),
     ],
 )
 def test_lungs_that_no_run_finds_are_refused_before_a_folder_is_made(
@@ -162,8 +163,8 @@ def test_training_on_found_lungs_is_shown_them_in_every_split(
     config.data.lung_run = write_checkpoint(tmp_path / "lung", lung)
     asked, trained_on, evaluated_on = [], [], []
 
-    def find_lungs(path, films, *, spare):
-        asked.append((path, {film.split for film in films}, spare))
+    def find_lungs(finder, films, *, spare):
+        asked.append((finder.checkpoint, {film.split for film in films}, spare))
         return [dataclasses.replace(f, found_lung=Path(f"{f.name}.png")) for f in films]
 
     monkeypatch.setattr(evaluate, "find_lungs", find_lungs)
@@ -187,5 +188,5 @@ def test_training_on_found_lungs_is_shown_them_in_every_split(
         }
         assert {split: len(of_split) for split, of_split in found.items()} == splits
     assert len(trained_on) == len(evaluated_on) == 1
-    expected = [(config.data.lung_run, {split}, run) for split in splits]
+    expected = [(Path(config.data.lung_run), {split}, run) for split in splits]
     assert asked == (expected if roi == "predicted" else [])

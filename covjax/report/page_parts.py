@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from covjax.report.tables import NONE, ROIS
+from covjax.report.tables import NONE, ROI_NAMES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,4 +101,4 @@ def count(value: int | None) -> str:
 
 def roi_name(results: dict[str, Any]) -> str:
     """Returns the words for a region of interest."""
-    return ROIS.get(results.get("roi", ""), str(results.get("roi", "not stated")))
+    return ROI_NAMES.get(results.get("roi", ""), str(results.get("roi", "not stated")))

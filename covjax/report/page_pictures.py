@@ -50,7 +50,7 @@ def films(run: RunFiles) -> Section | None:
     )
     alt = (
         f"A row for each film ({which}), with its Dice and its true and found pixels at"
-        f" the left. Mean Dice over all Test films: {_dice(run)}."
+        f" the left. Mean Dice (all) over all Test films: {_dice(run)}."
     )
     picture = Picture(run.figures["qualitative"], alt, caption)
     return Section("figure-1", "Three films", [picture])

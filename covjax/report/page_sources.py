@@ -20,7 +20,7 @@ from covjax.report.page_parts import (
     count,
 )
 from covjax.report.run_files import RunFiles
-from covjax.report.tables import NONE, ROIS
+from covjax.report.tables import NONE, ROI_NAMES
 
 _TASKS = {
     "lung": "stage 1: a U-Net that outlines the lungs",
@@ -38,8 +38,9 @@ def about(run: RunFiles) -> Section:
     rows = [
         ["model", _TASKS[run.task]],
         ["films", f"{films}, {data.get('image_size', NONE)} px"],
-        ["region of interest in training", ROIS.get(data.get("roi"), NONE)],
+        ["region of interest in training", ROI_NAMES.get(data.get("roi"), NONE)],
         ["started from", config.get("init_from") or "random parameters"],
+        ["lungs of the headline", _lungs(run)],
         ["seed", str(config.get("seed", NONE))],
         ["epochs, batch", _two(config, "epochs", "batch_size")],
         ["checkpoint scored (step)", str(run.main.get("checkpoint", NONE))],
@@ -54,6 +55,16 @@ def about(run: RunFiles) -> Section:
     if told.get("command"):
         parts += [Text("The command of the run:"), Code(told["command"])]
     return Section("run", "The run", parts)
+
+
+def _lungs(run: RunFiles) -> str:
+    found = run.main.get("lungs")
+    if not found:
+        return "the data set's" if run.main.get("roi") == "truth" else NONE
+    return (
+        f"found by {found['run']}, step {found['step']}, above a probability of"
+        f" {found['threshold']:g}"
+    )
 
 
 def _two(config: dict[str, Any], *names: str) -> str:

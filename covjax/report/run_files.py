@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from covjax.errors import UsageError
+from covjax.report import split_figures
 from covjax.report.log import read_metrics
 
 # Stems of results/*.json and *.csv.
 RESULTS = (
     "test", "val", "train", "test-truth", "test-predicted", "test-none", "test-outside",
 )  # fmt: skip
-FIGURES = (
-    "curves", "qualitative", "best", "median", "worst", "reliability", "severity",
-)  # fmt: skip
+FIGURES = ("curves", *split_figures.FIGURES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,8 @@ from covjax.report.severity import draw_severity
 from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
 from covjax.results import Evaluated
 
+FIGURES = ("qualitative", "best", "median", "worst", "reliability", "severity")
+
 
 def draw_split(
     folder: Path,
@@ -36,6 +38,9 @@ def draw_split(
       title: above each figure; says "PHANTOM" where the films are.
     """
     test = results["split"] == "test"
+    if test:  # a figure that cannot be drawn is not to be an older one
+        for name in FIGURES:
+            (folder / f"{name}.png").unlink(missing_ok=True)
     suffix = "" if test else f"-{results['split']}"
     panels = _panels(evaluated, results, region)
     if panels:

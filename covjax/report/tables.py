@@ -17,7 +17,7 @@ NEEDED = (
     "positive", "pooled", "blank_rate",
 )  # fmt: skip
 # What the network is shown of a film: `config.data.roi`.
-ROIS = {
+ROI_NAMES = {
     "truth": "true lungs",
     "predicted": "lungs found by stage 1",
     "none": "whole film",
@@ -35,7 +35,7 @@ def read_results(workdir: Path, split: str) -> list[dict[str, Any]]:
       UsageError: naming the file that is missing or is not what its name says.
     """
     first = workdir / "results" / f"{split.lower()}.json"
-    others = (first.with_stem(f"{first.stem}-{roi}") for roi in ROIS)
+    others = (first.with_stem(f"{first.stem}-{roi}") for roi in ROI_NAMES)
     return [_read(path) for path in (first, *others) if path == first or path.exists()]
 
 
@@ -78,7 +78,7 @@ def format_results(results: dict[str, Any], title: str) -> str:
     lines = [
         f"{title}: {results['task']}, {results['split']}, {results['n']} {films}"
         f" ({results['n_empty']} with an empty truth)",
-        f"region of interest: {ROIS[results['roi']]}; {format_point(results)}",
+        f"region of interest: {format_roi(results)}; {format_point(results)}",
         "",
         f"  {'':20}{'loss':>8}{'Dice':>9}{'IoU':>9}",
     ]
@@ -87,8 +87,10 @@ def format_results(results: dict[str, Any], title: str) -> str:
     if untuned:
         name = f"  at {untuned['threshold']:g}, untuned"
         rows.append((name, (None, *_all(untuned))))
-    if not results["phantom"]:  # the study saw no phantoms: nothing to compare
-        rows.append(("the study, all", STUDY[results["task"]]))
+    # The study saw no phantoms, and gives figures of Test alone.
+    if not results["phantom"] and results["split"] == "test":
+        shown = "whole film" if results["task"] == "lung" else "true lungs"
+        rows.append((f"the study, {shown}", STUDY[results["task"]]))
     for name, values in rows:
         cells = "".join(f"{number(v):>9}" for v in values)
         lines.append(f"  {name:20}{cells[1:]}")
@@ -107,6 +109,12 @@ def format_results(results: dict[str, Any], title: str) -> str:
 
 def _all(results: dict[str, Any]) -> list[float]:
     return [results["all"][k]["mean"] for k in ("dice", "iou")]
+
+
+def format_roi(results: dict[str, Any]) -> str:
+    """Returns what the network was shown, and which run found the lungs, if one did."""
+    name, lungs = ROI_NAMES[results["roi"]], results.get("lungs")
+    return f"{name} ({lungs['run']}, step {lungs['step']})" if lungs else name
 
 
 def format_point(results: dict[str, Any]) -> str:
@@ -130,13 +138,17 @@ def format_regions(found: Sequence[dict[str, Any]]) -> str:
     """
     head = ("Dice, all", "positive", "pooled", "blank rate", "AUROC")
     lines = [
-        "Shown of each film (Dice; below each, at the untuned threshold):",
+        "Shown of each film (Dice; below each, at the untuned threshold; intervals: see"
+        " the report):",
         f"  {'':34}" + "".join(f"{name:>12}" for name in head),
     ]
     for results in found:
-        name = ROIS[results["roi"]]
+        name, tuned = ROI_NAMES[results["roi"]], results.get("operating_point")
         auroc = (results.get("detection") or {}).get("auroc", {}).get("mean")
-        lines.append(f"  {name:34}{_region(results)}{number(auroc):>12}")
+        # The probe is not tuned, and asks for nothing but its AUROC.
+        probe = results["roi"] == "outside" and not tuned
+        cells = f"{NONE:>12}" * 4 if probe else _region(results)
+        lines.append(f"  {name:34}{cells}{number(auroc):>12}")
         if results.get("untuned"):
             lines.append(f"  {'':34}{_region(results['untuned'])}")
     return "\n".join(lines)
