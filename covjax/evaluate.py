@@ -161,7 +161,7 @@ def _holds(point: dict[str, Any], about: dict[str, Any]) -> bool:
     """Tells whether a stored point was chosen for this checkpoint and these lungs."""
     known, asked = ({name: side.get(name) for name in about} for side in (point, about))
     for side in (known, asked):
-        if side["lungs"]:  # a run may have been renamed
+        if isinstance(side["lungs"], dict):  # a run may have been renamed
             side["lungs"] = side["lungs"] | {"run": None}
     return known == asked
 

@@ -427,10 +427,11 @@ def test_point_of_another_checkpoint_is_chosen_anew(copied, monkeypatch):
     points = read_points(copied)
     points["none"]["checkpoint"] = STEP - 1
     points["none"]["threshold"] = 0.123
+    points["predicted"]["lungs"] = "runs/lung"  # of no form that is known
     write_points(copied, points)
     noted = passes(monkeypatch)
     evaluate.evaluate_run(copied, "Test")
-    assert [roi for split, roi in noted if split == "Val"] == ["none"]
+    assert [roi for split, roi in noted if split == "Val"] == ["predicted", "none"]
     assert read_points(copied)["none"]["checkpoint"] == STEP
     assert read_json(copied, "test-none")["threshold"] != 0.123
 
