@@ -180,7 +180,9 @@ class _Evaluation:
         self._trained = read_trained(str(workdir))
         self._state = parallel.replicate(self._trained.state)
         self._config, self._workdir, self._root = config, workdir, root
-        self._finder, self._points = finder, read_points(workdir)
+        # A run of the outside of the lungs is never shown found ones.
+        self._finder = None if config.data.roi == "outside" else finder
+        self._points = read_points(workdir)
         self._films, self._masks = dict(films), dict[str, SplitMasks]()
 
     def regions(self) -> list[str]:

@@ -495,6 +495,9 @@ def test_run_of_the_outside_is_evaluated_there_alone_and_tuned(copied):
     found = read_json(copied, "test")
     assert found["roi"] == "outside" and found["operating_point"]["chosen_on"] == "val"
     assert {p.stem for p in (copied / "results").glob("test*.json")} == {"test"}
+    # With no lungs found for it, true ones stand for those that it was not shown.
+    arrays = read_arrays(copied, "test")
+    np.testing.assert_array_equal(arrays["seen_lung"], arrays["lung"])
 
 
 def test_the_same_lungs_of_a_copied_run_need_no_other_point(
