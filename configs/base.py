@@ -31,6 +31,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.roi_dilate = 0  # pixels by which those lungs are widened
     config.data.lung_run = ""  # the run of stage 1; else init_from, where it is one
     config.data.image_size = 256
+    # Folder of the films decoded once; "auto": $COVJAX_CACHE, else ~/.cache/covjax; "":
+    # the films are decoded each time.
+    config.data.cache = "auto"
     config.data.threads = 2  # that read and augment, in each worker
     config.data.workers = 0  # processes beside this one
     config.data.prefetch = 4  # batches that wait on the host

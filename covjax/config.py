@@ -15,6 +15,7 @@ from covjax.files import write_whole
 # them (the folder of the data may have moved).
 NOT_IDENTITY = {
     "data.root",
+    "data.cache",
     "data.threads",
     "data.workers",
     "data.prefetch",
@@ -22,7 +23,7 @@ NOT_IDENTITY = {
 }
 
 # Fields that runs of before they existed lack, with the value that stood for them.
-_SINCE = {"data.lung_run": "", "data.roi_dilate": 0}
+_SINCE = {"data.lung_run": "", "data.roi_dilate": 0, "data.cache": "auto"}
 
 ROIS = ("none", "truth", "predicted", "outside")
 
@@ -50,6 +51,7 @@ _CHECKS: dict[str, _Check] = {
     "data.roi": _one_of(*ROIS),
     "data.roi_dilate": _at_least(0),
     "data.lung_run": (lambda v: isinstance(v, str), "a run's folder, or ''"),
+    "data.cache": (lambda v: isinstance(v, str), "a folder, 'auto' or ''"),
     "data.image_size": _at_least(8),
     "data.threads": _at_least(1),
     "data.workers": _at_least(0),

@@ -4,9 +4,12 @@ jax reads `JAX_PLATFORMS` when it is imported and `XLA_FLAGS` when it first look
 devices. pytest imports this file before any test file, so this is the place for both.
 """
 
+import atexit
 import os
 import re
+import shutil
 import sys
+import tempfile
 
 import pytest
 from absl import flags
@@ -26,6 +29,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # These would override the number of devices, the dtypes or the compilation.
 for _name in ("JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64", "JAX_DISABLE_JIT"):
     os.environ.pop(_name, None)
+# Films decoded once are kept there; tests keep theirs to themselves.
+os.environ["COVJAX_CACHE"] = tempfile.mkdtemp(prefix="covjax-tests-")
+atexit.register(shutil.rmtree, os.environ["COVJAX_CACHE"], ignore_errors=True)
 # albumentations asks the network for its newest version when it is imported.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 

@@ -100,7 +100,8 @@ def test_word_for_a_number_is_refused_by_name(name):
 def test_number_for_a_word_is_refused_by_name(name):
     config = base.get_config()
     change(config, name, 3)
-    allowed = "a run's folder" if name == "data.lung_run" else "one of '"
+    texts = {"data.lung_run": "a run's folder", "data.cache": "a folder"}
+    allowed = texts.get(name, "one of '")
     assert refusal(config).startswith(f"config.{name} = 3: must be {allowed}")
 
 
@@ -129,6 +130,7 @@ RANGES = [
     ),
     ("data.roi_dilate", [-1], [0], "at least 0"),
     ("data.lung_run", [("runs/lung",)], ["", "runs/lung"], "a run's folder, or ''"),
+    ("data.cache", [("/cache",)], ["", "auto", "/cache"], "a folder, 'auto' or ''"),
     ("data.image_size", [0, -64, 7], [16], "at least 8"),
     ("data.threads", [0], [1], "at least 1"),
     ("data.workers", [-1], [0], "at least 0"),
@@ -322,6 +324,7 @@ def test_only_fields_without_effect_on_numbers_may_change():
     changed = differences(base.get_config(), config)
     assert FIELDS.keys() - changed.keys() == {
         "data.root",
+        "data.cache",
         "data.lung_run",  # where training is not shown its lungs
         "data.threads",
         "data.workers",
@@ -365,7 +368,8 @@ def test_saved_config_says_what_it_is_about(tmp_path):
     assert content["model"]["width"] == 64
 
 
-SINCE = {"data.lung_run": "", "data.roi_dilate": 0}  # fields of later versions
+# Fields of later versions.
+SINCE = {"data.lung_run": "", "data.roi_dilate": 0, "data.cache": "auto"}
 
 
 def test_run_from_before_a_field_goes_on_with_the_value_that_stood_for_it(tmp_path):

@@ -381,6 +381,7 @@ def test_broken_film_is_named_through_threads(tmp_path, config, make):
 def test_workers_change_no_bit_name_a_broken_film_and_end(tmp_path, config):
     # One test, because it takes seconds until workers have started.
     films, path = broken(tmp_path)
+    config.data.cache = ""  # or the film would be named before there is a worker
     config.seed = next(  # that comes to the broken film in the last batch
         seed
         for seed in range(99)

@@ -8,7 +8,9 @@ be saved.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -17,9 +19,11 @@ import numpy as np
 from covjax.data.augment import Augment
 from covjax.data.covidqu import Film, read_film
 from covjax.data.masks import dilate
+from covjax.data.packed import pack_with_bar
 from covjax.errors import UsageError
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
+Reader = Callable[[int], Record]  # index of a film in its split → the film
 Example = dict[str, np.ndarray | np.generic]  # one image's share of a batch
 
 
@@ -78,16 +82,14 @@ class ReadAugmented:
     """Maps (epoch, index) to an augmented, cut film.
 
     Attributes:
-      films: of the split.
-      size: side, pixels.
+      read: of the split.
       task: whose mask is the target.
       region: what is shown of a film.
       augment: changes a record, given a seed.
       seed: of the run.
     """
 
-    films: Sequence[Film]
-    size: int
+    read: Reader
     task: str
     region: Region
     augment: Augment
@@ -96,7 +98,7 @@ class ReadAugmented:
     def __call__(self, key: tuple[int, int]) -> Example:
         """Reads, augments and cuts one film."""
         epoch, index = key
-        record = read_film(self.films[index], self.size)
+        record = self.read(index)
         record = self.augment(record, record_seed(self.seed, epoch, index))
         return finish(record, self.task, self.region, index)
 
@@ -106,22 +108,23 @@ class ReadPadded:
     """Maps an index to a cut film; from the end of the split on, to padding.
 
     Attributes:
-      films: of the split.
+      read: of the split.
+      n: films in the split.
       size: side, pixels.
       task: whose mask is the target.
       region: what is shown of a film.
     """
 
-    films: Sequence[Film]
+    read: Reader
+    n: int
     size: int
     task: str
     region: Region
 
     def __call__(self, index: int) -> Example:
         """Reads and cuts one film, or returns zeros of weight 0."""
-        if index < len(self.films):
-            record = read_film(self.films[index], self.size)
-            return finish(record, self.task, self.region, index)
+        if index < self.n:
+            return finish(self.read(index), self.task, self.region, index)
         zeros = np.zeros((self.size, self.size, 1), np.uint8)
         return {
             "image": zeros,
@@ -152,6 +155,38 @@ def finish(record: Record, task: str, region: Region, index: int) -> Example:
         "index": np.int32(index),
         "weight": np.float32(1),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadFilms:
+    """Reads films from their files, each time anew.
+
+    Attributes:
+      films: of the split.
+      size: side, pixels.
+    """
+
+    films: Sequence[Film]
+    size: int
+
+    def __call__(self, index: int) -> Record:
+        """Reads one film and its masks."""
+        return read_film(self.films[index], self.size)
+
+
+def make_reader(films: Sequence[Film], data: Any) -> Reader:
+    """Returns what reads the films: packed copies of them, or their files.
+
+    Args:
+      films: of the split.
+      data: `config.data`; `cache` and `image_size` are read.
+    """
+    if not data.cache:
+        return ReadFilms(films, data.image_size)
+    folder = data.cache
+    if folder == "auto":
+        folder = os.environ.get("COVJAX_CACHE", "") or "~/.cache/covjax"
+    return pack_with_bar(films, data.image_size, Path(folder).expanduser())
 
 
 def make_train_dataset(
@@ -185,8 +220,7 @@ def make_train_dataset(
         )
     data = config.data
     read = ReadAugmented(
-        films,
-        data.image_size,
+        make_reader(films, data),
         data.task,
         Region(data.roi, data.roi_dilate),
         Augment(**config.augment),
@@ -220,7 +254,11 @@ def make_eval_dataset(
     batch, data = config.train.batch_size, config.data
     padded = -(-len(films) // batch) * batch
     read = ReadPadded(
-        films, data.image_size, data.task, Region(data.roi, data.roi_dilate)
+        make_reader(films, data),
+        len(films),
+        data.image_size,
+        data.task,
+        Region(data.roi, data.roi_dilate),
     )
     dataset = grain.MapDataset.range(rank, padded, world).map(read)
     return _iterate(dataset.batch(batch // world), data)

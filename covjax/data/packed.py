@@ -1,0 +1,230 @@
+"""Films decoded once: packed copies in a cache folder, which later runs open at once.
+
+    <cache>/image-<key>.npy     uint8 [n, size, size]
+    <cache>/<mask>-<key>.npy    bits, uint8 [n, ceil(size * size / 8)]
+
+A key is a hash of the size and of every file's path, length and time of change: a file
+that changes, comes or goes makes another key. A copy is written under another name and
+renamed once it is whole: a half-written one is never opened, and two runs that write at
+once write the same.
+"""
+
+import concurrent.futures
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from covjax.data.covidqu import Film, read_film, read_masks
+from covjax.errors import DataError
+
+FORMAT = 1  # of the files; part of the key
+_DAY = 86_400  # seconds; what is half-written for longer was left by a run that died
+_AT_ONCE = 256  # films decoded before they are written
+_HALF = ".half-"
+
+Record = dict[str, np.ndarray]  # as `read_film` returns it
+Progress = Callable[[int, int], None]  # (films done, films in all)
+
+
+class PackedFilms:
+    """Reads films from packed copies; gives the records that `read_film` gives."""
+
+    def __init__(self, copies: Mapping[str, Path], size: int):
+        """Opens the copies.
+
+        Args:
+          copies: from `pack`: names of a record → files.
+          size: side of the films, pixels.
+        """
+        self._copies, self._size = dict(copies), size
+        # Now, not at the first film: threads must not open them at once.
+        self._arrays = {k: np.load(path, mmap_mode="r") for k, path in copies.items()}
+
+    def __getstate__(self) -> tuple[dict[str, Path], int]:
+        """Leaves the open files behind, on the way to another process."""
+        return self._copies, self._size
+
+    def __setstate__(self, state: tuple[dict[str, Path], int]) -> None:
+        """Opens the files again."""
+        self.__init__(*state)
+
+    def __call__(self, index: int) -> Record:
+        """Returns a film and its masks."""
+        record = {}
+        for name, array in self._arrays.items():
+            if name == "image":
+                record[name] = np.array(array[index])
+            else:
+                mask = np.unpackbits(array[index], count=self._size**2)
+                record[name] = mask.reshape(self._size, self._size)
+        return record
+
+
+def pack(
+    films: Sequence[Film], size: int, cache: Path, progress: Progress | None = None
+) -> PackedFilms:
+    """Returns the packed copies of some films; those that are missing are made.
+
+    Args:
+      films: in the order in which they will be read; all with the same masks.
+      size: side, pixels.
+      cache: folder that the copies lie in; made if missing.
+      progress: told how far the writing is.
+
+    Raises:
+      DataError: if a film cannot be read (it is named), or a copy does not fit on the
+        disk or cannot be written; nothing half-written is left behind then.
+    """
+    copies = {
+        name: cache / f"{name}-{_key(name, paths, size)}.npy"
+        for name, paths in _files(films).items()
+    }
+    missing = {name: path for name, path in copies.items() if not path.exists()}
+    if missing:
+        need = sum(_bytes(name, len(films), size) for name in missing)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(cache)
+            free = shutil.disk_usage(cache).free
+            if need > free:
+                raise OSError(errno.ENOSPC, f"{free / 2**30:.1f} GiB are free")
+            _write(films, size, missing, progress)
+        except OSError as error:
+            raise DataError(
+                f"{cache}: a packed copy of {need / 2**30:.2f} GiB cannot be written"
+                f" there ({error.strerror}): name another folder in config.data.cache,"
+                " or '' to read the films themselves"
+            ) from None
+    return PackedFilms(copies, size)
+
+
+def pack_with_bar(films: Sequence[Film], size: int, cache: Path) -> PackedFilms:
+    """Does what `pack` does; a terminal shows how far it is."""
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,  # a log file wants no bar
+    ) as bar:
+        task = bar.add_task("decoding films once", total=len(films), visible=False)
+        return pack(
+            films, size, cache,
+            lambda done, n: bar.update(task, completed=done, total=n, visible=True),
+        )  # fmt: skip
+
+
+def _files(films: Sequence[Film]) -> dict[str, list[Path]]:
+    """Returns the files of every part of a record, without the parts there are not."""
+    parts = {
+        "image": [film.image for film in films],
+        "lung": [film.lung_mask for film in films],
+        "infection": [film.infection_mask for film in films],
+        "found_lung": [film.found_lung for film in films],
+    }
+    return {
+        name: [path for path in paths if path is not None]
+        for name, paths in parts.items()
+        if None not in paths
+    }
+
+
+def _key(name: str, paths: Sequence[Path], size: int) -> str:
+    """Returns a name for some files as they are now, at this size."""
+    digest = hashlib.sha256(f"{FORMAT} {name} {size}\n".encode())
+    for path in paths:
+        try:
+            told = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        line = f"{path.absolute()}\0{told.st_size}\0{told.st_mtime_ns}\n"
+        digest.update(line.encode())
+    return digest.hexdigest()[:32]
+
+
+def _row(name: str, size: int) -> tuple[int, ...]:
+    """Returns the shape of one film's part, uint8."""
+    return (size, size) if name == "image" else (-(-(size**2) // 8),)
+
+
+def _bytes(name: str, n: int, size: int) -> int:
+    return n * int(np.prod(_row(name, size)))
+
+
+def _write(
+    films: Sequence[Film],
+    size: int,
+    copies: Mapping[str, Path],
+    progress: Progress | None,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        threads = stack.enter_context(
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        )
+        files = {
+            name: stack.enter_context(_Growing(path, (len(films), *_row(name, size))))
+            for name, path in copies.items()
+        }
+        for start in range(0, len(films), _AT_ONCE):
+            some = films[start : start + _AT_ONCE]
+            records = list(threads.map(lambda f: _encode(f, size, copies), some))
+            for name, file in files.items():
+                file.append(np.stack([record[name] for record in records]))
+            if progress:
+                progress(start + len(some), len(films))
+
+
+def _encode(film: Film, size: int, wanted: Mapping[str, Path]) -> Record:
+    masks_alone = "image" not in wanted
+    record = read_masks(film, size) if masks_alone else read_film(film, size)
+    return {k: v if k == "image" else np.packbits(v) for k, v in record.items()}
+
+
+class _Growing:
+    """A .npy file of uint8, written from front to back and renamed once it is whole.
+
+    Not through a memory map, where a full disk is a signal and not an error.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]):
+        self._path = path
+        descriptor, name = tempfile.mkstemp(prefix=_HALF, dir=path.parent)
+        self._half, self._file = Path(name), os.fdopen(descriptor, "wb")
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(values).data)
+
+    def __enter__(self) -> "_Growing":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                os.chmod(self._half, 0o644)  # mkstemp lets nobody else read
+                self._half.replace(self._path)
+        finally:
+            self._half.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the disk is full: said already
+                self._file.close()
+
+
+def _remove_abandoned(cache: Path) -> None:
+    for path in cache.glob(f"{_HALF}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _DAY:
+                path.unlink()
