@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from flax.traverse_util import flatten_dict
 
 from covjax.checkpoint import best_of, fingerprint, read_variables
@@ -64,10 +63,7 @@ def _check_fits(
     image = jnp.zeros((1, size, size, 1))
     init = functools.partial(model.init, train=False)
     expected = jax.eval_shape(init, jax.random.key(0), image)
-    have, want = (
-        {"/".join(leaf): np.shape(array) for leaf, array in flatten_dict(tree).items()}
-        for tree in (variables, expected)
-    )
+    have, want = _shapes(variables), _shapes(expected)
     for leaf in sorted(have.keys() | want.keys()):
         found, asked = have.get(leaf), want.get(leaf)
         if found != asked:
@@ -75,6 +71,11 @@ def _check_fits(
                 f"{leaf} is {found} in {checkpoint}, and {asked} by its run's"
                 " config.json: not the checkpoint of that config.model"
             )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves: dict[str, Any] = flatten_dict(tree, sep="/")
+    return {leaf: tuple(array.shape) for leaf, array in leaves.items()}
 
 
 def run_of(checkpoint: Path) -> Path:
