@@ -313,10 +313,19 @@ def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
             f"The networks were shown two things of each film ({shown[0]} in A,"
             f" {shown[1]} in B): --roi compares them on one."
         )
+    for name, words in (("roi_dilate", "were widened"), ("lungs", "were found")):
+        values = [_without_run(side.about.get(name)) for side in (a, b)]
+        if values[0] != values[1] and shown[0] == shown[1]:
+            notes.append(f"The lungs that both were shown {words} in two ways.")
     tuned = ["tuned" if s.about.get("operating_point") else "untuned" for s in (a, b)]
     if tuned[0] != tuned[1]:
         notes.append(f"A is {tuned[0]} and B is {tuned[1]}: part of it may be that.")
     return notes
+
+
+def _without_run(value: Any) -> Any:
+    """Returns what is told of found lungs without the run's name, which may change."""
+    return value | {"run": None} if isinstance(value, dict) else value or None
 
 
 def format_comparison(found: dict[str, Any]) -> str:

@@ -130,8 +130,8 @@ def evaluate_best(
         evaluation.remove_others()
         if config.init_from and "truth" in regions and finder is None:
             print(
-                f"{config.init_from} is no run of lungs, or not there: found lungs are"
-                " left out (config.data.lung_run names another run)"
+                f"{config.init_from} is no run of lungs, or not there: nothing is"
+                " evaluated with found lungs (config.data.lung_run names another run)"
             )
     for roi in regions:
         evaluation.choose(roi)
@@ -220,6 +220,8 @@ class _Evaluation:
         if not parallel.is_main():
             return
         point, dice = calibrate(outputs.levels, self._split_masks("Val").truth)
+        for other in ("train", "val", "test"):  # at the point that was before
+            remove_results(self._workdir / "results", self._stem(other, roi))
         self._points[roi] = dataclasses.asdict(point) | {
             "chosen_on": "val",
             "objective": OBJECTIVE,
@@ -272,7 +274,7 @@ class _Evaluation:
             **self._about(roi),
             "operating_point": told,
         }
-        stem = split.lower() + ("" if roi == data.roi else f"-{roi}")
+        stem = self._stem(split, roi)
         write_results(self._workdir / "results", stem, evaluated, summary)
         return evaluated, summary
 
@@ -286,6 +288,9 @@ class _Evaluation:
             title=f"{phantom_prefix(self._root)}{data.task}, {split}; shown:"
             f" {ROI_NAMES[roi]}; run: {self._workdir.name}",
         )  # fmt: skip
+
+    def _stem(self, split: str, roi: str) -> str:
+        return split.lower() + ("" if roi == self._config.data.roi else f"-{roi}")
 
     def _about(self, roi: str) -> dict[str, Any]:
         """Returns what an operating point holds for."""

@@ -4,6 +4,11 @@ import os
 import tempfile
 from pathlib import Path
 
+# What `open` would give a new file; mkstemp lets nobody else read.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+MODE = 0o666 & ~_UMASK
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under a temporary name beside it, then renames it.
@@ -22,7 +27,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
             out.write(data)
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
+        os.chmod(temporary, MODE)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

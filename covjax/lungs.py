@@ -171,6 +171,7 @@ def _write(finder: LungFinder, missing: dict[Path, Film]) -> None:
     config = ml_collections.ConfigDict(trained.config.to_dict())
     # It may have been trained on another number of devices.
     config.train.batch_size = parallel.shareable(config.train.batch_size)
+    config.data.cache = ""  # each film is read this once
     state = parallel.replicate(trained.state)
     for start in range(0, len(films), _AT_ONCE):
         some = films[start : start + _AT_ONCE]

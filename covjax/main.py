@@ -41,14 +41,14 @@ def _parse(argv: list[str]) -> list[str]:
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config, workdir = _CONFIG.value, _WORKDIR.value
+    if config is not None and _INIT_FROM.value is not None:
+        config.init_from = _INIT_FROM.value
     if _MODE.value == "evaluate":
         if not workdir:
             raise UsageError("--mode=evaluate needs --workdir, the run to evaluate")
         return evaluate_run(Path(workdir), _SPLIT.value.capitalize(), config)
     if config is None:
         raise UsageError("--config is missing, for example --config=configs/lung.py")
-    if _INIT_FROM.value is not None:
-        config.init_from = _INIT_FROM.value
     train_and_evaluate(config, Path(workdir) if workdir else run_dir.default(config))
 
 

@@ -203,13 +203,15 @@ def summarize_evaluated(
     }
 
 
-def remove_results(folder: Path, stem: str, *, unless: tuple[int, str]) -> None:
-    """Removes the files of a stem, unless they are of a checkpoint.
+def remove_results(
+    folder: Path, stem: str, *, unless: tuple[int, str] | None = None
+) -> None:
+    """Removes the files of a stem, and says so.
 
     Args:
       folder: the run's `results`.
       stem: of the files.
-      unless: step and fingerprint of the checkpoint whose results stay.
+      unless: step and fingerprint of the checkpoint whose results stay; None: none.
     """
     path = folder / f"{stem}.json"
     try:
@@ -218,8 +220,11 @@ def remove_results(folder: Path, stem: str, *, unless: tuple[int, str]) -> None:
             return
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none, not whole, or of before there were fingerprints
-    for suffix in (".json", ".csv", ".npz"):
-        path.with_suffix(suffix).unlink(missing_ok=True)
+    files = [path.with_suffix(suffix) for suffix in (".json", ".csv", ".npz")]
+    if any(file.exists() for file in files):
+        print(f"{path.with_suffix('')}: removed, of another checkpoint or point")
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 def write_results(

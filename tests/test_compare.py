@@ -460,3 +460,22 @@ def test_a_region_is_found_whichever_way_a_run_was_trained(tmp_path, capsys):
     assert capsys.readouterr().out.count("roi predicted") == 2
     assert compare.main([str(a), str(b), "--roi=none"]) == 2
     assert "test-none.csv: no results there" in capsys.readouterr().err
+
+
+def test_what_else_differs_between_two_results_is_said(tmp_path):
+    point = {"threshold": 0.5}
+    lungs = {"run": "a", "fingerprint": "1"}
+    base = {"roi": "predicted", "lungs": lungs, "operating_point": point}
+    one = write_run(tmp_path / "one", hand(0), **base)
+    for name, change, note in (
+        ("same", {"lungs": lungs | {"run": "renamed"}}, None),
+        ("roi", {"roi": "truth", "lungs": None}, "predicted in A, truth in B"),
+        ("dilate", {"roi_dilate": 2}, "shown were widened in two ways"),
+        ("lungs", {"lungs": lungs | {"fingerprint": "2"}}, "shown were found in two"),
+        ("tuned", {"operating_point": None}, "A is tuned and B is untuned"),
+    ):
+        other = write_run(tmp_path / name, hand(1), **base | change)
+        notes = compare_runs(one, other)["notes"]
+        assert len(notes) == (note is not None), (name, notes)
+        if note:
+            assert note in notes[0]

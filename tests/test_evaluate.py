@@ -462,6 +462,23 @@ def test_other_lungs_need_another_point(copied, runs, tmp_path, monkeypatch):
     assert read_json(copied, "test-predicted")["lungs"]["threshold"] == 0.7
 
 
+def test_figures_at_a_point_that_was_replaced_do_not_stay(
+    copied, runs, tmp_path, capsys
+):
+    other = shutil.copytree(runs.lung, tmp_path / "other")
+    points = read_points(other)
+    points["none"]["threshold"] = 0.7
+    write_points(other, points)
+    config = read_config(copied / "config.json")
+    config.data.lung_run = str(other)
+    evaluate.evaluate_run(copied, "Val", config)
+    assert "test-predicted: removed" in capsys.readouterr().out
+    assert not list((copied / "results").glob("test-predicted.*"))
+    assert (copied / "results" / "test.json").exists()
+    lungs = read_json(copied, "val-predicted")["lungs"]
+    assert lungs == read_points(copied)["predicted"]["lungs"]
+
+
 def test_val_alone_is_evaluated_in_the_same_ways(copied):
     for path in (copied / "results").glob("*"):
         path.unlink()
@@ -533,7 +550,7 @@ def test_found_lungs_of_before_still_head_the_page_once_their_run_is_gone(
     lose_lungs(copied)
     evaluate.evaluate_run(copied, "Test")
     out = capsys.readouterr().out
-    assert "deleted is no run of lungs, or not there: found lungs are left out" in out
+    assert "deleted is no run of lungs, or not there: nothing is evaluated" in out
     assert "region of interest: lungs found by stage 1" in out
     # The pictures are those of the figures they stand beside.
     assert before == {path: path.read_bytes() for path in before}

@@ -55,9 +55,9 @@ def decoded(monkeypatch) -> list[str]:
     for name in ("read_film", "read_masks"):
         read = getattr(packed, name)
 
-        def recorded(film, size, read=read):
+        def recorded(film, size, read=read, **more):
             names.append(film.name)
-            return read(film, size)
+            return read(film, size, **more)
 
         monkeypatch.setattr(packed, name, recorded)
     return names
@@ -190,7 +190,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
     with pytest.raises(DataError) as caught:
         pack(films, SIDE, cache)
     said = str(caught.value)
-    assert said.startswith(f"{cache}: a packed copy of 0.00 GiB cannot be written")
+    assert said.startswith(f"{cache}: a packed copy of 0.0 MB cannot be written")
     assert "config.data.cache" in said and "\n" not in said
     assert list(cache.iterdir()) == []
 
@@ -275,3 +275,31 @@ def test_the_cache_is_where_the_config_or_the_environment_says(
     assert (tmp_path / "home" / ".cache" / "covjax").is_dir()
     data.cache = ""
     assert isinstance(make_reader(films, data), ReadFilms)
+
+
+def test_a_mask_that_became_another_size_is_named_beside_a_copy_of_the_film(
+    films, cache
+):
+    pack(films, SIDE, cache)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(films[1].infection_mask)
+    with pytest.raises(DataError, match="1-sick.png: mask of 8x8 pixels for a film of"):
+        pack(films, SIDE, cache)
+
+
+@pytest.mark.parametrize("left", [0, 60, 200])
+def test_a_damaged_copy_is_named_with_the_way_on(films, cache, left):
+    pack(films, SIDE, cache)
+    path = next(cache.glob("lung-*"))
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(DataError) as caught:
+        pack(films, SIDE, cache)
+    assert str(caught.value).startswith(f"{path}: a damaged copy of films; delete it")
+    path.unlink()
+    assert_same(pack(films, SIDE, cache), films, SIDE)
+
+
+def test_a_user_without_a_home_is_told_so(films):
+    data = infection.get_config("phantom").data
+    data.cache = "~nobody-of-that-name/cache"
+    with pytest.raises(DataError, match="there is no such home.*COVJAX_CACHE"):
+        make_reader(films, data)

@@ -520,3 +520,11 @@ def test_reliability_curve_goes_on_over_an_empty_bin(tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"), int)
     blue = (np.abs(pixels - (0x00, 0x72, 0xB2)).max(-1) < 30).any(axis=0)
     assert blue.sum() > 200  # columns of the picture: a line, not two points
+
+
+def test_lungs_that_were_widened_are_called_so():
+    results = make_results(roi_dilate=2)
+    text = "true lungs, widened by 2 px"
+    assert f"region of interest: {text};" in format_results(results, "runs/a")
+    assert tables.roi_name(results) == text
+    assert tables.roi_name(make_results(roi_dilate=0)) == "true lungs"

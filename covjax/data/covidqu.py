@@ -198,6 +198,19 @@ def decode(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as a picture ({error})") from None
 
 
+def read_shape(path: Path) -> tuple[int, int]:
+    """Returns height and width of a picture, from its header alone.
+
+    Raises:
+      DataError: if the file is missing or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(f"{path}: cannot be read as a picture ({error})") from None
+
+
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes uint8 [H, W] to [size, size], linearly, antialiased when it shrinks."""
     return _resize(image, size, Image.Resampling.BILINEAR)

@@ -24,8 +24,9 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from covjax.data.covidqu import Film, read_film, read_masks
+from covjax.data.covidqu import Film, read_film, read_masks, read_shape
 from covjax.errors import DataError
+from covjax.files import MODE
 
 FORMAT = 1  # of the files; part of the key
 _DAY = 86_400  # seconds; what is half-written for longer was left by a run that died
@@ -48,7 +49,7 @@ class PackedFilms:
         """
         self._copies, self._size = dict(copies), size
         # Now, not at the first film: threads must not open them at once.
-        self._arrays = {k: np.load(path, mmap_mode="r") for k, path in copies.items()}
+        self._arrays = {name: _open(path) for name, path in copies.items()}
 
     def __getstate__(self) -> tuple[dict[str, Path], int]:
         """Leaves the open files behind, on the way to another process."""
@@ -101,11 +102,20 @@ def pack(
             _write(films, size, missing, progress)
         except OSError as error:
             raise DataError(
-                f"{cache}: a packed copy of {need / 2**30:.2f} GiB cannot be written"
-                f" there ({error.strerror}): name another folder in config.data.cache,"
-                " or '' to read the films themselves"
+                f"{cache}: a packed copy of {need / 1e6:.1f} MB cannot be written there"
+                f" ({error.strerror}): name another folder in COVJAX_CACHE or"
+                " config.data.cache (with '', films are read from their files)"
             ) from None
     return PackedFilms(copies, size)
+
+
+def _open(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        raise DataError(
+            f"{path}: a damaged copy of films; delete it, and it is made anew"
+        ) from None
 
 
 def pack_with_bar(films: Sequence[Film], size: int, cache: Path) -> PackedFilms:
@@ -186,8 +196,10 @@ def _write(
 
 
 def _encode(film: Film, size: int, wanted: Mapping[str, Path]) -> Record:
-    masks_alone = "image" not in wanted
-    record = read_masks(film, size) if masks_alone else read_film(film, size)
+    if "image" in wanted:
+        record = read_film(film, size)
+    else:  # its size is all that is asked of the film
+        record = read_masks(film, size, film_shape=read_shape(film.image))
     return {k: v if k == "image" else np.packbits(v) for k, v in record.items()}
 
 
@@ -215,7 +227,7 @@ class _Growing:
             if kind is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                os.chmod(self._half, 0o644)  # mkstemp lets nobody else read
+                os.chmod(self._half, MODE)
                 self._half.replace(self._path)
         finally:
             self._half.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from covjax.data.augment import Augment
 from covjax.data.covidqu import Film, read_film
 from covjax.data.masks import dilate
 from covjax.data.packed import pack_with_bar
-from covjax.errors import UsageError
+from covjax.errors import DataError, UsageError
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
 Reader = Callable[[int], Record]  # index of a film in its split → the film
@@ -186,7 +186,14 @@ def make_reader(films: Sequence[Film], data: Any) -> Reader:
     folder = data.cache
     if folder == "auto":
         folder = os.environ.get("COVJAX_CACHE", "") or "~/.cache/covjax"
-    return pack_with_bar(films, data.image_size, Path(folder).expanduser())
+    try:
+        cache = Path(folder).expanduser()
+    except RuntimeError:  # a user without a home
+        raise DataError(
+            f"{folder}: there is no such home; name a folder in COVJAX_CACHE or"
+            " config.data.cache"
+        ) from None
+    return pack_with_bar(films, data.image_size, cache)
 
 
 def make_train_dataset(

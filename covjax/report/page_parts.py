@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from covjax.report.tables import NONE, ROI_NAMES
+from covjax.report.tables import NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,3 @@ def at(results: dict[str, Any], *names: str) -> Any:
 def count(value: int | None) -> str:
     """Returns 1,166 for 1166, or a dash."""
     return NONE if value is None else f"{value:,}"
-
-
-def roi_name(results: dict[str, Any]) -> str:
-    """Returns the words for a region of interest."""
-    return ROI_NAMES.get(results.get("roi", ""), str(results.get("roi", "not stated")))

@@ -6,9 +6,9 @@ import numpy as np
 
 from covjax.compare import compare_figures
 from covjax.metrics.families import FAMILIES
-from covjax.report.page_parts import Part, Section, Table, Text, at, count, roi_name
+from covjax.report.page_parts import Part, Section, Table, Text, at, count
 from covjax.report.run_files import RunFiles
-from covjax.report.tables import NONE, ROI_NAMES, STUDY, figure, number
+from covjax.report.tables import NONE, ROI_NAMES, STUDY, figure, number, roi_name
 
 _REGIONS = ("truth", "predicted", "none")
 _INTERVALS = "Brackets hold 95 % bootstrap intervals over films."
@@ -178,7 +178,8 @@ def regions(run: RunFiles) -> Section | None:
         parts.append(
             Text(
                 "With found instead of true lungs, each at its own operating point,"
-                f" Dice (all) changes by {figure(change)}, film by film. True lungs are"
+                f" Dice (all) changes by {change['mean']:+.4f} [{change['low']:+.4f},"
+                f" {change['high']:+.4f}], film by film. True lungs are"
                 " an upper hand that no clinic has."
             )
         )

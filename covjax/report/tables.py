@@ -113,8 +113,15 @@ def _all(results: dict[str, Any]) -> list[float]:
 
 def format_roi(results: dict[str, Any]) -> str:
     """Returns what the network was shown, and which run found the lungs, if one did."""
-    name, lungs = ROI_NAMES[results["roi"]], results.get("lungs")
+    name, lungs = roi_name(results), results.get("lungs")
     return f"{name} ({lungs['run']}, step {lungs['step']})" if lungs else name
+
+
+def roi_name(results: dict[str, Any]) -> str:
+    """Returns the words for what the network was shown of each film."""
+    roi, pixels = results.get("roi", "not stated"), results.get("roi_dilate")
+    name = ROI_NAMES.get(roi, str(roi))
+    return f"{name}, widened by {pixels} px" if pixels else name
 
 
 def format_point(results: dict[str, Any]) -> str:
