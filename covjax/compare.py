@@ -24,6 +24,7 @@ import numpy as np
 from covjax.config import ROIS
 from covjax.errors import UsageError
 from covjax.files import write_whole
+from covjax.lungs import same_lungs
 from covjax.metrics.bootstrap import RESAMPLES, Figure, Sums, estimate
 from covjax.metrics.counts import dice_per_image
 from covjax.metrics.families import FIGURES, terms
@@ -313,19 +314,15 @@ def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
             f"The networks were shown two things of each film ({shown[0]} in A,"
             f" {shown[1]} in B): --roi compares them on one."
         )
-    for name, words in (("roi_dilate", "were widened"), ("lungs", "were found")):
-        values = [_without_run(side.about.get(name)) for side in (a, b)]
-        if values[0] != values[1] and shown[0] == shown[1]:
-            notes.append(f"The lungs that both were shown {words} in two ways.")
+    if shown[0] == shown[1]:
+        if (a.about.get("roi_dilate") or 0) != (b.about.get("roi_dilate") or 0):
+            notes.append("The lungs that both were shown were widened in two ways.")
+        if not same_lungs(a.about.get("lungs"), b.about.get("lungs")):
+            notes.append("The lungs that both were shown were found in two ways.")
     tuned = ["tuned" if s.about.get("operating_point") else "untuned" for s in (a, b)]
     if tuned[0] != tuned[1]:
         notes.append(f"A is {tuned[0]} and B is {tuned[1]}: part of it may be that.")
     return notes
-
-
-def _without_run(value: Any) -> Any:
-    """Returns what is told of found lungs without the run's name, which may change."""
-    return value | {"run": None} if isinstance(value, dict) else value or None
 
 
 def format_comparison(found: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ NOT_IDENTITY = {
     "train.log_every",
 }
 
-# Fields that runs of before they existed lack, with the value that stood for them.
+# Fields that runs of before they existed lack, with the value that they go on with.
 _SINCE = {"data.lung_run": "", "data.roi_dilate": 0, "data.cache": "auto"}
 
 ROIS = ("none", "truth", "predicted", "outside")
@@ -182,7 +182,7 @@ def save_config(
 def read_config(path: Path) -> ml_collections.ConfigDict:
     """Reads what `save_config` wrote, without its "about".
 
-    Fields that were added later hold the value that stood for them before.
+    Fields that were added later are filled in.
 
     Raises:
       UsageError: if there is no such file or it is no config.

@@ -28,7 +28,7 @@ from covjax.data.pipeline import Region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import UsageError
 from covjax.files import write_whole
-from covjax.lungs import LungFinder, find_lungs, make_finder, read_finder
+from covjax.lungs import LungFinder, find_lungs, make_finder, read_finder, same_lungs
 from covjax.outputs import Outputs, predict_split
 from covjax.report.page import write_report
 from covjax.report.split_figures import draw_split
@@ -159,11 +159,8 @@ def _audit(workdir: Path, root: Path) -> None:
 
 def _holds(point: dict[str, Any], about: dict[str, Any]) -> bool:
     """Tells whether a stored point was chosen for this checkpoint and these lungs."""
-    known, asked = ({name: side.get(name) for name in about} for side in (point, about))
-    for side in (known, asked):
-        if isinstance(side["lungs"], dict):  # a run may have been renamed
-            side["lungs"] = side["lungs"] | {"run": None}
-    return known == asked
+    same = (point.get(k) == about[k] for k in ("checkpoint", "fingerprint"))
+    return all(same) and same_lungs(point.get("lungs"), about["lungs"])
 
 
 class _Evaluation:

@@ -59,6 +59,20 @@ class LungFinder:
         return about | dataclasses.asdict(self.point)
 
 
+def same_lungs(a: Any, b: Any) -> bool:
+    """Tells whether two results were shown the same found lungs, or both none.
+
+    The name of the run that found them may have changed.
+
+    Args:
+      a: from `LungFinder.told`, or None.
+      b: likewise.
+    """
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return a == b
+    return a | {"run": None} == b | {"run": None}
+
+
 def make_finder(config: ml_collections.ConfigDict) -> LungFinder | None:
     """Returns what finds the lungs: the run that is named, else a stage 1 before.
 

@@ -29,6 +29,7 @@ FLOORS = [
         "data.phantom",
         "data.source",
         "data.masks",
+        "data.progress",
         "data.packed",
         "data.augment",
         "data.pipeline",

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.console
-import rich.progress
 
 from covjax.data import covidqu, near_duplicates
 from covjax.data.film_checks import (
@@ -32,6 +30,7 @@ from covjax.data.film_checks import (
     read_entry,
 )
 from covjax.data.leaks import Place, find_leaks
+from covjax.data.progress import progress_bar
 from covjax.errors import DataError, UsageError
 from covjax.files import write_whole
 
@@ -253,16 +252,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def audit_with_bar(root: Path) -> dict[str, Any]:
     """Returns what `audit` finds; a terminal shows how far it is."""
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,  # a log file wants no bar
-    ) as bar:
-        task = bar.add_task("reading films", total=None)
-        return audit(root, lambda done, n: bar.update(task, completed=done, total=n))
+    with progress_bar("reading films") as progress:
+        return audit(root, progress)
 
 
 def _write_json(path: Path, findings: dict[str, Any]) -> None:

@@ -17,14 +17,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import rich.console
-import rich.progress
 
 from covjax.data.covidqu import Film, read_film, read_masks, read_shape
+from covjax.data.progress import Progress, progress_bar
 from covjax.errors import DataError
 from covjax.files import MODE
 
@@ -34,7 +33,6 @@ _AT_ONCE = 256  # films decoded before they are written
 _HALF = ".half-"
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
-Progress = Callable[[int, int], None]  # (films done, films in all)
 
 
 class PackedFilms:
@@ -120,19 +118,8 @@ def _open(path: Path) -> np.ndarray:
 
 def pack_with_bar(films: Sequence[Film], size: int, cache: Path) -> PackedFilms:
     """Does what `pack` does; a terminal shows how far it is."""
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,  # a log file wants no bar
-    ) as bar:
-        task = bar.add_task("decoding films once", total=len(films), visible=False)
-        return pack(
-            films, size, cache,
-            lambda done, n: bar.update(task, completed=done, total=n, visible=True),
-        )  # fmt: skip
+    with progress_bar("decoding films once") as progress:
+        return pack(films, size, cache, progress)
 
 
 def _files(films: Sequence[Film]) -> dict[str, list[Path]]:
