@@ -303,3 +303,17 @@ def test_a_user_without_a_home_is_told_so(films):
     data.cache = "~nobody-of-that-name/cache"
     with pytest.raises(DataError, match="there is no such home.*COVJAX_CACHE"):
         make_reader(films, data)
+
+
+def test_two_sets_of_files_of_one_length_and_time_are_told_apart(tmp_path, cache):
+    sets = []
+    for name in ("a", "b"):
+        films = write_films(tmp_path / name, 2)
+        for film in films:
+            # A bitmap's length says nothing of its pixels.
+            pixels = np.full((SIDE, SIDE), ord(name), np.uint8)
+            Image.fromarray(pixels).save(film.image, format="BMP")
+            os.utime(film.image, ns=(10**18, 10**18))
+        sets.append(films)
+    for films in sets:
+        assert_same(pack(films, SIDE, cache), films, SIDE)
