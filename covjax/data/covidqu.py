@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from covjax.data.png import decode_grey_png
 from covjax.errors import DataError
 
 SPLITS = ("Train", "Val", "Test")
@@ -169,9 +170,9 @@ def binarize(mask: np.ndarray) -> np.ndarray:
     Args:
       mask: as `decode` returns it, uint8 or uint16 [H, W].
     """
-    top = mask.max(initial=0)
-    if np.all((mask == 0) | (mask == top)):
-        return (mask > 0).astype(np.uint8)
+    foreground = mask != 0
+    if np.count_nonzero(foreground) == np.count_nonzero(mask == mask.max(initial=1)):
+        return foreground.view(np.uint8)
     return (mask > np.iinfo(mask.dtype).max // 2).astype(np.uint8)
 
 
@@ -182,6 +183,9 @@ def decode(path: Path) -> np.ndarray:
       DataError: if the file is missing, truncated or no picture.
     """
     try:
+        grey = decode_grey_png(path.read_bytes())
+        if grey is not None:
+            return grey
         with Image.open(path) as picture:
             picture.load()  # the whole file: a truncated one fails here
             if picture.mode.startswith(("I", "F")):  # 16 bits; Pillow clips, not scales

@@ -1,0 +1,91 @@
+"""The fast decoder of grey PNGs: right pixels, or none."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covjax.data.png import decode_grey_png
+
+# Wider than high; noise and a ramp, for which an encoder chooses other filters.
+GREY = np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8)
+GREY[6:] = np.arange(120, dtype=np.uint8).reshape(6, 20)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    check = zlib.crc32(name + content).to_bytes(4, "big")
+    return len(content).to_bytes(4, "big") + name + content + check
+
+
+def png(rows: list[bytes], width: int, head: bytes = b"\x08\0\0\0\0") -> bytes:
+    """A PNG by hand, from rows that begin with the number of their filter."""
+    size = width.to_bytes(4, "big") + len(rows).to_bytes(4, "big")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", size + head)
+        + chunk(b"IDAT", zlib.compress(b"".join(rows)))
+        + chunk(b"IEND", b"")
+    )
+
+
+def saved(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_pixels_are_those_that_were_saved():
+    decoded = decode_grey_png(saved(Image.fromarray(GREY)))
+    assert decoded is not None and decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, GREY)
+
+
+def test_every_filter_of_a_row_is_undone_by_hand():
+    # None; Sub adds the left, Up the upper, Average half of both, Paeth the nearest of
+    # left, upper and upper left to left + upper - upper left; all of them modulo 256.
+    rows = [
+        bytes([0, 10, 20, 250]),
+        bytes([1, 1, 2, 3]),  # 1, 3, 6
+        bytes([2, 9, 255, 0]),  # 10, 2, 6
+        bytes([3, 5, 1, 1]),  # 10, 7, 7
+        bytes([4, 1, 1, 1]),  # 11, 8, 9
+    ]
+    decoded = decode_grey_png(png(rows, 3))
+    assert decoded is not None
+    assert decoded.tolist() == [
+        [10, 20, 250],
+        [1, 3, 6],
+        [10, 2, 6],
+        [10, 7, 7],
+        [11, 8, 9],
+    ]
+
+
+PICTURE = Image.fromarray(GREY)
+OTHERS = {
+    "colour": saved(PICTURE.convert("RGB")),
+    "palette": saved(PICTURE.convert("P")),
+    "grey with alpha": saved(PICTURE.convert("LA")),
+    "16 bits": saved(Image.fromarray(GREY.astype(np.uint16) * 257)),
+    "1 bit": saved(PICTURE.convert("1")),
+    "JPEG": saved(PICTURE, "JPEG"),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", OTHERS.values(), ids=OTHERS.keys())
+def test_other_pictures_are_left_to_others(content):
+    assert decode_grey_png(content) is None
+
+
+def test_a_broken_file_gives_nothing_wherever_it_breaks():
+    whole = saved(PICTURE)
+    end = len(whole) - 12  # the last chunk holds nothing
+    for length in range(end):
+        assert decode_grey_png(whole[:length]) is None
+    for k in range(16, end):  # a bit of the header or the pixels
+        broken = bytearray(whole)
+        broken[k] ^= 4
+        assert decode_grey_png(bytes(broken)) is None
