@@ -34,11 +34,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Folder of the films decoded once; "auto": $COVJAX_CACHE, else ~/.cache/covjax; "":
     # the films are decoded each time.
     config.data.cache = "auto"
-    config.data.threads = 2  # that read and augment, in each worker
-    config.data.workers = 0  # processes beside this one
+    config.data.threads = 1  # that read and augment, in each worker
+    # Processes beside this one that load training films; -1: half of the cores, where
+    # the steps run on an accelerator, else none (covjax/data/concurrency.py).
+    config.data.workers = -1
     config.data.prefetch = 4  # batches that wait on the host
 
     config.augment = ml_collections.ConfigDict()  # the study's three transforms
+    config.augment.where = "host"  # or "device", where the host cannot keep up
     config.augment.flip_prob = 0.5
     config.augment.affine_prob = 0.5
     config.augment.shift = 0.0625  # share of the side, each way
@@ -55,6 +58,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.upsample = "transpose"  # or "depth_to_space", faster on a CPU
     config.model.dropout = 0.0
     config.model.dtype = "bfloat16"  # of the computation; parameters are float32
+    config.model.remat = False  # compute blocks anew in the gradient: saves memory
 
     config.loss = ml_collections.ConfigDict()
     config.loss.dice = 1.0

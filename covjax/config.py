@@ -23,7 +23,13 @@ NOT_IDENTITY = {
 }
 
 # Fields that runs of before they existed lack, with the value that they go on with.
-_SINCE = {"data.lung_run": "", "data.roi_dilate": 0, "data.cache": "auto"}
+_SINCE = {
+    "data.lung_run": "",
+    "data.roi_dilate": 0,
+    "data.cache": "auto",
+    "augment.where": "host",
+    "model.remat": False,
+}
 
 ROIS = ("none", "truth", "predicted", "outside")
 
@@ -54,12 +60,13 @@ _CHECKS: dict[str, _Check] = {
     "data.cache": (lambda v: isinstance(v, str), "a folder, 'auto' or ''"),
     "data.image_size": _at_least(8),
     "data.threads": _at_least(1),
-    "data.workers": _at_least(0),
+    "data.workers": _at_least(-1),
     "data.prefetch": _at_least(1),
     "data.phantom_films": (
         lambda v: len(v) in (0, 3) and all(type(n) is int and n > 0 for n in v),
         "(Train, Val, Test), whole numbers above 0, or () for the films of data.root",
     ),
+    "augment.where": _one_of("host", "device"),
     "augment.flip_prob": _PROBABILITY,
     "augment.affine_prob": _PROBABILITY,
     "augment.shift": _between(0, 1),
@@ -74,6 +81,7 @@ _CHECKS: dict[str, _Check] = {
     "model.upsample": _one_of("transpose", "depth_to_space"),
     "model.dropout": (lambda v: 0 <= v < 1, "from 0, below 1"),
     "model.dtype": _one_of("float32", "bfloat16"),
+    "model.remat": (lambda v: isinstance(v, bool), "True or False"),
     "loss.dice": _at_least(0),
     "loss.bce": _at_least(0),
     "optim.lr": (lambda v: v > 0, "above 0"),

@@ -5,7 +5,9 @@ only its own) and one for each of its devices. Steps see the batch of one device
 meet the others through the axis `AXIS`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +22,11 @@ from covjax.types import AXIS
 def process() -> tuple[int, int]:
     """Returns (rank of this process, number of processes)."""
     return jax.process_index(), jax.process_count()
+
+
+def is_accelerated() -> bool:
+    """Tells whether the devices are something else than the host's own cores."""
+    return jax.default_backend() != "cpu"
 
 
 def is_main() -> bool:
@@ -96,6 +103,32 @@ def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[Any]:
     return jax_utils.prefetch_to_device(map(_shard, batches), size=2, axis_name=AXIS)
 
 
+def has_room(need: int) -> bool:
+    """Tells whether every device has at least twice as many bytes free.
+
+    The other half is left to what the steps compute. All processes get the same answer.
+    """
+    room = all(2 * need <= _free(device) for device in jax.local_devices())
+    if jax.process_count() > 1:
+        return bool(multihost_utils.process_allgather(np.array(room)).all())
+    return room
+
+
+def put_on_all(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Copies arrays to every device of this process, with a leading axis [D].
+
+    As `replicate` does, but without D copies of them on the host.
+    """
+    layout = replicate(np.uint8(0)).sharding
+    shares = jax.local_device_count()
+    return {
+        name: jax.make_array_from_callback(
+            (shares, *array.shape), layout, lambda _, array=array: array[None]
+        )
+        for name, array in arrays.items()
+    }
+
+
 def gather(tree: Any) -> Any:
     """Collects what every device of every process computed.
 
@@ -122,6 +155,24 @@ def wait_for_all() -> None:
     """Returns once every process has come here: what one wrote, all can read."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("covjax")
+
+
+def _free(device: Any) -> int:
+    """Returns the bytes that a device has free; 0 where it does not say."""
+    if device.platform == "cpu":
+        return _free_on_host() // jax.local_device_count()
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+
+
+def _free_on_host() -> int:
+    """Returns the bytes that new arrays can take here; 0 where Linux does not say."""
+    try:
+        told = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^MemAvailable: +(\d+) kB$", told, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def _shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """Training of one stage: config and folder in, checkpoints and results out."""
 
-import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from covjax import checkpoint, evaluate, outputs, parallel, run_dir
 from covjax.checkpoint import Checkpoints, best_of, read_variables
 from covjax.config import validate_config
 from covjax.data.covidqu import Film
-from covjax.data.pipeline import make_eval_dataset, make_train_dataset
+from covjax.data.pipeline import make_eval_dataset
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import Diverged, UsageError
+from covjax.feed import make_feed
 from covjax.interrupt import Interrupt, Interrupted
 from covjax.losses import make_loss
 from covjax.lungs import make_finder
@@ -152,19 +152,21 @@ def _fit(
     if start == total:
         return
     loss_fn = make_loss(dice=config.loss.dice, bce=config.loss.bce)
+    device_state = parallel.replicate(state)
+    # After the state, so that the memory that is still free can be measured.
+    feed = make_feed(films["Train"], config=config, steps=range(start, total))
+    log.say(feed.told)
     step_fn = parallel.compile_train_step(
-        functools.partial(train_step, loss_fn=loss_fn)
+        lambda state, batch, rng: train_step(
+            state, feed.prepare(batch), rng, loss_fn=loss_fn
+        )
     )
     eval_fn = outputs.compile_eval_step(config)
     rank, world = parallel.process()
-    batches = make_train_dataset(
-        films["Train"], config=config, steps=range(start, total), rank=rank, world=world
-    )
     val_batches = make_eval_dataset(films["Val"], config=config, rank=rank, world=world)
 
-    device_state = parallel.replicate(state)
     pending = None  # (step, metrics) whose numbers were not read yet
-    for step, batch in enumerate(parallel.prefetch(batches), start + 1):
+    for step, batch in enumerate(feed.batches, start + 1):
         if interrupt.number:
             _read(pending, log, schedule, config.train.log_every)
             checkpoints.save(parallel.unreplicate(device_state), dice=None)

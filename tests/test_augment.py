@@ -12,6 +12,7 @@ import pytest
 from configs import base
 from covjax.data import augment
 from covjax.data.augment import Augment
+from covjax.data.strengths import strengths_of
 
 OFF = {
     "flip_prob": 0.0,
@@ -23,7 +24,7 @@ OFF = {
     "brightness": 0.0,
     "contrast": 0.0,
 }
-STUDY = dict(base.get_config().augment)
+STUDY = strengths_of(base.get_config().augment)
 SIDE = 64
 SEEDS = range(100)
 

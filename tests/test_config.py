@@ -20,6 +20,8 @@ from covjax.config import (
     validate_config,
 )
 from covjax.data.augment import Augment
+from covjax.data.strengths import Strengths, strengths_of
+from covjax.device_augment import DeviceAugment
 from covjax.errors import UsageError
 
 SOURCES = Path(__file__).parents[1] / "covjax"
@@ -66,7 +68,7 @@ def test_unknown_variant_is_refused_with_those_there_are():
 
 
 def test_fields_of_all_kinds_are_covered():
-    kinds = [*WHOLE, *REAL, *WORDS, "data.phantom_films"]
+    kinds = [*WHOLE, *REAL, *WORDS, "data.phantom_films", "model.remat"]
     assert sorted(kinds) == CHECKED
 
 
@@ -133,7 +135,7 @@ RANGES = [
     ("data.cache", [("/cache",)], ["", "auto", "/cache"], "a folder, 'auto' or ''"),
     ("data.image_size", [0, -64, 7], [16], "at least 8"),
     ("data.threads", [0], [1], "at least 1"),
-    ("data.workers", [-1], [0], "at least 0"),
+    ("data.workers", [-2], [-1, 0], "at least -1"),
     ("data.prefetch", [0], [1], "at least 1"),
     (
         "data.phantom_films",
@@ -141,6 +143,7 @@ RANGES = [
         [(), (1, 1, 1), [8, 8, 8]],
         "(Train, Val, Test)",
     ),
+    ("augment.where", ["", "gpu", None], ["host", "device"], "'host', 'device'"),
     ("augment.flip_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("augment.affine_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("augment.shift", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
@@ -155,6 +158,7 @@ RANGES = [
     ("model.upsample", ["bilinear"], ["transpose", "depth_to_space"], "'transpose'"),
     ("model.dropout", [-0.1, 1.0], [0.0, 0.9], "from 0, below 1"),
     ("model.dtype", ["float16"], ["float32", "bfloat16"], "'float32', 'bfloat16'"),
+    ("model.remat", [1, "True"], [True, False], "True or False"),
     ("loss.dice", [-0.5], [0.5], "at least 0"),
     ("loss.bce", [-0.5], [0.0, 2.0], "at least 0"),
     ("optim.lr", [0.0, -1e-3], [1e-9], "above 0"),
@@ -276,12 +280,15 @@ def test_every_setting_is_read():
         for section, _, leaf in (name.rpartition(".") for name in FIELDS)
         if section != "augment"
     }
-    assert ("config", "augment") in reads
+    assert {("config", "augment"), ("augment", "where")} <= reads
     assert wanted - reads == set()
 
 
-def test_settings_of_augment_are_its_arguments():
-    assert set(inspect.signature(Augment).parameters) == set(base.get_config().augment)
+@pytest.mark.parametrize("kind", [Strengths, Augment, DeviceAugment])
+def test_settings_of_augment_are_its_arguments(kind):
+    augment = base.get_config().augment
+    arguments = set(inspect.signature(kind).parameters)
+    assert arguments == set(strengths_of(augment)) == set(augment) - {"where"}
 
 
 def test_flatten_names_leaves_by_their_path_in_order():
@@ -316,7 +323,7 @@ def test_tuples_are_the_lists_that_json_makes_of_them():
 
 def test_only_fields_without_effect_on_numbers_may_change():
     assert NOT_IDENTITY <= FIELDS.keys()
-    other = {int: 7, float: 0.7, str: "other", tuple: (7, 7, 7)}
+    other = {int: 7, float: 0.7, str: "other", tuple: (7, 7, 7), bool: True}
     config = base.get_config()
     for name, value in FIELDS.items():
         assert value != other[type(value)]
@@ -369,7 +376,12 @@ def test_saved_config_says_what_it_is_about(tmp_path):
 
 
 # Fields of later versions.
-SINCE = {"data.lung_run": "", "data.roi_dilate": 0, "data.cache": "auto"}
+SINCE = {
+    "data.lung_run": "",
+    "data.roi_dilate": 0,
+    "data.cache": "auto",
+    "augment.where": "host",
+}
 
 
 def test_run_from_before_a_field_goes_on_with_the_value_that_stood_for_it(tmp_path):
@@ -377,7 +389,8 @@ def test_run_from_before_a_field_goes_on_with_the_value_that_stood_for_it(tmp_pa
     save_config(infection.get_config(), path, {})
     content = json.loads(path.read_text())
     for name in SINCE:
-        del content["data"][name.removeprefix("data.")]
+        group, _, field = name.partition(".")
+        del content[group][field]
     path.write_text(json.dumps(content))
     read = read_config(path)
     assert {name: flatten(read)[name] for name in SINCE} == SINCE

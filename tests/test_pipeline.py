@@ -13,9 +13,12 @@ from PIL import Image
 from configs import infection
 from covjax.data.covidqu import Film
 from covjax.data.pipeline import (
+    ReadKey,
+    ReadUnaugmented,
     Region,
     ShuffledEpochs,
     make_eval_dataset,
+    make_reader,
     make_train_dataset,
     record_seed,
 )
@@ -181,6 +184,44 @@ def test_film_is_augmented_otherwise_in_every_epoch_and_run(films, config):
     first, second = looks(0), looks(1)
     assert min(len(first), len(second)) >= 4
     assert len({*first, *second}) == len(first) + len(second)
+
+
+def test_film_that_a_device_augments_comes_as_it_is_with_its_seed(films, config):
+    config.train.batch_size, config.seed = 4, 5
+    read = make_reader(films, config.data)
+    parts = ("image", "found_lung", "infection")
+    unaugmented = train(
+        films, config, (0, 3), read=ReadUnaugmented(read, parts, config.seed)
+    )
+    keys = train(films, config, (0, 3), read=ReadKey(config.seed))
+    on_host = train(films, config, (0, 3))
+    for epoch, (batch, key, expected) in enumerate(
+        zip(unaugmented, keys, on_host, strict=True)
+    ):
+        assert list(key) == ["index", "seed", "weight"]
+        assert list(batch) == [*parts, *key]
+        for name, dtype in [("index", "int32"), ("weight", "float32")]:
+            assert key[name].dtype == dtype
+            np.testing.assert_array_equal(key[name], expected[name])
+        assert key["seed"].dtype == "uint32"
+        seeds = [record_seed(5, epoch, int(index)) for index in key["index"]]
+        assert key["seed"].tolist() == seeds
+        for name in key:
+            np.testing.assert_array_equal(batch[name], key[name])
+        for name in parts:
+            whole = np.stack([picture(int(index), name) for index in key["index"]])
+            np.testing.assert_array_equal(batch[name], whole)
+            assert batch[name].dtype == np.uint8
+
+
+def test_keys_alone_start_no_worker(films, config):
+    config.data.workers = 2
+    dataset = make_train_dataset(
+        films, config=config, steps=range(2), read=ReadKey(config.seed)
+    )
+    iterator = iter(dataset)
+    next(iterator)
+    assert multiprocessing.active_children() == []
 
 
 def test_threads_do_not_change_a_bit(films, config):

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -95,6 +96,45 @@ def test_a_signal_within_an_epoch_leaves_a_checkpoint_of_that_step(
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == reached
         assert checkpoints.best() == STEPS_PER_EPOCH
+
+
+def test_a_run_augmented_on_the_device_goes_on_to_the_same_bits(
+    shown_found_lungs, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "evaluate_best", lambda *_: None)
+    config = shown_found_lungs
+    config.data.roi, config.data.roi_dilate = "truth", 1
+    config.augment.where = "device"
+    calm, stopped = tmp_path / "calm", tmp_path / "stopped"
+    train.train_and_evaluate(config, calm)
+    assert "augmented on the device; all lie there" in capsys.readouterr().out
+
+    advance = train.RunLog.advance
+
+    def stop(log, step: int, loss: float) -> None:
+        advance(log, step, loss)
+        if step == STEPS_PER_EPOCH + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.RunLog, "advance", stop)
+        with pytest.raises(Interrupted):
+            train.train_and_evaluate(config, stopped)
+    config.data.cache = ""  # they are sent, then
+    train.train_and_evaluate(config, stopped)
+    assert "without config.data.cache" in capsys.readouterr().out
+    last = 3 * STEPS_PER_EPOCH
+    a, b = (read_variables(run / "checkpoints" / str(last)) for run in (calm, stopped))
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(one, other)
+    metrics = [(run / "metrics.jsonl").read_text() for run in (calm, stopped)]
+    assert metrics[0] == metrics[1]
+
+    config.augment.where = "host"  # another run
+    with pytest.raises(UsageError, match="augment.where"):
+        train.train_and_evaluate(config, stopped)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(

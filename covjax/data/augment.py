@@ -12,37 +12,20 @@ import numpy as np
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
 import albumentations as A  # noqa: E402, N812
 
+from covjax.data.strengths import Strengths  # noqa: E402
+
 MASKS = ("lung", "infection", "found_lung")  # of a record, as `read_film` names them
 _MAKING = threading.Lock()  # the filters of warnings belong to the whole process
 
 
 @dataclasses.dataclass
-class Augment:
+class Augment(Strengths):
     """Flips, moves and re-exposes a film together with its masks.
 
     A result is a function of the record and its seed alone, whichever thread or
     process computes it: a `Compose` holds its random state, so every thread has its
     own and seeds it anew for each record.
-
-    Attributes:
-      flip_prob: probability of a horizontal flip.
-      affine_prob: probability of shift, scale and rotation together.
-      shift: largest shift along each axis, as a share of the side.
-      scale: largest relative change of size, the same along both axes.
-      rotate: largest rotation, degrees.
-      tone_prob: probability of brightness and contrast together.
-      brightness: largest change of brightness, as a share of full scale.
-      contrast: largest relative change of contrast.
     """
-
-    flip_prob: float
-    affine_prob: float
-    shift: float
-    scale: float
-    rotate: float
-    tone_prob: float
-    brightness: float
-    contrast: float
 
     def __post_init__(self) -> None:
         """Makes the place where each thread keeps its own `Compose`."""

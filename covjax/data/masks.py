@@ -45,10 +45,15 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return np.asarray(ndimage.binary_fill_holes(mask)).astype(np.uint8)
 
 
+def disk(radius: int) -> np.ndarray:
+    """Returns all that lies at most `radius` pixels from the middle of a square.
+
+    uint8 [2 * radius + 1, 2 * radius + 1] in {0, 1}.
+    """
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    return (x**2 + y**2 <= radius**2).astype(np.uint8)
+
+
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     """Returns a mask and all pixels at most `radius` pixels away from it."""
-    if not radius:
-        return mask
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    disk = (x**2 + y**2 <= radius**2).astype(np.uint8)
-    return cv2.dilate(mask, disk)
+    return cv2.dilate(mask, disk(radius)) if radius else mask

@@ -36,7 +36,11 @@ Record = dict[str, np.ndarray]  # as `read_film` returns it
 
 
 class PackedFilms:
-    """Reads films from packed copies; gives the records that `read_film` gives."""
+    """Reads films from packed copies; gives the records that `read_film` gives.
+
+    Attributes:
+      arrays: names of a record → the copies as they lie in their files, uint8 [n, …].
+    """
 
     def __init__(self, copies: Mapping[str, Path], size: int):
         """Opens the copies.
@@ -47,7 +51,7 @@ class PackedFilms:
         """
         self._copies, self._size = dict(copies), size
         # Now, not at the first film: threads must not open them at once.
-        self._arrays = {name: _open(path) for name, path in copies.items()}
+        self.arrays = {name: _open(path) for name, path in copies.items()}
 
     def __getstate__(self) -> tuple[dict[str, Path], int]:
         """Leaves the open files behind, on the way to another process."""
@@ -60,7 +64,7 @@ class PackedFilms:
     def __call__(self, index: int) -> Record:
         """Returns a film and its masks."""
         record = {}
-        for name, array in self._arrays.items():
+        for name, array in self.arrays.items():
             if name == "image":
                 record[name] = np.array(array[index])
             else:

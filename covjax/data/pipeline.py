@@ -9,22 +9,28 @@ be saved.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 
+from covjax.data import masks
 from covjax.data.augment import Augment
+from covjax.data.concurrency import count_workers
 from covjax.data.covidqu import Film, read_film
-from covjax.data.masks import dilate
 from covjax.data.packed import pack_with_bar
+from covjax.data.strengths import strengths_of
 from covjax.errors import DataError, UsageError
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
 Reader = Callable[[int], Record]  # index of a film in its split → the film
 Example = dict[str, np.ndarray | np.generic]  # one image's share of a batch
+Key = tuple[int, int]  # (epoch, index of the film in its split)
+
+_SHARED = 65_536  # bytes from which on a worker's array comes through shared memory
 
 
 class ShuffledEpochs:
@@ -39,7 +45,7 @@ class ShuffledEpochs:
         self._n, self._seed = n, seed
         self._per_epoch = n // batch_size * batch_size
 
-    def __call__(self, position: int) -> tuple[int, int]:
+    def __call__(self, position: int) -> Key:
         """Returns (epoch, index) of a position."""
         epoch, k = divmod(int(position), self._per_epoch)
         return epoch, int(_epoch_order(self._seed, epoch, self._n)[k])
@@ -68,12 +74,27 @@ class Region:
     roi: str = "none"
     dilate: int = 0
 
-    def cut(self, record: Record) -> np.ndarray:
-        """Returns the film, uint8 [H, W], 0 where the network is to see nothing."""
+    @property
+    def lungs(self) -> str | None:
+        """The mask of a record that it goes by; None if it is the whole film."""
         if self.roi == "none":
+            return None
+        return "found_lung" if self.roi == "predicted" else "lung"
+
+    def cut(
+        self,
+        record: Mapping[str, Any],
+        widen: Callable[[Any, int], Any] = masks.dilate,
+    ) -> Any:
+        """Returns the film, uint8 [H, W], 0 where the network is to see nothing.
+
+        Args:
+          record: arrays of numpy or, with a `widen` of its own, of another library.
+          widen: adds to a mask all pixels so many pixels away from it.
+        """
+        if self.lungs is None:
             return record["image"]
-        lungs = record["found_lung" if self.roi == "predicted" else "lung"]
-        lungs = dilate(lungs, self.dilate)
+        lungs = widen(record[self.lungs], self.dilate)
         return record["image"] * (1 - lungs if self.roi == "outside" else lungs)
 
 
@@ -95,12 +116,52 @@ class ReadAugmented:
     augment: Augment
     seed: int
 
-    def __call__(self, key: tuple[int, int]) -> Example:
+    def __call__(self, key: Key) -> Example:
         """Reads, augments and cuts one film."""
         epoch, index = key
         record = self.read(index)
         record = self.augment(record, record_seed(self.seed, epoch, index))
         return finish(record, self.task, self.region, index)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadKey:
+    """Maps (epoch, index) to what a device that holds the films has to know.
+
+    Attributes:
+      seed: of the run.
+    """
+
+    seed: int
+
+    def __call__(self, key: Key) -> Example:
+        """Returns "index" int32 [], "seed" uint32 [], "weight" 1, float32 []."""
+        epoch, index = key
+        return {
+            "index": np.int32(index),
+            "seed": np.uint32(record_seed(self.seed, epoch, index)),
+            "weight": np.float32(1),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadUnaugmented:
+    """Maps (epoch, index) to a film that a device is to augment and cut.
+
+    Attributes:
+      read: of the split.
+      parts: of a record that are needed.
+      seed: of the run.
+    """
+
+    read: Reader
+    parts: Sequence[str]
+    seed: int
+
+    def __call__(self, key: Key) -> Example:
+        """Reads the parts of one film, uint8 [H, W], beside what `ReadKey` returns."""
+        record = self.read(key[1])
+        return {name: record[name] for name in self.parts} | ReadKey(self.seed)(key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +193,30 @@ class ReadPadded:
             "index": np.int32(0),
             "weight": np.float32(0),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadBatch:
+    """Maps the keys of a batch's images to the batch.
+
+    Attributes:
+      read: makes an image's share of it.
+    """
+
+    read: Callable[[Any], Example]
+
+    def __call__(self, keys: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Reads the images and stacks them, [B, ...]."""
+        batch: dict[str, np.ndarray] = {}
+        for k, key in enumerate(keys):
+            example = self.read(key)
+            for name, value in example.items():
+                if not k:
+                    batch[name] = np.empty((len(keys), *value.shape), value.dtype)
+                # At once: shares that are kept until the last has come would take fresh
+                # memory for each batch, and the system time to lay it out.
+                batch[name][k] = value
+        return batch
 
 
 def finish(record: Record, task: str, region: Region, index: int) -> Example:
@@ -203,6 +288,8 @@ def make_train_dataset(
     steps: range,
     rank: int = 0,
     world: int = 1,
+    read: Callable[[Key], Example] | None = None,
+    accelerated: bool = False,
 ) -> grain.IterDataset:
     """Returns this process's shares of the training batches of some steps.
 
@@ -212,10 +299,12 @@ def make_train_dataset(
       steps: which steps of the run, for example `range(reached, total)`.
       rank: of this process.
       world: number of processes; the batch must be divisible by it.
+      read: makes an image's share of a batch; by default it is augmented and cut here.
+      accelerated: whether the steps run on something else than the host's cores.
 
     Returns:
       Batches of numpy arrays: "image" and "mask" uint8 [B, H, W, 1], "index" int32
-      [B], "weight" float32 [B], B = batch_size / world.
+      [B], "weight" float32 [B], B = batch_size / world; or what `read` makes of them.
 
     Raises:
       UsageError: if a batch is larger than the split.
@@ -226,19 +315,23 @@ def make_train_dataset(
             f"config.train.batch_size = {batch}: there are only {len(films)} films"
         )
     data = config.data
-    read = ReadAugmented(
+    read = read or ReadAugmented(
         make_reader(films, data),
         data.task,
         Region(data.roi, data.roi_dilate),
-        Augment(**config.augment),
+        Augment(**strengths_of(config.augment)),
         config.seed,
     )
     positions = grain.MapDataset.range(
         steps.start * batch + rank, steps.stop * batch, world
     )
     order = ShuffledEpochs(len(films), batch, config.seed)
-    dataset = positions.map(order).map(read).batch(batch // world)
-    return _iterate(dataset, data)
+    dataset = _batches(positions.map(order), read, batch // world)
+    if isinstance(read, ReadKey):  # done before a worker would have started
+        return dataset.to_iter_dataset(grain.ReadOptions(1, data.prefetch))
+    cores = os.cpu_count() or 1
+    workers = count_workers(data.workers, cores=cores, accelerated=accelerated)
+    return _iterate(dataset, data, workers)
 
 
 def make_eval_dataset(
@@ -267,16 +360,32 @@ def make_eval_dataset(
         data.task,
         Region(data.roi, data.roi_dilate),
     )
-    dataset = grain.MapDataset.range(rank, padded, world).map(read)
-    return _iterate(dataset.batch(batch // world), data)
+    indices = grain.MapDataset.range(rank, padded, world)
+    dataset = _batches(indices, read, batch // world)
+    # Without augmentation a thread is enough, and workers would start for each pass.
+    return _iterate(dataset, data, max(data.workers, 0))
 
 
-def _iterate(dataset: grain.MapDataset, data: Any) -> grain.IterDataset:
+def _batches(
+    keys: grain.MapDataset, read: Callable[[Any], Example], size: int
+) -> grain.MapDataset:
+    """Returns the dataset of batches of what `read` makes of the keys."""
+    return keys.batch(size, batch_fn=tuple).map(ReadBatch(read))
+
+
+def _iterate(dataset: grain.MapDataset, data: Any, workers: int) -> grain.IterDataset:
     batches = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
     )
-    if data.workers:
+    if workers:
+        # Small arrays go through the pipe: to share memory costs more than to copy.
+        small = grain.experimental.DatasetOptions(min_shm_size=_SHARED)
+        batches = grain.experimental.WithOptionsIterDataset(batches, small)
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=data.workers)
+            grain.MultiprocessingOptions(num_workers=workers), _start_worker
         )
     return batches
+
+
+def _start_worker(_index: int, _count: int) -> None:
+    cv2.setNumThreads(1)  # each worker has its core, and no more

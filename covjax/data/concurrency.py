@@ -1,0 +1,21 @@
+"""How many worker processes load training films, where the config leaves it open."""
+
+MOST = 16  # workers; each holds some 300 MB of libraries
+AUTO = -1
+
+
+def count_workers(wanted: int, *, cores: int, accelerated: bool) -> int:
+    """Returns the number of worker processes beside the one that trains.
+
+    Without an accelerator there are none: a step takes far longer than its films, and
+    needs every core itself. With one, every second core loads films; a machine of two
+    or three has none to spare.
+
+    Args:
+      wanted: `config.data.workers`; `AUTO` leaves it to the machine.
+      cores: of the machine.
+      accelerated: whether the steps run on something else than these cores.
+    """
+    if wanted != AUTO:
+        return wanted
+    return min(cores // 2, MOST) if accelerated and cores >= 4 else 0

@@ -1,0 +1,147 @@
+"""The study's three augmentations as arrays of jax, inside the compiled train step.
+
+They do what data/augment.py does through Albumentations and OpenCV: the same
+distributions, though other draws; the same matrix about the same centre; a film
+interpolated linearly, a mask by the nearest pixel, both 0 beyond the border.
+
+What is written for one film is meant for `jax.vmap`: each film is augmented from its
+own seed, whichever films stand beside it.
+"""
+
+import functools
+import operator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+from covjax.data.masks import disk
+from covjax.data.strengths import Strengths
+
+Record = dict[str, jax.Array]  # of a film, as `read_film` names its parts
+
+
+class Draw(NamedTuple):
+    """What happens to one film; each a scalar, float32 but for `flip`.
+
+    A transform that does not happen has the values that change nothing.
+
+    Attributes:
+      flip: whether left and right are exchanged, bool.
+      angle: of the rotation, radians; above 0 it is counter-clockwise.
+      scale: of the size; above 1 the film grows.
+      shift_x: whole pixels to the right.
+      shift_y: whole pixels down.
+      contrast: factor of the levels.
+      brightness: levels added after that.
+    """
+
+    flip: jax.Array
+    angle: jax.Array
+    scale: jax.Array
+    shift_x: jax.Array
+    shift_y: jax.Array
+    contrast: jax.Array
+    brightness: jax.Array
+
+
+class DeviceAugment(Strengths):
+    """Flips, moves and re-exposes a film together with its masks, on the device."""
+
+    def __call__(self, record: Record, seed: jax.Array) -> Record:
+        """Augments one film.
+
+        Args:
+          record: "image" uint8 [H, W], and masks uint8 [H, W] in {0, 1}.
+          seed: of this record in this epoch, uint32 [].
+
+        Returns:
+          The same keys, shapes, dtypes; masks stay in {0, 1}. Where the film moves
+          away, pixels are 0. A film to which nothing happens keeps every bit.
+        """
+        return apply(self.draw(seed, *record["image"].shape), record)
+
+    def draw(self, seed: jax.Array, height: int, width: int) -> Draw:
+        """Draws what happens to a film.
+
+        Args:
+          seed: of this record in this epoch, uint32 [].
+          height: of the film, pixels.
+          width: of the film, pixels.
+        """
+        u = jax.random.uniform(jax.random.key(seed), (9,))
+        signed = 2 * u - 1  # from -1 to 1
+        affine, tone = u[1] < self.affine_prob, u[6] < self.tone_prob
+        return Draw(
+            flip=u[0] < self.flip_prob,
+            angle=jnp.where(affine, jnp.deg2rad(self.rotate * signed[2]), 0.0),
+            scale=jnp.where(affine, 1 + self.scale * signed[3], 1.0),
+            # Albumentations cuts a shift to whole pixels, towards 0.
+            shift_x=jnp.where(affine, jnp.trunc(self.shift * width * signed[4]), 0.0),
+            shift_y=jnp.where(affine, jnp.trunc(self.shift * height * signed[5]), 0.0),
+            contrast=jnp.where(tone, 1 + self.contrast * signed[7], 1.0),
+            brightness=jnp.where(tone, 255 * self.brightness * signed[8], 0.0),
+        )
+
+
+def apply(draw: Draw, record: Record) -> Record:
+    """Does to a film and its masks what was drawn.
+
+    Args:
+      draw: of this film.
+      record: "image" uint8 [H, W], and masks uint8 [H, W] in {0, 1}.
+
+    Returns:
+      The same keys, shapes, dtypes.
+    """
+    places = _places(draw, *record["image"].shape)
+    moved = {
+        name: map_coordinates(
+            pixels, places, order=1 if name == "image" else 0, mode="constant"
+        )
+        for name, pixels in record.items()
+    }
+    # Cut off, not rounded, as Albumentations' table of 256 levels is.
+    toned = moved["image"] * draw.contrast + draw.brightness
+    return moved | {"image": jnp.clip(toned, 0, 255).astype(jnp.uint8)}
+
+
+def _places(draw: Draw, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """Returns where each pixel comes from: rows and columns, float32 [H, W].
+
+    A flip first, then scale, rotation and shift take the point p of a film to
+
+        p' = centre + shift + scale * [[cos, sin], [-sin, cos]] (p - centre)
+
+    in (x, y), y downwards; this is its inverse. Without them it is exact.
+    """
+    middle_x, middle_y = (width - 1) / 2, (height - 1) / 2
+    x = jnp.arange(width, dtype=jnp.float32)[None, :] - (middle_x + draw.shift_x)
+    y = jnp.arange(height, dtype=jnp.float32)[:, None] - (middle_y + draw.shift_y)
+    cos, sin = jnp.cos(draw.angle) / draw.scale, jnp.sin(draw.angle) / draw.scale
+    columns = cos * x - sin * y
+    columns = jnp.where(draw.flip, -columns, columns) + middle_x
+    return sin * x + cos * y + middle_y, columns
+
+
+def dilate(mask: jax.Array, radius: int) -> jax.Array:
+    """Returns a mask and all pixels at most `radius` pixels away from it.
+
+    As data/masks.py does. The disk is a pile of bars, one for each of its rows: the
+    mask is widened to the bars of every length, then each is moved to its row.
+
+    Args:
+      mask: uint8 [H, W] in {0, 1}.
+      radius: pixels.
+    """
+    height, width = mask.shape
+    padded = jnp.pad(mask, radius)
+    bars = [padded[:, radius : radius + width]]
+    for reach in range(1, radius + 1):
+        left, right = radius - reach, radius + reach
+        ends = padded[:, left : left + width] | padded[:, right : right + width]
+        bars.append(bars[-1] | ends)
+    reaches = disk(radius).sum(axis=1) // 2  # of the disk's rows, to either side
+    rows = (bars[reach][row : row + height] for row, reach in enumerate(reaches))
+    return functools.reduce(operator.or_, rows)

@@ -1,0 +1,155 @@
+"""What the train step is fed: batches on the devices, augmented there or on the host.
+
+There are three ways, which `config.augment.where` and the memory decide on:
+
+- "host": the pipeline augments and cuts, the device gets what the step takes;
+- "device", the films lie there: the pipeline sends their indices and seeds;
+- "device", the films do not fit there: the pipeline sends them as they are.
+
+The last two give the same bits.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from covjax import parallel
+from covjax.data.covidqu import Film
+from covjax.data.packed import PackedFilms
+from covjax.data.pipeline import (
+    ReadKey,
+    ReadUnaugmented,
+    Region,
+    make_reader,
+    make_train_dataset,
+)
+from covjax.data.strengths import strengths_of
+from covjax.device_augment import DeviceAugment, dilate
+from covjax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Augments, cuts and picks the target on the device, before the step.
+
+    Attributes:
+      augment: changes a film and its masks, given a seed.
+      region: what is shown of a film.
+      task: whose mask is the target.
+    """
+
+    augment: DeviceAugment
+    region: Region
+    task: str
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of a record that are needed, each once."""
+        parts = ["image", self.task, self.region.lungs]
+        return [name for name in dict.fromkeys(parts) if name]
+
+    def __call__(self, batch: Mapping[str, Any]) -> Batch:
+        """Makes of one device's share what the step takes.
+
+        Args:
+          batch: "index" int32 [B], "seed" uint32 [B], "weight" float32 [B]; and
+            either `parts`, uint8 [B, H, W], or "films": the packed parts of the whole
+            split, as data/packed.py keeps them.
+        """
+        if "films" in batch:
+            records = _unpack(batch["films"], batch["index"])
+        else:
+            records = {name: batch[name] for name in self.parts}
+        # Each stage is compiled for itself. Else a pixel may be computed anew for each
+        # of its uses, and a step round otherwise where its films come another way.
+        records = jax.lax.optimization_barrier(records)
+        records = jax.vmap(self.augment)(records, batch["seed"])
+        records = jax.lax.optimization_barrier(records)
+        # After the augmentation, so that outside of the region is exactly 0.
+        image = jax.vmap(lambda record: self.region.cut(record, dilate))(records)
+        prepared: Batch = {
+            "image": image[..., None],
+            "mask": records[self.task][..., None],
+            "index": batch["index"],
+            "weight": batch["weight"],
+        }
+        return jax.lax.optimization_barrier(prepared)
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Batches, and what is to be done to them on the device.
+
+    Attributes:
+      batches: this process's, [D, B, ...], on its devices.
+      prepare: makes a `Batch` of one device's share; part of the compiled step.
+      told: which way they come, for the run's log.
+    """
+
+    batches: Iterable[Any]
+    prepare: Callable[[Any], Batch]
+    told: str
+
+
+def make_feed(
+    films: Sequence[Film], *, config: ml_collections.ConfigDict, steps: range
+) -> Feed:
+    """Returns the training batches of some steps.
+
+    Args:
+      films: the training split.
+      config: the whole config; `data`, `augment`, `seed`, `train.batch_size` are read.
+      steps: which steps of the run.
+    """
+    rank, world = parallel.process()
+    supply = functools.partial(
+        make_train_dataset, films, config=config, steps=steps, rank=rank, world=world,
+        accelerated=parallel.is_accelerated(),
+    )  # fmt: skip
+    if config.augment.where == "host":
+        batches = parallel.prefetch(supply())
+        return Feed(batches, lambda batch: batch, "films are augmented on the host")
+    data = config.data
+    prepare = Prepare(
+        DeviceAugment(**strengths_of(config.augment)),
+        Region(data.roi, data.roi_dilate),
+        data.task,
+    )
+    told = "films are augmented on the device"
+    read = make_reader(films, data)
+    if isinstance(read, PackedFilms):
+        packed = {name: read.arrays[name] for name in prepare.parts}
+        need = sum(array.nbytes for array in packed.values())
+        size = f"{need / 2**30:.2f} GiB"
+        if parallel.has_room(need):
+            resident = parallel.put_on_all(packed)
+            keys = parallel.prefetch(supply(read=ReadKey(config.seed)))
+            batches = ({**batch, "films": resident} for batch in keys)
+            return Feed(batches, prepare, f"{told}; all lie there ({size})")
+        told += f"; all together ({size}) would take more than half of its free memory"
+    else:
+        told += "; without config.data.cache each batch is sent there anew"
+    read = ReadUnaugmented(read, prepare.parts, config.seed)
+    return Feed(parallel.prefetch(supply(read=read)), prepare, told)
+
+
+def _unpack(films: Mapping[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
+    """Returns films and masks, uint8 [B, H, W], from their packed copies.
+
+    Args:
+      films: "image" uint8 [n, H, W], masks as bits, uint8 [n, ceil(H * W / 8)].
+      index: of the films of the batch, int32 [B].
+    """
+    images = films["image"][index]
+    pixels = images[0].size
+    return {
+        name: images
+        if name == "image"
+        else jnp.unpackbits(packed[index], axis=-1, count=pixels).reshape(images.shape)
+        for name, packed in films.items()
+    }

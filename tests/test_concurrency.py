@@ -1,0 +1,66 @@
+"""How many workers load films: the config's number, or the machine's."""
+
+import os
+
+import grain
+import pytest
+
+from configs import infection
+from covjax.data.concurrency import count_workers
+from covjax.data.pipeline import make_eval_dataset, make_train_dataset
+from covjax.data.source import find_films
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"),
+    [(1, 0), (2, 0), (3, 0), (4, 2), (7, 3), (16, 8), (32, 16), (208, 16)],
+)
+def test_an_accelerator_is_fed_by_half_of_the_cores(cores, expected):
+    assert count_workers(-1, cores=cores, accelerated=True) == expected
+    assert count_workers(-1, cores=cores, accelerated=False) == 0
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 5, 40])
+def test_a_number_in_the_config_stands(wanted):
+    for cores in (1, 8):
+        for accelerated in (False, True):
+            found = count_workers(wanted, cores=cores, accelerated=accelerated)
+            assert found == wanted
+
+
+def test_pipelines_start_so_many_workers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = infection.get_config("phantom")
+    config.data.phantom_films, config.data.image_size = (4, 2, 2), 32
+    config.train.batch_size = 2
+    films = find_films(config)[1]["Train"]
+    asked = []
+    options = grain.MultiprocessingOptions
+
+    def recorded(num_workers: int):
+        asked.append(num_workers)
+        return options(num_workers)
+
+    monkeypatch.setattr(grain, "MultiprocessingOptions", recorded)
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    found = {}
+    for workers in (-1, 0, 3):
+        config.data.workers = workers
+        for accelerated in (False, True):
+            make_train_dataset(
+                films, config=config, steps=range(2), accelerated=accelerated
+            )
+            found[workers, accelerated], asked[:] = list(asked), []
+        make_eval_dataset(films, config=config)
+        found[workers, "evaluation"], asked[:] = list(asked), []
+    assert found == {
+        (-1, False): [],
+        (-1, True): [6],
+        (-1, "evaluation"): [],
+        (0, False): [],
+        (0, True): [],
+        (0, "evaluation"): [],
+        (3, False): [3],
+        (3, True): [3],
+        (3, "evaluation"): [3],
+    }
