@@ -72,7 +72,7 @@ def test_the_dtype_is_that_of_the_computation_alone(norm, upsample, dtype):
 def test_make_model_takes_every_field_of_the_config():
     config = base.get_config()
     config.model.update(dict(width=6, depth=1, norm="group", dropout=0.25))
-    config.model.update(dict(upsample="depth_to_space", dtype="bfloat16"))
+    config.model.update(dict(upsample="depth_to_space", dtype="bfloat16", remat=True))
     assert make_model(config) == UNet(
         width=6,
         depth=1,
@@ -80,6 +80,7 @@ def test_make_model_takes_every_field_of_the_config():
         dropout=0.25,
         upsample="depth_to_space",
         dtype=jnp.dtype("bfloat16"),
+        remat=True,
     )
 
 
@@ -397,4 +398,27 @@ def test_statistics_stay_where_they_are_outside_of_training(normed):
         lambda a, b: np.testing.assert_array_equal(np.stack([a, a]), b),
         variables["batch_stats"],
         updates["batch_stats"],
+    )
+
+
+def test_remat_takes_less_memory_for_the_same_gradients():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 1)))
+    found = []
+    for remat in (False, True):
+        model = UNet(width=4, depth=2, norm="group", remat=remat)
+        variables = model.init(KEY, images, train=False)
+
+        def loss(params, model=model):
+            return jnp.sum(apply(model, {"params": params}, images, train=True) ** 2)
+
+        compiled = jax.jit(jax.grad(loss)).lower(variables["params"]).compile()
+        memory: Any = compiled.memory_analysis()
+        grads = compiled(variables["params"])
+        found.append((memory.temp_size_in_bytes, grads))
+    (kept, grads), (anew, grads_anew) = found
+    assert anew < 0.8 * kept
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        grads,
+        grads_anew,
     )

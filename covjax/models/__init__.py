@@ -16,4 +16,5 @@ def make_model(config: ml_collections.ConfigDict) -> UNet:
         upsample=model.upsample,
         dropout=model.dropout,
         dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
     )

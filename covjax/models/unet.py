@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from covjax.models.conv import Conv3x3
 from covjax.types import AXIS
 
 Norm = Literal["batch", "group"]
@@ -70,18 +71,11 @@ class ConvBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features]."""
         for i in range(2):
             # The norm that follows has a bias of its own.
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                use_bias=False,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.he_normal(),
-                name=f"conv_{i}",
-            )(x)
+            x = Conv3x3(self.features, self.dtype, name=f"conv_{i}")(x)
             x = nn.relu(self._normalize(x, train=train, name=f"norm_{i}"))
         return x
 
@@ -110,6 +104,8 @@ class UNet(nn.Module):
       upsample: "transpose" or "depth_to_space", two forms of the same map.
       dropout: rate at which features of the bottleneck are dropped in training.
       dtype: of the computation; parameters, statistics and logits are float32.
+      remat: whether the gradient computes the inside of each block anew, rather than
+        keeping it: less memory, more time, the same numbers.
 
     Reference:
       Ronneberger, Fischer, Brox: U-Net, MICCAI 2015, with padded convolutions.
@@ -121,6 +117,7 @@ class UNet(nn.Module):
     upsample: Upsampling = "transpose"
     dropout: float = 0.0
     dtype: jnp.dtype = np.dtype("float32")
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -146,21 +143,23 @@ class UNet(nn.Module):
         x = images.astype(self.dtype)
         skips = []
         for i in range(self.depth):
-            x = self._block(i, f"encoder_{i}")(x, train=train)
+            x = self._block(i, f"encoder_{i}")(x, train)
             skips.append(x)
             x = _max_pool(x)
-        x = self._block(self.depth, "bottleneck")(x, train=train)
+        x = self._block(self.depth, "bottleneck")(x, train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for i in reversed(range(self.depth)):
             x = Upsample(
                 self.width * 2**i, self.upsample, self.dtype, name=f"upsample_{i}"
             )(x)
             x = jnp.concatenate([skips[i], x], axis=-1)
-            x = self._block(i, f"decoder_{i}")(x, train=train)
+            x = self._block(i, f"decoder_{i}")(x, train)
         return nn.Conv(1, (1, 1), dtype=jnp.float32, name="head")(x)
 
     def _block(self, level: int, name: str) -> ConvBlock:
-        return ConvBlock(self.width * 2**level, self.norm, self.dtype, name=name)
+        # `train`, the third argument with `self`, is no array.
+        block = nn.remat(ConvBlock, static_argnums=(2,)) if self.remat else ConvBlock
+        return block(self.width * 2**level, self.norm, self.dtype, name=name)
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
