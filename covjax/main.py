@@ -12,6 +12,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax import run_dir
+from covjax.command_line import parse
+from covjax.compilation import keep_compiled
 from covjax.errors import Failure, UsageError
 from covjax.evaluate import evaluate_run
 from covjax.train import train_and_evaluate
@@ -23,23 +25,9 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "To evaluate")
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
-        _ = _CONFIG.value and _CONFIG.value.keys()  # says now if the file is missing
-    except AttributeError as error:
-        said = str(error).replace("\\n", ". ").replace("\\", "").strip("'")
-        raise UsageError(f"no such config field: '{said}") from None
-    except (flags.Error, ValueError, OSError, TypeError) as error:
-        # A config file that raises comes with a traceback: its last line says why.
-        raise UsageError(str(error).strip().splitlines()[-1].strip()) from None
-    if len(rest) > 1:
-        raise UsageError(f"not a flag: {rest[1]}")
-    return rest
-
-
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    keep_compiled()
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config is not None and _INIT_FROM.value is not None:
         config.init_from = _INIT_FROM.value
@@ -54,7 +42,7 @@ def _main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        app.run(_main, flags_parser=_parse)
+        app.run(_main, flags_parser=lambda argv: parse(argv, _CONFIG))
     except Failure as failure:
         print(f"covjax: {failure}", file=sys.stderr)
         sys.exit(failure.exit_status)

@@ -18,12 +18,15 @@ PROJECT = Path(__file__).parents[1]
 # A package's own `__init__.py` comes after its files. The empty name is covjax itself.
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
-    ["", "errors", "types", "files", "interrupt", "config"],
-    ["losses", "optim", "parallel", "models.unet", "models"]
+    ["", "errors", "types", "files", "interrupt", "config"]
+    + ["command_line", "compilation"],
+    ["losses", "optim", "parallel", "models.conv"]
+    + ["models.unet", "models"]
     + ["metrics.counts", "metrics.bootstrap", "metrics.families"]
     + ["metrics.surface", "metrics.detection", "metrics.reliability"]
     + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
     + [
+        "data.png",
         "data.covidqu",
         "data.phantom_film",
         "data.phantom",
@@ -31,7 +34,9 @@ FLOORS = [
         "data.masks",
         "data.progress",
         "data.packed",
+        "data.strengths",
         "data.augment",
+        "data.concurrency",
         "data.pipeline",
     ]
     + [
@@ -41,7 +46,8 @@ FLOORS = [
         "data.audit",
         "data.download",
         "data",
-    ],
+    ]
+    + ["device_augment"],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir", "trained"]
     + ["calibrate"],
     ["outputs", "results", "lungs", "compare"]
@@ -52,7 +58,7 @@ FLOORS = [
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
     + ["evaluate"],
-    ["train"],
+    ["feed", "train"],
     ["main"],
 ]
 
@@ -60,6 +66,7 @@ FLOORS = [
 ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
+    "kornia_rs": ["data.png"],
     "optax": ["losses", "optim", "train_state", "steps", "train"],
     "orbax": ["checkpoint"],
 }
