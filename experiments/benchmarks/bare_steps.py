@@ -1,0 +1,106 @@
+"""The steps of a network alone, on a batch that lies on the devices already."""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from covjax import parallel
+from covjax.losses import make_loss
+from covjax.models import make_model
+from covjax.optim import make_optimizer, make_schedule
+from covjax.steps import scale_pixels, train_step
+from covjax.train_state import create_train_state
+from covjax.types import AXIS
+
+Kind = str  # "train" or "infer"
+
+
+class BareSteps:
+    """A network as training and evaluation compile it, and a batch on the devices."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        """Makes the network and a random batch, and compiles both programs."""
+        side, batch = config.data.image_size, config.train.batch_size
+        parallel.check_batch_size(batch)
+        schedule = make_schedule(config, steps_per_epoch=1000)
+        state = create_train_state(
+            make_model(config),
+            make_optimizer(config, schedule),
+            jax.random.key(config.seed),
+            image_size=side,
+        )
+        self._batch = _random_batch(batch, side)
+        self._key = jax.random.key(0)
+        self._state = parallel.replicate(state)
+        self._step = functools.partial(
+            train_step, loss_fn=make_loss(dice=config.loss.dice, bce=config.loss.bce)
+        )
+        start = time.perf_counter()
+        compiled: Any = parallel.compile_train_step(self._step)
+        compiled = compiled.lower(self._state, self._batch, self._key).compile()
+        self._train = compiled
+        self.compile_s = time.perf_counter() - start
+        self._infer = parallel.compile_eval_step(
+            lambda s, b: s.apply_fn(
+                s.variables(), scale_pixels(b["image"]), train=False
+            )
+        )
+        self._images = batch
+        self.loss = float("nan")  # of the last step of training
+
+    def run(self, kind: Kind, steps: int) -> float:
+        """Returns the images a second of some steps.
+
+        Args:
+          kind: "train" or "infer".
+          steps: how many.
+        """
+        start = time.perf_counter()
+        result: Any = None
+        for _ in range(steps):
+            if kind == "train":
+                self._state, result = self._train(self._state, self._batch, self._key)
+            else:
+                result = self._infer(self._state, self._batch)
+        jax.block_until_ready(result)
+        seconds = time.perf_counter() - start
+        if kind == "train":
+            self.loss = float(parallel.unreplicate(result)["loss"])
+        return self._images * steps / seconds
+
+    def flop(self) -> float:
+        """Returns the operations of a step, for one image, as XLA counts them.
+
+        Of the form that the step has on a GPU, which is the network's definition: of
+        the loops that stand for it on a CPU, XLA counts one turn.
+        """
+        step = jax.vmap(self._step, axis_name=AXIS, in_axes=(0, 0, None))
+        traced = jax.jit(step).trace(self._state, self._batch, self._key)
+        count: Any = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
+        return count["flops"] / self._images
+
+    def memory(self) -> tuple[int, str]:
+        """Returns bytes of a device that training needs, and whose word that is."""
+        stats = jax.local_devices()[0].memory_stats()
+        if stats and "peak_bytes_in_use" in stats:
+            return stats["peak_bytes_in_use"], "peak, measured"
+        told: Any = self._train.memory_analysis()
+        need = told.argument_size_in_bytes + told.temp_size_in_bytes
+        need += told.output_size_in_bytes - told.alias_size_in_bytes
+        return need, "planned by XLA"
+
+
+def _random_batch(batch: int, side: int) -> Any:
+    rng = np.random.default_rng(0)
+    shape = (batch, side, side, 1)
+    arrays = {
+        "image": rng.integers(0, 256, shape, np.uint8),
+        "mask": rng.integers(0, 2, shape, np.uint8),
+        "index": np.zeros(batch, np.int32),
+        "weight": np.ones(batch, np.float32),
+    }
+    return next(iter(parallel.prefetch([arrays])))
