@@ -6,11 +6,12 @@ There are three ways, which `config.augment.where` and the memory decide on:
 - "device", the films lie there: the pipeline sends their indices and seeds;
 - "device", the films do not fit there: the pipeline sends them as they are.
 
-The last two give the same bits.
+The last two give the same batches.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -88,12 +89,12 @@ class Feed:
     Attributes:
       batches: this process's, [D, B, ...], on its devices.
       prepare: makes a `Batch` of one device's share; part of the compiled step.
-      told: which way they come, for the run's log.
+      description: which way they come, for the run's log.
     """
 
     batches: Iterable[Any]
     prepare: Callable[[Any], Batch]
-    told: str
+    description: str
 
 
 def make_feed(
@@ -105,6 +106,10 @@ def make_feed(
       films: the training split.
       config: the whole config; `data`, `augment`, `seed`, `train.batch_size` are read.
       steps: which steps of the run.
+
+    Raises:
+      UsageError: if a batch is larger than the split.
+      DataError: if a film cannot be read, or its packed copy not written.
     """
     rank, world = parallel.process()
     supply = functools.partial(
@@ -131,9 +136,9 @@ def make_feed(
             keys = parallel.prefetch(supply(read=ReadKey(config.seed)))
             batches = ({**batch, "films": resident} for batch in keys)
             return Feed(batches, prepare, f"{told}; all lie there ({size})")
-        told += f"; all together ({size}) would take more than half of its free memory"
+        told += f"; they are sent there, as it has no {2 * need / 2**30:.2f} GiB free"
     else:
-        told += "; without config.data.cache each batch is sent there anew"
+        told += "; they are sent there, as config.data.cache is off"
     read = ReadUnaugmented(read, prepare.parts, config.seed)
     return Feed(parallel.prefetch(supply(read=read)), prepare, told)
 
@@ -146,7 +151,7 @@ def _unpack(films: Mapping[str, jax.Array], index: jax.Array) -> dict[str, jax.A
       index: of the films of the batch, int32 [B].
     """
     images = films["image"][index]
-    pixels = images[0].size
+    pixels = math.prod(films["image"].shape[1:])
     return {
         name: images
         if name == "image"

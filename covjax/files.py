@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Where files are kept between runs; files that are written whole or not at all."""
 
 import os
 import tempfile
@@ -8,6 +8,23 @@ from pathlib import Path
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 MODE = 0o666 & ~_UMASK
+
+
+def cache_folder(setting: str = "auto") -> Path:
+    """Returns the folder of what can be made again.
+
+    Args:
+      setting: a folder; or "auto": `$COVJAX_CACHE`, else `~/.cache/covjax`.
+
+    Raises:
+      RuntimeError: if it lies in a home that there is not; the text names it.
+    """
+    if setting == "auto":
+        setting = os.environ.get("COVJAX_CACHE", "") or "~/.cache/covjax"
+    try:
+        return Path(setting).expanduser()
+    except RuntimeError:
+        raise RuntimeError(f"{setting}: there is no such home") from None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

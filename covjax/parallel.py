@@ -5,9 +5,7 @@ only its own) and one for each of its devices. Steps see the batch of one device
 meet the others through the axis `AXIS`.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -104,9 +102,12 @@ def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[Any]:
 
 
 def has_room(need: int) -> bool:
-    """Tells whether every device has at least twice as many bytes free.
+    """Tells whether every device says that it has at least twice as many bytes free.
 
     The other half is left to what the steps compute. All processes get the same answer.
+
+    Args:
+      need: bytes.
     """
     room = all(2 * need <= _free(device) for device in jax.local_devices())
     if jax.process_count() > 1:
@@ -118,6 +119,12 @@ def put_on_all(arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Copies arrays to every device of this process, with a leading axis [D].
 
     As `replicate` does, but without D copies of them on the host.
+
+    Args:
+      arrays: names → arrays of any shape and dtype.
+
+    Returns:
+      The same, [D, ...].
     """
     layout = replicate(np.uint8(0)).sharding
     shares = jax.local_device_count()
@@ -158,21 +165,9 @@ def wait_for_all() -> None:
 
 
 def _free(device: Any) -> int:
-    """Returns the bytes that a device has free; 0 where it does not say."""
-    if device.platform == "cpu":
-        return _free_on_host() // jax.local_device_count()
+    """Returns the bytes that a device has free; 0 where it does not say (a CPU)."""
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-
-
-def _free_on_host() -> int:
-    """Returns the bytes that new arrays can take here; 0 where Linux does not say."""
-    try:
-        told = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"^MemAvailable: +(\d+) kB$", told, re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
 
 
 def _shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

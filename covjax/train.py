@@ -155,10 +155,11 @@ def _fit(
     device_state = parallel.replicate(state)
     # After the state, so that the memory that is still free can be measured.
     feed = make_feed(films["Train"], config=config, steps=range(start, total))
-    log.say(feed.told)
+    log.say(feed.description)
+    prepare = feed.prepare  # alone: a compiled step outlives the batches
     step_fn = parallel.compile_train_step(
         lambda state, batch, rng: train_step(
-            state, feed.prepare(batch), rng, loss_fn=loss_fn
+            state, prepare(batch), rng, loss_fn=loss_fn
         )
     )
     eval_fn = outputs.compile_eval_step(config)

@@ -1,6 +1,6 @@
 """Compiled programs are kept where the user has them kept."""
 
-import platform
+import os
 from pathlib import Path
 
 import jax
@@ -25,12 +25,25 @@ def test_programs_lie_in_the_cache_of_covjax(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("COVJAX_CACHE", str(tmp_path))
     keep_compiled()
-    assert kept_in() == str(tmp_path / "xla" / platform.node())
+    (folder,) = (tmp_path / "xla").iterdir()
+    assert kept_in() == str(folder)
     monkeypatch.setenv("COVJAX_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     keep_compiled()
-    expected = tmp_path / "home" / ".cache" / "covjax" / "xla" / platform.node()
-    assert kept_in() == str(expected)
+    of_home = tmp_path / "home" / ".cache" / "covjax" / "xla" / folder.name
+    assert kept_in() == str(of_home)
+
+
+def test_another_processor_has_another_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("COVJAX_CACHE", str(tmp_path))
+    text = "processor : {}\nmodel name : A\ncpu MHz : {}\nflags : sse2{}\n"
+    found = []
+    for told in ((0, 2400, ""), (0, 3100, ""), (0, 2400, " avx512f")):
+        monkeypatch.setattr(Path, "read_text", lambda _, told=told: text.format(*told))
+        keep_compiled()
+        found.append(kept_in())
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize("named", ["", "/elsewhere"])
@@ -42,14 +55,15 @@ def test_the_variable_of_jax_wins(monkeypatch, tmp_path, named):
     assert kept_in() == (named or None)
 
 
-def test_without_a_home_nothing_is_kept(monkeypatch):
+def test_without_a_folder_to_write_to_nothing_is_kept(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.delenv("COVJAX_CACHE")
-
-    def no_home(_: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", no_home)
     jax.config.update("jax_compilation_cache_dir", None)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COVJAX_CACHE", str(tmp_path / "file"))
+    keep_compiled()
+    monkeypatch.setenv("COVJAX_CACHE", "~nobody-of-this-name/cache")
+    keep_compiled()
+    monkeypatch.setenv("COVJAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # read-only
     keep_compiled()
     assert kept_in() is None

@@ -6,7 +6,8 @@ import grain
 import pytest
 
 from configs import infection
-from covjax.data.concurrency import count_workers
+from covjax.data import pipeline
+from covjax.data.concurrency import count_cores, count_workers
 from covjax.data.pipeline import make_eval_dataset, make_train_dataset
 from covjax.data.source import find_films
 
@@ -42,7 +43,7 @@ def test_pipelines_start_so_many_workers(tmp_path, monkeypatch):
         return options(num_workers)
 
     monkeypatch.setattr(grain, "MultiprocessingOptions", recorded)
-    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    monkeypatch.setattr(pipeline, "count_cores", lambda: 12)
     found = {}
     for workers in (-1, 0, 3):
         config.data.workers = workers
@@ -64,3 +65,11 @@ def test_pipelines_start_so_many_workers(tmp_path, monkeypatch):
         (3, True): [3],
         (3, "evaluation"): [3],
     }
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
+    assert count_cores() == 2  # of a container
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert count_cores() == 64

@@ -381,6 +381,7 @@ SINCE = {
     "data.roi_dilate": 0,
     "data.cache": "auto",
     "augment.where": "host",
+    "model.remat": False,
 }
 
 

@@ -11,9 +11,9 @@ from covjax import parallel
 DEVICES = 8
 
 
-def device(limit: int | None, used: int = 0, platform: str = "gpu"):
+def device(limit: int | None, used: int = 0):
     stats = None if limit is None else {"bytes_limit": limit, "bytes_in_use": used}
-    return types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+    return types.SimpleNamespace(memory_stats=lambda: stats)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,6 @@ def device(limit: int | None, used: int = 0, platform: str = "gpu"):
 def test_at_most_half_of_what_is_free_is_taken(monkeypatch, devices, need, fits):
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert parallel.has_room(need) is fits
-
-
-def test_virtual_devices_share_the_memory_of_the_host(monkeypatch, devices):
-    monkeypatch.setattr(parallel, "_free_on_host", lambda: 1600)
-    assert parallel.has_room(1600 // DEVICES // 2)
-    assert not parallel.has_room(1600 // DEVICES // 2 + 1)
 
 
 def test_what_is_put_on_all_devices_lies_there_as_replicas_do(devices, tmp_path):

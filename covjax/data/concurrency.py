@@ -1,5 +1,7 @@
 """How many worker processes load training films, where the config leaves it open."""
 
+import os
+
 MOST = 16  # workers; each holds some 300 MB of libraries
 AUTO = -1
 
@@ -13,9 +15,16 @@ def count_workers(wanted: int, *, cores: int, accelerated: bool) -> int:
 
     Args:
       wanted: `config.data.workers`; `AUTO` leaves it to the machine.
-      cores: of the machine.
+      cores: that this process may use.
       accelerated: whether the steps run on something else than these cores.
     """
     if wanted != AUTO:
         return wanted
     return min(cores // 2, MOST) if accelerated and cores >= 4 else 0
+
+
+def count_cores() -> int:
+    """Returns the cores that this process may use: a container may have a few only."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

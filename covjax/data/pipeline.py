@@ -8,9 +8,7 @@ be saved.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -19,11 +17,12 @@ import numpy as np
 
 from covjax.data import masks
 from covjax.data.augment import Augment
-from covjax.data.concurrency import count_workers
+from covjax.data.concurrency import count_cores, count_workers
 from covjax.data.covidqu import Film, read_film
 from covjax.data.packed import pack_with_bar
 from covjax.data.strengths import strengths_of
 from covjax.errors import DataError, UsageError
+from covjax.files import cache_folder
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
 Reader = Callable[[int], Record]  # index of a film in its split → the film
@@ -265,18 +264,17 @@ def make_reader(films: Sequence[Film], data: Any) -> Reader:
     Args:
       films: of the split.
       data: `config.data`; `cache` and `image_size` are read.
+
+    Raises:
+      DataError: if the packed copies cannot be made or opened.
     """
     if not data.cache:
         return ReadFilms(films, data.image_size)
-    folder = data.cache
-    if folder == "auto":
-        folder = os.environ.get("COVJAX_CACHE", "") or "~/.cache/covjax"
     try:
-        cache = Path(folder).expanduser()
-    except RuntimeError:  # a user without a home
+        cache = cache_folder(data.cache)
+    except RuntimeError as error:
         raise DataError(
-            f"{folder}: there is no such home; name a folder in COVJAX_CACHE or"
-            " config.data.cache"
+            f"{error}; name a folder in COVJAX_CACHE or config.data.cache"
         ) from None
     return pack_with_bar(films, data.image_size, cache)
 
@@ -329,8 +327,7 @@ def make_train_dataset(
     dataset = _batches(positions.map(order), read, batch // world)
     if isinstance(read, ReadKey):  # done before a worker would have started
         return dataset.to_iter_dataset(grain.ReadOptions(1, data.prefetch))
-    cores = os.cpu_count() or 1
-    workers = count_workers(data.workers, cores=cores, accelerated=accelerated)
+    workers = count_workers(data.workers, cores=count_cores(), accelerated=accelerated)
     return _iterate(dataset, data, workers)
 
 

@@ -4,6 +4,8 @@ A film of 256 px takes a third of the time that Pillow would take, a mask a sixt
 is lossless: whoever decodes, the pixels are the same.
 """
 
+import zlib
+
 import kornia_rs
 import numpy as np
 
@@ -23,6 +25,10 @@ def decode_grey_png(content: bytes) -> np.ndarray | None:
       uint8 [H, W]; None if it is any other file, or a broken one.
     """
     if not content.startswith(_START) or content[24:26] != _GREY_8:
+        return None
+    # The decoder makes room for as many pixels as the header says: look whether it is
+    # whole first.
+    if zlib.crc32(content[12:29]) != int.from_bytes(content[29:33], "big"):
         return None
     width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
     try:

@@ -27,8 +27,9 @@ class BareSteps:
         side, batch = config.data.image_size, config.train.batch_size
         parallel.check_batch_size(batch)
         schedule = make_schedule(config, steps_per_epoch=1000)
+        self._model = make_model(config)
         state = create_train_state(
-            make_model(config),
+            self._model,
             make_optimizer(config, schedule),
             jax.random.key(config.seed),
             image_size=side,
@@ -76,22 +77,31 @@ class BareSteps:
         """Returns the operations of a step, for one image, as XLA counts them.
 
         Of the form that the step has on a GPU, which is the network's definition: of
-        the loops that stand for it on a CPU, XLA counts one turn.
+        the loops that stand for it on a CPU, XLA counts one turn. What `model.remat`
+        computes twice counts once.
         """
         step = jax.vmap(self._step, axis_name=AXIS, in_axes=(0, 0, None))
-        traced = jax.jit(step).trace(self._state, self._batch, self._key)
+        state = self._state.replace(apply_fn=self._model.clone(remat=False).apply)
+        traced = jax.jit(step).trace(state, self._batch, self._key)
         count: Any = traced.lower(lowering_platforms=("cuda",)).cost_analysis()
         return count["flops"] / self._images
 
-    def memory(self) -> tuple[int, str]:
-        """Returns bytes of a device that training needs, and whose word that is."""
-        stats = jax.local_devices()[0].memory_stats()
-        if stats and "peak_bytes_in_use" in stats:
-            return stats["peak_bytes_in_use"], "peak, measured"
+    def program(self) -> str:
+        """Returns the text of the compiled train step."""
+        return self._train.as_text()
+
+    def memory(self) -> tuple[int, int | None]:
+        """Returns bytes of a device.
+
+        Returns:
+          What XLA plans for a step; and the peak of this process so far, where the
+          device says (a CPU does not).
+        """
         told: Any = self._train.memory_analysis()
         need = told.argument_size_in_bytes + told.temp_size_in_bytes
         need += told.output_size_in_bytes - told.alias_size_in_bytes
-        return need, "planned by XLA"
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return need, stats.get("peak_bytes_in_use")
 
 
 def _random_batch(batch: int, side: int) -> Any:

@@ -36,12 +36,7 @@ from covjax.outputs import Outputs, predict_split
 from covjax.results import SplitMasks, measure, summarize_evaluated, write_results
 from covjax.steps import scale_pixels
 from covjax.train_state import inference_state
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_FILMS = flags.DEFINE_integer("films", 256, "Films of the pass")
-_FIGURES = flags.DEFINE_integer("figures", 6788, "Films of the figures; 0: none")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side")
-
+from experiments.benchmarks.spread import print_spread
 
 SEARCH = "search of the operating point"  # over Val, once a checkpoint and region
 
@@ -166,11 +161,9 @@ def _main(_: list[str]) -> None:
     films = splits["Val"][: _FILMS.value]
     rates = compare_pass(config, films, _ROUNDS.value)
     ratios = [p / f for p, f in zip(rates["pass"], rates["forward"], strict=True)]
-    print(f"\n{len(films)} films, {_ROUNDS.value} rounds     min   median      max")
-    for name, values in (*rates.items(), ("ratio", ratios)):
-        unit = "" if name == "ratio" else "images/s"
-        low, middle, high = np.percentile(values, (0, 50, 100))
-        print(f"  {name:10}{unit:10}{low:9.3g}{middle:9.3g}{high:9.3g}")
+    print(f"\n{len(films)} films, {_ROUNDS.value} rounds")
+    print_spread("images/s", rates)
+    print_spread("pass over forward", {"ratio": ratios})
     found |= {"ratio": float(np.median(ratios)), "ratios": ratios}
     found |= {f"{name}_images_per_s": float(np.median(v)) for name, v in rates.items()}
     if _FIGURES.value:
@@ -184,5 +177,10 @@ def _main(_: list[str]) -> None:
     print(json.dumps(found))
 
 
+# Here, since names of flags are those of the whole process.
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    _FILMS = flags.DEFINE_integer("films", 256, "Films of the pass")
+    _FIGURES = flags.DEFINE_integer("figures", 6788, "Films of the figures; 0: none")
+    _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side")
     app.run(_main)

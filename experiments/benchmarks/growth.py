@@ -5,9 +5,10 @@
 *Devices*: images a second of a train step at the config's batch, shared by 1, 2, 4, …
 devices (of a CPU, virtual ones, which share its cores), with the time to compile and
 the loss after three steps, which must not change. *Films*: for --films phantoms, the
-seconds to decode them once, to open the packed copies in a later run and to have its
-first batch; images a second of the pipeline; and the memory of the host that belongs to
-the process alone (the packed copies are mapped, and lie in the system's cache).
+seconds to decode them once; of a later run, to list the largest set, to open the packed
+copies and to have the first batch; images a second of the pipeline; and the memory of
+the host that belongs to the process alone (the packed copies are mapped, and lie in the
+system's cache).
 
 Each row is a process of its own. The last line is a JSON object; "ratio" is the time
 to open the packed copies of the smallest set over that of the largest.
@@ -27,16 +28,10 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from covjax import parallel
 from covjax.data.pipeline import make_reader, make_train_dataset
 from covjax.data.source import find_films
 from experiments.benchmarks.bare_steps import BareSteps
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices")
-_FILMS = flags.DEFINE_list("films", ["1000", "4000", "16000", "34000"], "Set sizes")
-_STEPS = flags.DEFINE_integer("steps", 10, "Steps, or batches, that are timed")
-_ROW = flags.DEFINE_enum("row", None, ["devices", "films"], "Only measure one row")
-_N = flags.DEFINE_integer("n", 0, "Devices, or films, of the row")
 
 
 def measure_devices(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -59,13 +54,19 @@ def measure_films(config: ml_collections.ConfigDict, n: int) -> dict[str, Any]:
     listed = time.perf_counter()
     make_reader(films, config.data)
     opened = time.perf_counter()
-    steps = range(config.train.epochs * (n // config.train.batch_size))
-    batches = iter(make_train_dataset(films, config=config, steps=steps))
+    batches = iter(
+        make_train_dataset(
+            films,
+            config=config,
+            steps=range(1 + _BATCHES.value),
+            accelerated=parallel.is_accelerated(),
+        )
+    )
     next(batches)
     first = time.perf_counter()
-    for _ in range(_STEPS.value):
+    for _ in range(_BATCHES.value):
         next(batches)
-    rate = _STEPS.value * config.train.batch_size / (time.perf_counter() - first)
+    rate = _BATCHES.value * config.train.batch_size / (time.perf_counter() - first)
     return {
         "films": len(films),
         "list_s": listed - start,  # of the whole folder, whatever `n` is
@@ -100,7 +101,8 @@ def _grow_devices(counts: list[int]) -> list[dict[str, Any]]:
     print("devices    images/s   compile s   loss after 3 steps")
     for n in counts:
         virtual = f"--xla_force_host_platform_device_count={n}"
-        row = _run_row("devices", n, XLA_FLAGS=virtual)
+        others = os.environ.get("XLA_FLAGS", "")
+        row = _run_row("devices", n, XLA_FLAGS=f"{others} {virtual}")
         if row["devices"] != n:
             continue  # accelerators there are as many as there are
         rows.append(row)
@@ -112,7 +114,7 @@ def _grow_devices(counts: list[int]) -> list[dict[str, Any]]:
 def _grow_films(sizes: list[int], side: int) -> list[dict[str, Any]]:
     phantoms = f"--config.data.phantom_films=({max(sizes)},1,1)"
     print(f"\nPHANTOM films, {side} px: packed copies")
-    print("  films  decode s  open s  first batch s  images/s  own memory MB")
+    print("  films  decode s  list s  open s  first batch s  images/s  own memory MB")
     rows = []
     for n in sizes:
         with tempfile.TemporaryDirectory() as cache:
@@ -120,7 +122,8 @@ def _grow_films(sizes: list[int], side: int) -> list[dict[str, Any]]:
             first = _run_row("films", n, *options)
             row = _run_row("films", n, *options) | {"decode_s": first["open_s"]}
         rows.append(row)
-        print(f"{n:7}{row['decode_s']:10.1f}{row['open_s']:8.2f}", end="")
+        print(f"{n:7}{row['decode_s']:10.1f}{row['list_s']:8.2f}", end="")
+        print(f"{row['open_s']:8.2f}", end="")
         print(f"{row['first_batch_s']:15.2f}{row['images_per_s']:10.0f}", end="")
         print(f"{row['own_memory_mb']:15.0f}", flush=True)
     return rows
@@ -136,12 +139,27 @@ def _main(_: list[str]) -> None:
     elif _ROW.value == "films":
         print(json.dumps(measure_films(config, _N.value)))
     else:
-        devices = _grow_devices([int(n) for n in _DEVICES.value])
+        counts = [int(n) for n in _DEVICES.value]
+        for n in counts:
+            if config.train.batch_size % n:
+                sys.exit(
+                    f"config.train.batch_size = {config.train.batch_size}: must be"
+                    f" divisible by {n} devices"
+                )
+        devices = _grow_devices(counts)
         sizes = sorted(int(n) for n in _FILMS.value)
         films = _grow_films(sizes, config.data.image_size)
         ratio = films[0]["open_s"] / films[-1]["open_s"] if films else None
         print(json.dumps({"ratio": ratio, "devices": devices, "films": films}))
 
 
+# Here, since names of flags are those of the whole process.
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices")
+    _FILMS = flags.DEFINE_list("films", ["1000", "4000", "16000", "34000"], "Set sizes")
+    _STEPS = flags.DEFINE_integer("steps", 10, "Steps that are timed")
+    _BATCHES = flags.DEFINE_integer("batches", 100, "Batches that are timed")
+    _ROW = flags.DEFINE_enum("row", None, ["devices", "films"], "Only measure one row")
+    _N = flags.DEFINE_integer("n", 0, "Devices, or films, of the row")
     app.run(_main)

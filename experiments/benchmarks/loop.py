@@ -4,9 +4,10 @@
 
 Images a second of `train_and_evaluate`, as a user starts it, on the config's films:
 reading, augmentation, transfer, the progress bar and the log, over --steps steps after
-the first --skip (which compile, and fill the queues); against the same step on a batch
-that lies on the device. Both sides take turns, --rounds times; --config.augment.where
-says where films are augmented. Evaluation and checkpoints are no part of it.
+the first --skip (which compile, and fill the queues), within one epoch; against the
+same step on a batch that lies on the device. Both sides take turns, --rounds times;
+--config.augment.where says where films are augmented. The passes over Val and the
+checkpoints, at an epoch's end, are no part of it.
 
 The last line is a JSON object; "ratio" is the loop over the bare step.
 """
@@ -28,16 +29,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from covjax.data.source import find_films
 from covjax.errors import Failure
 from covjax.report.log import RunLog
 from covjax.train import train_and_evaluate
 from experiments.benchmarks.bare_steps import BareSteps
 from experiments.benchmarks.spread import print_spread
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_STEPS = flags.DEFINE_integer("steps", 40, "Steps of a turn")
-_SKIP = flags.DEFINE_integer("skip", 10, "Steps of the loop before the clock starts")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side")
 
 
 class _Enough(Exception):
@@ -93,6 +90,9 @@ def _main(_: list[str]) -> None:
         "cache": bool(config.data.cache),
     }
     print(", ".join(f"{k} {v}" for k, v in found.items()))
+    steps = len(find_films(config)[1]["Train"]) // config.train.batch_size
+    if _SKIP.value + _STEPS.value > steps:
+        sys.exit(f"--skip and --steps go beyond the {steps} steps of an epoch")
     with tempfile.TemporaryDirectory() as cache:
         # Else every turn of the loop would compile its step anew.
         jax.config.update("jax_compilation_cache_dir", cache)
@@ -114,5 +114,12 @@ def _main(_: list[str]) -> None:
     print(json.dumps(found))
 
 
+# Here, since names of flags are those of the whole process.
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    _STEPS = flags.DEFINE_integer("steps", 40, "Steps of a turn")
+    _SKIP = flags.DEFINE_integer(
+        "skip", 10, "Steps of the loop before the clock starts"
+    )
+    _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side")
     app.run(_main)

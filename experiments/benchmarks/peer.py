@@ -3,9 +3,12 @@
 import contextlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+
+class PeerError(Exception):
+    """The other process cannot work, or has ended; the text says why."""
 
 
 class Peer:
@@ -24,7 +27,7 @@ class Peer:
           first: values of the first line.
 
         Raises:
-          LookupError: if the script cannot work there, or there is no such Python.
+          PeerError: if the script cannot work there, or there is no such Python.
         """
         try:
             self._process = subprocess.Popen(
@@ -34,23 +37,32 @@ class Peer:
                 text=True,
             )
         except OSError as error:
-            raise LookupError(f"{python}: {error.strerror}") from None
-        self.about = self.ask(**first)
+            raise PeerError(f"{python}: {error.strerror}") from None
+        try:
+            self.about = self.ask(**first)
+        except PeerError:
+            self.close()
+            raise
         if "missing" in self.about:
             self.close()
-            raise LookupError(f"{python}: {self.about['missing']}")
+            raise PeerError(f"{python}: {self.about['missing']}")
 
     def ask(self, **line: Any) -> dict[str, Any]:
-        """Sends a line and returns the answer."""
+        """Sends a line and returns the answer.
+
+        Raises:
+          PeerError: if there is none, as the script has ended.
+        """
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(BrokenPipeError):  # it ended, and may have said why
             self._process.stdin.write(json.dumps(line) + "\n")
             self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            sys.exit(f"the peer ended with status {self._process.wait()}")
+            raise PeerError(f"the peer ended with status {self._process.wait()}")
         return json.loads(answer)
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self._process.communicate()

@@ -48,17 +48,7 @@ from covjax.data.pipeline import (
 )
 from covjax.data.source import find_films
 from covjax.data.strengths import strengths_of
-from experiments.benchmarks.peer import Peer
-
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_THREADS = flags.DEFINE_list("threads", ["1", "2"], "Of covjax, in each worker")
-_WORKERS = flags.DEFINE_list(
-    "workers", None, "Of both sides; default 0, 1, 2, 4, ... up to the cores"
-)
-_BATCHES = flags.DEFINE_integer("batches", 48, "Timed in a turn, after its first")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each setting")
-_PEER = flags.DEFINE_enum("peer", "torch", ["torch", "none"], "Whom to compare with")
-_PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Python with torch")
+from experiments.benchmarks.peer import Peer, PeerError
 
 PEER_SCRIPT = Path(__file__).with_name("torch_loader.py")
 STAGES = ("decode", "augment", "cut and batch", "transfer")
@@ -173,7 +163,7 @@ def _start_peer(config: ml_collections.ConfigDict, films: list[Film]) -> Peer | 
             batch=config.train.batch_size,
             gpu=jax.default_backend() == "gpu",
         )
-    except LookupError as error:
+    except PeerError as error:
         print(f"no peer ({error}): pip install -e '.[bench]', or see --peer_python")
         return None
 
@@ -291,7 +281,10 @@ def _main(_: list[str]) -> None:
     if peer:
         stages["torch"] = peer.ask(stages=len(some))
     _print_stages(stages)
-    turns = _ask_in_turns(config, films, peer)
+    try:
+        turns = _ask_in_turns(config, films, peer)
+    except PeerError as error:
+        sys.exit(str(error))
     _print_turns(turns)
 
     found["stages_us"] = {
@@ -315,5 +308,19 @@ def _main(_: list[str]) -> None:
     print(json.dumps(found))
 
 
+# Here, since names of flags are those of the whole process.
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    _THREADS = flags.DEFINE_list("threads", ["1", "2"], "Of covjax, in each worker")
+    _WORKERS = flags.DEFINE_list(
+        "workers", None, "Of both sides; default 0, 1, 2, 4, ... up to the cores"
+    )
+    _BATCHES = flags.DEFINE_integer("batches", 48, "Timed in a turn, after its first")
+    _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each setting")
+    _PEER = flags.DEFINE_enum(
+        "peer", "torch", ["torch", "none"], "Whom to compare with"
+    )
+    _PEER_PYTHON = flags.DEFINE_string(
+        "peer_python", sys.executable, "Python with torch"
+    )
     app.run(_main)

@@ -37,24 +37,24 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from covjax.config import flatten
+from covjax.models import conv
 from experiments.benchmarks.bare_steps import BareSteps, Kind
-from experiments.benchmarks.peer import Peer
+from experiments.benchmarks.peer import Peer, PeerError
 from experiments.benchmarks.spread import print_spread
+from experiments.benchmarks.step_profile import profile
 from experiments.benchmarks.step_sweep import sweep
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_PEER = flags.DEFINE_enum("peer", "torch", ["torch", "none"], "Whom to compare with")
-_PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Python with torch")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side")
-_STEPS = flags.DEFINE_integer("steps", 5, "Steps of a turn")
-_START = flags.DEFINE_boolean("start", True, "Measure the time to the first step")
-_FIRST = flags.DEFINE_boolean("first_step", False, "Only take one step, and end")
-_SWEEP = flags.DEFINE_boolean("sweep", False, "Measure every combination of …")
-_WIDTHS = flags.DEFINE_list("widths", [], "… config.model.width")
-_SIZES = flags.DEFINE_list("sizes", [], "… config.data.image_size")
-_BATCHES = flags.DEFINE_list("batches", [], "… config.train.batch_size")
-_DTYPES = flags.DEFINE_list("dtypes", [], "… config.model.dtype")
-_PLOT = flags.DEFINE_string("plot", "", "PNG file for the sweep's picture")
+# What torch_step.py has built in; its transposed convolutions are the same map.
+PEER_KNOWS = {
+    "loss.dice": 1.0,
+    "loss.bce": 0.0,
+    "model.norm": "batch",
+    "model.dropout": 0.0,
+    "model.remat": False,
+    "optim.clip_norm": 1.0,
+}
+PEER_SCRIPT = Path(__file__).with_name("torch_step.py")
 
 
 def matmul_rate(dtype: str) -> float:
@@ -64,14 +64,17 @@ def matmul_rate(dtype: str) -> float:
       dtype: of the factors.
     """
     n = 1024 if jax.default_backend() == "cpu" else 8192
-    factor = jnp.ones((n, n), dtype)
-    product = jax.jit(lambda a: a @ factor)
+    # Random, as a chip is faster on numbers that are all the same; their products stay
+    # as large as they are.
+    factor = jax.random.normal(jax.random.key(0), (n, n)) / n**0.5
+    factor = factor.astype(dtype)
+    product = jax.jit(jnp.matmul)
     times = []
     for _ in range(6):  # the first compiles
         start = time.perf_counter()
         result = factor
         for _ in range(10):
-            result = product(result)
+            result = product(result, factor)
         result.block_until_ready()
         times.append(time.perf_counter() - start)
     return 10 * 2 * n**3 / min(times[1:])
@@ -112,7 +115,10 @@ def compare(
 
     def peer_rate(kind: Kind, n: int) -> float:
         assert peer
-        return batch * n / peer.ask(kind=kind, steps=n)["seconds"]
+        told = peer.ask(kind=kind, steps=n)
+        if "failed" in told:
+            raise PeerError(told["failed"])
+        return batch * n / told["seconds"]
 
     sides = {"": steps.run} | ({"_peer": peer_rate} if peer else {})
     rates: dict[str, list[float]] = {}
@@ -144,25 +150,25 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "jax": jax.__version__,
     }
     print(", ".join(f"{k} {v}" for k, v in found.items()))
-    peer = None
-    if _PEER.value == "torch":
-        script = Path(__file__).with_name("torch_step.py")
-        names = ("width", "image_size", "batch", "dtype")
-        settings = {k: found[k] for k in names} | {"depth": model.depth}
-        try:
-            peer = Peer(_PEER_PYTHON.value, script, **settings)
-            found["peer"] = peer.about
-            print("peer: " + ", ".join(f"{k} {v}" for k, v in peer.about.items()))
-        except LookupError as error:
-            print(f"no peer ({error}): pip install -e '.[bench]', or see --peer_python")
+    peer = _start_peer(config)
+    if peer:
+        found["peer"] = peer.about
+        print("peer: " + ", ".join(f"{k} {v}" for k, v in peer.about.items()))
     steps = BareSteps(config)
-    rates = compare(config, steps, peer)
+    steps.run("train", 2)
+    planned, peak = steps.memory()
+    try:
+        rates = compare(config, steps, peer)
+    except PeerError as error:
+        print(f"the peer failed: {error}")
+        found["peer_failed"], peer = str(error), None
+        rates = compare(config, steps, None)
     if peer:
         peer.close()
-    memory, told = steps.memory()
     products = matmul_rate(dtype)
     train = float(np.median(rates["train"]))
-    flops = train * steps.flop() / jax.device_count()
+    of_image = steps.flop()
+    flops = train * of_image / jax.device_count()
     print()
     print_spread("images/s", rates)
     if peer:
@@ -174,25 +180,60 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, Any]:
         }
         print_spread("covjax over PyTorch", ratios)
         found |= {f"ratios_{kind}": values for kind, values in ratios.items()}
-    print(f"\n  operations of a step      {steps.flop() / 1e9:8.1f} GFLOP an image")
+    print(f"\n  operations of a step      {of_image / 1e9:8.1f} GFLOP an image")
     print(f"  rate of a device          {flops / 1e12:8.3f} TFLOP/s")
     print(f"  matrix product, {dtype:10}{products / 1e12:8.3f} TFLOP/s")
     print(f"  share                     {flops / products:8.1%}")
-    print(f"  memory of a device        {memory / 2**30:8.2f} GiB ({told})")
+    print(f"  memory, planned by XLA    {planned / 2**30:8.2f} GiB a device")
+    if peak is not None:
+        print(f"  memory, peak of training  {peak / 2**30:8.2f} GiB")
     print(f"  compilation of the step   {steps.compile_s:8.1f} s")
     for name, seconds in first.items():
         print(f"  first step, {name} cache    {seconds:8.1f} s")
+    if _PROFILE.value:
+        spent = profile(lambda: steps.run("train", 1), steps.program())
+        print("\nmilliseconds of a step, of all threads together")
+        for task, milliseconds in spent.items():
+            print(f"  {task:44}{milliseconds:8.0f}")
+        found["profile_ms"] = spent
     return found | {
         "ratio": float(np.median(found["ratios_train"])) if peer else None,
         **{f"{k}_images_per_s": float(np.median(v)) for k, v in rates.items()},
-        "gflop_per_image": steps.flop() / 1e9,
+        "gflop_per_image": of_image / 1e9,
         "tflops": flops / 1e12,
         "matmul_tflops": products / 1e12,
         "share": flops / products,
-        "memory_bytes": memory,
+        "memory_bytes": planned,
+        "peak_memory_bytes": peak,
         "compile_s": steps.compile_s,
         **{f"first_step_{name}_s": seconds for name, seconds in first.items()},
     }
+
+
+def _start_peer(config: ml_collections.ConfigDict) -> Peer | None:
+    """Starts the peer; says so in one line if it cannot be had."""
+    if _PEER.value == "none":
+        return None
+    fields = flatten(config)
+    for name, known in PEER_KNOWS.items():
+        if fields[name] != known:
+            sys.exit(f"the peer knows config.{name} = {known!r} alone; or --peer=none")
+    if jax.device_count() > 1:
+        sys.exit(
+            f"the peer has one device, covjax {jax.device_count()}; or --peer=none"
+        )
+    settings = {
+        "width": config.model.width,
+        "depth": config.model.depth,
+        "image_size": config.data.image_size,
+        "batch": config.train.batch_size,
+        "dtype": config.model.dtype,
+    }
+    try:
+        return Peer(_PEER_PYTHON.value, PEER_SCRIPT, **settings)
+    except PeerError as error:
+        print(f"no peer ({error}): pip install -e '.[bench]', or see --peer_python")
+        return None
 
 
 def _main(_: list[str]) -> None:
@@ -200,6 +241,8 @@ def _main(_: list[str]) -> None:
     config = _CONFIG.value
     if config is None:
         sys.exit("--config is missing, for example --config=configs/lung.py:laptop")
+    if _DERIVED.value:
+        conv.kernel_gradient = conv.kernel_gradient_of_xla
     if _FIRST.value:
         BareSteps(config).run("train", 1)
         return
@@ -216,5 +259,27 @@ def _main(_: list[str]) -> None:
     print(json.dumps(found))
 
 
+# Here, since names of flags are those of the whole process.
 if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    _PEER = flags.DEFINE_enum(
+        "peer", "torch", ["torch", "none"], "Whom to compare with"
+    )
+    _PEER_PYTHON = flags.DEFINE_string(
+        "peer_python", sys.executable, "Python with torch"
+    )
+    _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side")
+    _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a turn")
+    _START = flags.DEFINE_boolean("start", True, "Measure the time to the first step")
+    _FIRST = flags.DEFINE_boolean("first_step", False, "Only take one step, and end")
+    _PROFILE = flags.DEFINE_boolean("profile", False, "Say what a step's time goes to")
+    _DERIVED = flags.DEFINE_boolean(
+        "derived", False, "Take the gradients of kernels as XLA derives them (on a CPU)"
+    )
+    _SWEEP = flags.DEFINE_boolean("sweep", False, "Measure every combination of …")
+    _WIDTHS = flags.DEFINE_list("widths", [], "… config.model.width")
+    _SIZES = flags.DEFINE_list("sizes", [], "… config.data.image_size")
+    _BATCHES = flags.DEFINE_list("batches", [], "… config.train.batch_size")
+    _DTYPES = flags.DEFINE_list("dtypes", [], "… config.model.dtype")
+    _PLOT = flags.DEFINE_string("plot", "", "PNG file for the sweep's picture")
     app.run(_main)

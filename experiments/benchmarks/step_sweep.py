@@ -19,7 +19,7 @@ COLUMNS = {  # of the table: title → field of a point's figures
     "images/s": "train_images_per_s",
     "inference": "infer_images_per_s",
     "share": "share",
-    "GiB": "memory_bytes",
+    "GiB planned": "memory_bytes",
     "ratio": "ratio",
 }
 
@@ -42,7 +42,7 @@ def sweep(fields: Mapping[str, Sequence[str]], plot: Path | None) -> dict[str, A
         settings = dict(zip(names, chosen, strict=True))
         print(", ".join(f"{k} {v}" for k, v in settings.items()), end=": ", flush=True)
         point = _measure(settings)
-        points.append({name.split(".")[1]: v for name, v in settings.items()} | point)
+        points.append({"settings": settings} | point)
         rate = point.get("train_images_per_s")
         print(f"{rate:.4g} images/s" if rate else point["failed"], flush=True)
     print("\n" + format_table(points))
@@ -68,9 +68,11 @@ def _measure(settings: Mapping[str, str]) -> dict[str, Any]:
 
 
 def format_table(points: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table in Markdown, a row a point."""
+    """Returns a table in Markdown, a row for each point that could be measured."""
     rows = [list(COLUMNS), ["---"] * len(COLUMNS)]
     for point in points:
+        if "failed" in point:  # it was said
+            continue
         rows.append([_cell(title, point.get(key)) for title, key in COLUMNS.items()])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -78,7 +80,7 @@ def format_table(points: Sequence[Mapping[str, Any]]) -> str:
 def _cell(title: str, value: Any) -> str:
     if value is None:
         return "–"
-    if title == "GiB":
+    if title == "GiB planned":
         return f"{value / 2**30:.2f}"
     if title == "share":
         return f"{value:.0%}"

@@ -32,7 +32,7 @@ try:
     import numpy as np
     import torch
     from torch.utils.data import DataLoader, Dataset
-except ImportError as error:
+except (ImportError, OSError) as error:  # a library of torch's own may be missing
     answer(missing=str(error))
     sys.exit()
 
