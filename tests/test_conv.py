@@ -68,14 +68,19 @@ def test_both_forms_of_the_kernel_gradient_agree(shape):
     )
 
 
-def test_sums_of_bfloat16_run_in_float32():
-    ones = jnp.ones((4, 64, 64, 1), jnp.bfloat16)  # in bfloat16, 256 + 1 is 256
-    found = conv.kernel_gradient(ones, ones)
+# A band is a part of a picture, or eight of them: XLA compiles other products.
+@pytest.mark.parametrize("side", [64, 8])
+@pytest.mark.parametrize("features", [1, 16])
+def test_sums_of_bfloat16_run_in_float32(side, features):
+    ones = jnp.ones((8, side, side, features), jnp.bfloat16)
+    found = jax.jit(conv.kernel_gradient)(ones, ones)  # in bfloat16, 256 + 1 is 256
     assert found.dtype == jnp.float32
+    assert (found == found[:, :, :1, :1]).all()
+    less = side - 1  # pixels that have a neighbour on one side
     assert found[:, :, 0, 0].tolist() == [
-        [4 * 63 * 63, 4 * 63 * 64, 4 * 63 * 63],
-        [4 * 64 * 63, 4 * 64 * 64, 4 * 64 * 63],
-        [4 * 63 * 63, 4 * 63 * 64, 4 * 63 * 63],
+        [8 * less * less, 8 * less * side, 8 * less * less],
+        [8 * side * less, 8 * side * side, 8 * side * less],
+        [8 * less * less, 8 * less * side, 8 * less * less],
     ]
 
 

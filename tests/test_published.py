@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,54 @@ def test_every_interval_of_the_laptop_page_is_of_its_files():
 def test_published_results_name_no_folder_of_any_machine():
     for path in LAPTOP.rglob("*.json"):
         assert not re.search(r'"[^"]*/[^"]*"', path.read_text()), path
+
+
+BENCHMARKS = PROJECT / "experiments" / "results" / "benchmarks"
+RATIOS = {  # page → file, list of ratios and digits of what it shows of them
+    "step.md": [
+        ("step-py312", "ratios_train", 3),
+        ("step-py312", "ratios_infer", 3),
+        ("step-py312-derived", "ratios_train", 3),
+        ("step-py311", "ratios_train", 3),
+        ("step-py311", "ratios_infer", 3),
+        ("step-py311-derived", "ratios_train", 3),
+        ("loop-host", "ratios", 3),
+        ("loop-device", "ratios", 3),
+    ],
+    "pipeline.md": [
+        ("pipeline-py312", "ratios_png", 2),
+        ("pipeline-py312", "ratios_packed", 2),
+        ("pipeline-py311", "ratios_png", 2),
+        ("pipeline-py311", "ratios_packed", 2),
+    ],
+}
+
+
+def benchmark(stem: str) -> dict[str, Any]:
+    return json.loads((BENCHMARKS / f"{stem}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("page", "stem", "name", "digits"),
+    [(page, *row) for page, rows in RATIOS.items() for row in rows],
+)
+def test_ratios_of_the_benchmarks_are_those_of_their_files(page, stem, name, digits):
+    ratios = benchmark(stem)[name]
+    low, middle, high = (
+        f"{value:.{digits}f}".removeprefix("0")
+        for value in (min(ratios), statistics.median(ratios), max(ratios))
+    )
+    text = (BENCHMARKS.parent / page).read_text().replace("**", "")
+    assert f"{middle} [{low}, {high}]" in text
+
+
+def test_readme_shows_the_ratios_of_the_benchmarks():
+    text = (PROJECT / "README.md").read_text()
+    for stem, name, digits in (
+        ("step-py312", "ratio", 3),
+        ("loop-host", "ratio", 3),
+        ("pipeline-py312", "ratio_png", 2),
+        ("pipeline-py312", "ratio_packed", 2),
+    ):
+        shown = f"{benchmark(stem)[name]:.{digits}f}".removeprefix("0")
+        assert f" | {shown} |\n" in text, stem

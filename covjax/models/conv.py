@@ -123,9 +123,10 @@ def _correlate(around: jax.Array, at: jax.Array) -> jax.Array:
             axis=-1,
         )
         centres = jax.lax.dynamic_slice(at, start, (pictures, rows, width, q))
-        product = jnp.einsum(
-            "bhwq,bhwn->qn", centres, neighbours, preferred_element_type=jnp.float32
-        )
+        # In float32, as not every product of XLA's CPU backend takes bfloat16 and
+        # sums in float32.
+        centres, neighbours = (a.astype(jnp.float32) for a in (centres, neighbours))
+        product = jnp.einsum("bhwq,bhwn->qn", centres, neighbours)
         return total + product, None
 
     start = jnp.zeros((q, 9 * p), jnp.float32)

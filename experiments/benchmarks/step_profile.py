@@ -11,6 +11,7 @@ from jax.profiler import ProfileData
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = ", re.MULTILINE)
 _PATH = re.compile(r"op_name=\"([^\"]+)\"")  # within the network
+_HOLDERS = ("while", "call", "conditional")
 _TASKS = (  # the first that is found in a path
     ("kernel_gradient", "gradients with respect to kernels"),
     ("conv_general_dilated", "convolutions, forward and back"),
@@ -37,11 +38,11 @@ def profile(run: Callable[[], object], program: str) -> dict[str, float]:
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
+                # A GPU's events are named by kernel, and say whose they are.
+                name = dict(event.stats).get("hlo_op", event.name)
                 # A loop or a call holds others, which are counted themselves.
-                if event.name.startswith(("while", "call", "conditional")):
-                    continue
-                if event.name in paths:
-                    spent[task_of(paths[event.name])] += event.duration_ns / 1e6
+                if name in paths and not name.startswith(_HOLDERS):
+                    spent[task_of(paths[name])] += event.duration_ns / 1e6
     return dict(spent.most_common())
 
 
