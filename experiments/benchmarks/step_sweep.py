@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 COLUMNS = {  # of the table: title → field of a point's figures
     "width": "width",
@@ -89,7 +90,7 @@ def _cell(title: str, value: Any) -> str:
 
 def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws images a second over the batch, a line for each of the other settings."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     measured = [p for p in points if "train_images_per_s" in p]
     lines: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
@@ -102,8 +103,10 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="images a batch")
     batches = sorted({p["batch"] for p in measured})
     axes.set_xticks(batches, labels=[str(b) for b in batches])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_ylabel("images a second, training")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=150)
