@@ -272,7 +272,9 @@ if __name__ == "__main__":
     _STEPS = flags.DEFINE_integer("steps", 5, "Steps of a turn")
     _START = flags.DEFINE_boolean("start", True, "Measure the time to the first step")
     _FIRST = flags.DEFINE_boolean("first_step", False, "Only take one step, and end")
-    _PROFILE = flags.DEFINE_boolean("profile", False, "Say what a step's time goes to")
+    _PROFILE = flags.DEFINE_boolean(
+        "profile", False, "Say what a step's time goes to, on a CPU"
+    )
     _DERIVED = flags.DEFINE_boolean(
         "derived", False, "Take the gradients of kernels as XLA derives them (on a CPU)"
     )

@@ -22,7 +22,10 @@ _TASKS = (  # the first that is found in a path
 
 
 def profile(run: Callable[[], object], program: str) -> dict[str, float]:
-    """Returns the milliseconds of all threads, or streams, by what they worked on.
+    """Returns the milliseconds of all threads by what they worked on.
+
+    For a CPU, whose events bear the names of the program's instructions; a GPU's are
+    named by kernel, and none is found.
 
     Args:
       run: takes one step, and waits for it.
@@ -38,11 +41,11 @@ def profile(run: Callable[[], object], program: str) -> dict[str, float]:
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
-                # A GPU's events are named by kernel, and say whose they are.
-                name = dict(event.stats).get("hlo_op", event.name)
                 # A loop or a call holds others, which are counted themselves.
-                if name in paths and not name.startswith(_HOLDERS):
-                    spent[task_of(paths[name])] += event.duration_ns / 1e6
+                if event.name.startswith(_HOLDERS):
+                    continue
+                if event.name in paths:
+                    spent[task_of(paths[event.name])] += event.duration_ns / 1e6
     return dict(spent.most_common())
 
 
