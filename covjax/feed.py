@@ -136,9 +136,11 @@ def make_feed(
             keys = parallel.prefetch(supply(read=ReadKey(config.seed)))
             batches = ({**batch, "films": resident} for batch in keys)
             return Feed(batches, prepare, f"{told}; all lie there ({size})")
-        told += f"; they are sent there, as it has no {2 * need / 2**30:.2f} GiB free"
+        told += (
+            f", each batch sent there (to stay, they need {2 * need / 1e6:.0f} MB free)"
+        )
     else:
-        told += "; they are sent there, as config.data.cache is off"
+        told += ", each batch sent there (to stay, they need config.data.cache)"
     read = ReadUnaugmented(read, prepare.parts, config.seed)
     return Feed(parallel.prefetch(supply(read=read)), prepare, told)
 

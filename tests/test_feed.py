@@ -140,8 +140,8 @@ def test_films_that_are_sent_give_the_bits_of_those_that_lie_there(
     assert_same(prepared(unpacked), whole)
     size = f"{asked[0] / 2**30:.2f} GiB"
     assert f"all lie there ({size})" in resident.description
-    assert "it has no 0.00 GiB free" in sent.description
-    assert "config.data.cache is off" in unpacked.description
+    assert "to stay, they need 0 MB free" in sent.description
+    assert "to stay, they need config.data.cache" in unpacked.description
 
 
 def test_only_keys_are_sent_where_the_films_lie_on_the_devices(films, config):
