@@ -3,6 +3,7 @@
 import io
 import zlib
 
+import kornia_rs
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,3 +90,14 @@ def test_a_broken_file_gives_nothing_wherever_it_breaks():
         broken = bytearray(whole)
         broken[k] ^= 4
         assert decode_grey_png(bytes(broken)) is None
+
+
+def test_no_room_is_made_for_what_a_broken_header_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        kornia_rs.io, "decode_image_png_u8", lambda *args: asked.append(args)
+    )
+    broken = bytearray(saved(PICTURE))
+    broken[16] ^= 64  # a width of a billion
+    assert decode_grey_png(bytes(broken)) is None
+    assert asked == []

@@ -182,6 +182,7 @@ def test_sweep_runs_every_combination_and_goes_on_after_one_that_fails(
     out = capsys.readouterr().out
     assert "| 8 | 64 | 2 | float32 | 12.5 | 7.25 | 50% | 0.50 | 2 |" in out
     assert "model.width 16, train.batch_size 4: out of memory" in out
+    assert out.count("\n| ") == 2 + 3  # title, rule, and what could be measured
     assert plot.stat().st_size > 10_000
 
 
