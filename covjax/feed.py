@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from covjax import parallel
+from covjax.data.concurrency import count_cores, count_workers
 from covjax.data.covidqu import Film
 from covjax.data.packed import PackedFilms
 from covjax.data.pipeline import (
@@ -114,7 +115,7 @@ def make_feed(
     rank, world = parallel.process()
     supply = functools.partial(
         make_train_dataset, films, config=config, steps=steps, rank=rank, world=world,
-        accelerated=parallel.is_accelerated(),
+        workers=loading_workers(config),
     )  # fmt: skip
     if config.augment.where == "host":
         batches = parallel.prefetch(supply())
@@ -133,7 +134,8 @@ def make_feed(
         size = f"{need / 2**30:.2f} GiB"
         if parallel.has_room(need):
             resident = parallel.put_on_all(packed)
-            keys = parallel.prefetch(supply(read=ReadKey(config.seed)))
+            # They are there before a worker would have started.
+            keys = parallel.prefetch(supply(read=ReadKey(config.seed), workers=0))
             batches = ({**batch, "films": resident} for batch in keys)
             return Feed(batches, prepare, f"{told}; all lie there ({size})")
         told += (
@@ -143,6 +145,15 @@ def make_feed(
         told += ", each batch sent there (to stay, they need config.data.cache)"
     read = ReadUnaugmented(read, prepare.parts, config.seed)
     return Feed(parallel.prefetch(supply(read=read)), prepare, told)
+
+
+def loading_workers(config: ml_collections.ConfigDict) -> int:
+    """Returns the number of processes that load training films, on this machine."""
+    return count_workers(
+        config.data.workers,
+        cores=count_cores(),
+        accelerated=parallel.is_accelerated(),
+    )
 
 
 def _unpack(films: Mapping[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:

@@ -6,9 +6,9 @@ import grain
 import pytest
 
 from configs import infection
-from covjax.data import pipeline
+from covjax import feed, parallel
 from covjax.data.concurrency import count_cores, count_workers
-from covjax.data.pipeline import make_eval_dataset, make_train_dataset
+from covjax.data.pipeline import make_eval_dataset
 from covjax.data.source import find_films
 
 
@@ -43,27 +43,34 @@ def test_pipelines_start_so_many_workers(tmp_path, monkeypatch):
         return options(num_workers)
 
     monkeypatch.setattr(grain, "MultiprocessingOptions", recorded)
-    monkeypatch.setattr(pipeline, "count_cores", lambda: 12)
+    monkeypatch.setattr(feed, "count_cores", lambda: 12)
+    monkeypatch.setattr(parallel, "has_room", lambda _: True)
     found = {}
     for workers in (-1, 0, 3):
         config.data.workers = workers
         for accelerated in (False, True):
-            make_train_dataset(
-                films, config=config, steps=range(2), accelerated=accelerated
-            )
+            monkeypatch.setattr(parallel, "is_accelerated", lambda a=accelerated: a)
+            feed.make_feed(films, config=config, steps=range(2))
             found[workers, accelerated], asked[:] = list(asked), []
         make_eval_dataset(films, config=config)
         found[workers, "evaluation"], asked[:] = list(asked), []
+        config.augment.where = "device"  # and the films, too: keys need none
+        feed.make_feed(films, config=config, steps=range(2))
+        found[workers, "keys"], asked[:] = list(asked), []
+        config.augment.where = "host"
     assert found == {
         (-1, False): [],
         (-1, True): [6],
         (-1, "evaluation"): [],
+        (-1, "keys"): [],
         (0, False): [],
         (0, True): [],
         (0, "evaluation"): [],
+        (0, "keys"): [],
         (3, False): [3],
         (3, True): [3],
         (3, "evaluation"): [3],
+        (3, "keys"): [],
     }
 
 

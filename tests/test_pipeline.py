@@ -214,16 +214,6 @@ def test_film_that_a_device_augments_comes_as_it_is_with_its_seed(films, config)
             assert batch[name].dtype == np.uint8
 
 
-def test_keys_alone_start_no_worker(films, config):
-    config.data.workers = 2
-    dataset = make_train_dataset(
-        films, config=config, steps=range(2), read=ReadKey(config.seed)
-    )
-    iterator = iter(dataset)
-    next(iterator)
-    assert multiprocessing.active_children() == []
-
-
 def test_threads_do_not_change_a_bit(films, config):
     config.data.threads = 1
     expected = train(films, config, (0, 24))

@@ -17,7 +17,7 @@ import numpy as np
 
 from covjax.data import masks
 from covjax.data.augment import Augment
-from covjax.data.concurrency import count_cores, count_workers
+from covjax.data.concurrency import AUTO
 from covjax.data.covidqu import Film, read_film
 from covjax.data.packed import pack_with_bar
 from covjax.data.strengths import strengths_of
@@ -287,7 +287,7 @@ def make_train_dataset(
     rank: int = 0,
     world: int = 1,
     read: Callable[[Key], Example] | None = None,
-    accelerated: bool = False,
+    workers: int | None = None,
 ) -> grain.IterDataset:
     """Returns this process's shares of the training batches of some steps.
 
@@ -298,7 +298,8 @@ def make_train_dataset(
       rank: of this process.
       world: number of processes; the batch must be divisible by it.
       read: makes an image's share of a batch; by default it is augmented and cut here.
-      accelerated: whether the steps run on something else than the host's cores.
+      workers: processes that load; by default those that the config asks for, none
+        where it leaves their number open.
 
     Returns:
       Batches of numpy arrays: "image" and "mask" uint8 [B, H, W, 1], "index" int32
@@ -325,9 +326,6 @@ def make_train_dataset(
     )
     order = ShuffledEpochs(len(films), batch, config.seed)
     dataset = _batches(positions.map(order), read, batch // world)
-    if isinstance(read, ReadKey):  # done before a worker would have started
-        return dataset.to_iter_dataset(grain.ReadOptions(1, data.prefetch))
-    workers = count_workers(data.workers, cores=count_cores(), accelerated=accelerated)
     return _iterate(dataset, data, workers)
 
 
@@ -359,8 +357,9 @@ def make_eval_dataset(
     )
     indices = grain.MapDataset.range(rank, padded, world)
     dataset = _batches(indices, read, batch // world)
-    # Without augmentation a thread is enough, and workers would start for each pass.
-    return _iterate(dataset, data, max(data.workers, 0))
+    # Without augmentation a thread is enough, and workers would start for each pass:
+    # they do where the config asks for them.
+    return _iterate(dataset, data)
 
 
 def _batches(
@@ -370,7 +369,11 @@ def _batches(
     return keys.batch(size, batch_fn=tuple).map(ReadBatch(read))
 
 
-def _iterate(dataset: grain.MapDataset, data: Any, workers: int) -> grain.IterDataset:
+def _iterate(
+    dataset: grain.MapDataset, data: Any, workers: int | None = None
+) -> grain.IterDataset:
+    if workers is None:
+        workers = 0 if data.workers == AUTO else data.workers
     batches = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
     )

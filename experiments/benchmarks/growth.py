@@ -28,9 +28,9 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from covjax import parallel
 from covjax.data.pipeline import make_reader, make_train_dataset
 from covjax.data.source import find_films
+from covjax.feed import loading_workers
 from experiments.benchmarks.bare_steps import BareSteps
 
 
@@ -59,7 +59,7 @@ def measure_films(config: ml_collections.ConfigDict, n: int) -> dict[str, Any]:
             films,
             config=config,
             steps=range(1 + _BATCHES.value),
-            accelerated=parallel.is_accelerated(),
+            workers=loading_workers(config),
         )
     )
     next(batches)
