@@ -1,6 +1,6 @@
 """Grey PNGs of 8 bits, as COVID-QU-Ex is published: decoded by a decoder that is fast.
 
-A film of 256 px takes a third of the time that Pillow would take, a mask a sixth. PNG
+A film of 256 px takes a third of the time that Pillow would take, a mask a fifth. PNG
 is lossless: whoever decodes, the pixels are the same.
 """
 
