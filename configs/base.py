@@ -29,8 +29,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # (all but the true lungs: what the film gives away without them).
     config.data.roi = "none"
     config.data.roi_dilate = 0  # pixels by which those lungs are widened
+    # How it is shown: "cut" (film x lungs, black elsewhere) or "channel" (the whole
+    # film, and the lungs as a second channel beside it).
+    config.data.roi_as = "cut"
     config.data.lung_run = ""  # the run of stage 1; else init_from, where it is one
     config.data.image_size = 256
+    config.data.train_share = 1.0  # of the Train films, the same share of each class
+    # Share of each training batch that shows COVID-19, at the first step and at the
+    # last, linear between; (): films as they come, each once an epoch.
+    config.data.positive_share = ()
     # Folder of the films decoded once; "auto": $COVJAX_CACHE, else ~/.cache/covjax; "":
     # the films are decoded each time.
     config.data.cache = "auto"
@@ -50,11 +57,22 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.augment.tone_prob = 0.5
     config.augment.brightness = 0.2  # share of full scale, each way
     config.augment.contrast = 0.2  # 0.2: from 0.8 to 1.2
+    # Beyond the study; a probability of 0 leaves a transform out.
+    config.augment.gamma_prob = 0.0
+    config.augment.gamma = 0.3  # 0.3: exponents of the levels from 0.7 to 1.3
+    config.augment.noise_prob = 0.0
+    config.augment.noise = 0.05  # largest standard deviation, share of full scale
 
     config.model = ml_collections.ConfigDict()
     config.model.width = 64
     config.model.depth = 4
     config.model.norm = "batch"  # "batch" or "group"
+    # What the levels of a film become: "unit" (0 to 1), "standard" (mean 0 and variance
+    # 1 over what is shown of it) or "equal" (their rank among those of the film).
+    config.model.intensity = "unit"
+    config.model.residual = False  # a way past each block of the encoder
+    config.model.presence = False  # a head that tells whether there is a finding at all
+    config.model.deep_supervision = 0  # coarser levels of the decoder that have a head
     config.model.upsample = "transpose"  # or "depth_to_space", faster on a CPU
     config.model.dropout = 0.0
     config.model.dtype = "bfloat16"  # of the computation; parameters are float32
@@ -63,12 +81,24 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss = ml_collections.ConfigDict()
     config.loss.dice = 1.0
     config.loss.bce = 0.0
+    config.loss.focal = 0.0
+    config.loss.focal_gamma = 2.0  # 0: the cross entropy
+    config.loss.tversky = 0.0
+    config.loss.tversky_missed = 0.7  # weight of missed pixels; false ones: the rest
+    config.loss.over = "image"  # or "batch": sums of Dice and Tversky, over all devices
+    config.loss.presence = 0.0  # of the presence head's cross entropy
 
     config.optim = ml_collections.ConfigDict()  # AdamW, warm-up, cosine to 0
     config.optim.lr = 1e-3
     config.optim.weight_decay = 1e-4
     config.optim.warmup_epochs = 1.0
     config.optim.clip_norm = 1.0  # of the gradients; 0: no clipping
+    # The weights that are evaluated: "none" (the last), "ema" (their exponential moving
+    # average) or "epochs" (the mean of those at the end of the last epochs). Batch
+    # statistics are averaged likewise.
+    config.optim.average = "none"
+    config.optim.ema_decay = 0.998  # a step; less in the first steps
+    config.optim.average_epochs = 3
 
     config.train = ml_collections.ConfigDict()
     config.train.epochs = 20
@@ -77,11 +107,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.threshold = 0.5  # probability above which a pixel is foreground
+    config.eval.flip = False  # average the logits of a film and of its mirror image
+    # The best epoch has the highest Dice (`all`) on Val, "untuned" at the threshold
+    # above or "tuned" at the operating point that Val gives this epoch.
+    config.eval.choose = "untuned"
 
     config.transfer = ml_collections.ConfigDict()
     # Leaves that start anew although --init_from is given: regular expressions,
     # searched in names like "params/head/kernel". All others must be found there.
     config.transfer.fresh = ("^params/head/",)
+    # Parameters that stay as they came for the first epochs: regular expressions, too.
+    config.transfer.frozen = ()
+    config.transfer.frozen_epochs = 0
 
     if variant:  # a CPU
         config.model.dtype = "float32"

@@ -1,6 +1,6 @@
 """The operating point: what turns probabilities into a mask, chosen on Val.
 
-    probability -> blank, if the film's presence score is below `presence`
+    probability -> blank, if the film's presence is below `presence`
                 -> foreground, where it is above `threshold`
                 -> without areas of fewer than `min_area` pixels
 
@@ -39,7 +39,7 @@ class OperatingPoint:
     Attributes:
       threshold: a pixel is foreground if its probability is above it.
       min_area: connected areas of fewer pixels are dropped.
-      presence: a film whose presence score is below it stays blank.
+      presence: a film whose presence is below it stays blank.
     """
 
     threshold: float
@@ -53,7 +53,7 @@ class OperatingPoint:
 
         Args:
           levels: probabilities times 255, uint8 [n, H, W].
-          presence: scores from `presence_scores`, [n]; None: of these levels.
+          presence: of a presence head, [n]; None: the scores of these levels.
         """
         if presence is None:
             presence = presence_scores(levels)
@@ -80,17 +80,21 @@ def areas_to_try(pixels: int) -> list[int]:
     return sorted({0, *(pixels >> k for k in range(5, 13))})
 
 
-def calibrate(levels: np.ndarray, truths: np.ndarray) -> tuple[OperatingPoint, float]:
+def calibrate(
+    levels: np.ndarray, truths: np.ndarray, presence: np.ndarray | None = None
+) -> tuple[OperatingPoint, float]:
     """Searches the operating point with the highest mean Dice of family `all`.
 
     Args:
       levels: probabilities times 255 of the films of Val, uint8 [n, H, W], n > 0.
       truths: their masks, uint8 [n, H, W] in {0, 1}.
+      presence: of a presence head, [n]; None: the scores of these levels.
 
     Returns:
       The point, and the mean Dice that it reaches on these films.
     """
-    presence = presence_scores(levels)
+    if presence is None:
+        presence = presence_scores(levels)
     sizes = areas_to_try(levels[0].size)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         kept = np.stack(list(threads.map(_film_dice, levels, truths)))

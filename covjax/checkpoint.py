@@ -104,12 +104,13 @@ class Checkpoints:
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    return {
+    tree = {
         "step": state.step,
         "params": state.params,
         "batch_stats": state.batch_stats,
         "opt_state": state.opt_state,
     }
+    return tree if state.averaged is None else tree | {"averaged": state.averaged}
 
 
 def exists(workdir: Path) -> bool:
@@ -165,6 +166,8 @@ def fingerprint(folder: Path) -> str:
 def read_variables(folder: Path) -> dict[str, Any]:
     """Reads parameters and batch statistics of a checkpoint, whatever their shapes.
 
+    Where the run averages them, these are the averages: what it is judged by.
+
     Args:
       folder: RUN/checkpoints/STEP.
 
@@ -180,13 +183,17 @@ def read_variables(folder: Path) -> dict[str, Any]:
     path = epath.Path(folder / _STATE).absolute()
     try:
         stored = handler.metadata(path).tree
+        held = stored.get("averaged", stored)
         wanted = {
-            name: jax.tree.map(lambda _: 0, stored.get(name, {}))
+            name: jax.tree.map(lambda _: 0, held.get(name, {}))
             for name in ("params", "batch_stats")
         }
-        return handler.restore(
-            path, args=ocp.args.PyTreeRestore(item=wanted, partial_restore=True)
+        args = ocp.args.PyTreeRestore(
+            item=wanted if held is stored else {"averaged": wanted},
+            partial_restore=True,
         )
+        restored = handler.restore(path, args=args)
+        return restored.get("averaged", restored)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         logging.debug("restore failed", exc_info=True)
         raise UsageError(f"{folder}: not a whole checkpoint ({error})") from None

@@ -26,12 +26,37 @@ NOT_IDENTITY = {
 _SINCE = {
     "data.lung_run": "",
     "data.roi_dilate": 0,
+    "data.roi_as": "cut",
+    "data.train_share": 1.0,
+    "data.positive_share": (),
     "data.cache": "auto",
     "augment.where": "host",
+    "augment.gamma_prob": 0.0,
+    "augment.gamma": 0.3,
+    "augment.noise_prob": 0.0,
+    "augment.noise": 0.05,
     "model.remat": False,
+    "model.intensity": "unit",
+    "model.residual": False,
+    "model.presence": False,
+    "model.deep_supervision": 0,
+    "loss.focal": 0.0,
+    "loss.focal_gamma": 2.0,
+    "loss.tversky": 0.0,
+    "loss.tversky_missed": 0.7,
+    "loss.over": "image",
+    "loss.presence": 0.0,
+    "optim.average": "none",
+    "optim.ema_decay": 0.998,
+    "optim.average_epochs": 3,
+    "eval.flip": False,
+    "eval.choose": "untuned",
+    "transfer.frozen": (),
+    "transfer.frozen_epochs": 0,
 }
 
 ROIS = ("none", "truth", "predicted", "outside")
+PIXEL_LOSSES = ("dice", "bce", "focal", "tversky")  # weights in `config.loss`
 
 Tree = Mapping[str, Any] | ml_collections.ConfigDict
 _Check = tuple[Callable[[Any], bool], str]
@@ -50,12 +75,19 @@ def _between(low: float, high: float) -> _Check:
 
 
 _PROBABILITY = _between(0, 1)
+_FLAG = (lambda v: isinstance(v, bool), "True or False")
 
 _CHECKS: dict[str, _Check] = {
     "seed": _between(0, 2**32 - 1),
     "data.task": _one_of("lung", "infection"),
     "data.roi": _one_of(*ROIS),
     "data.roi_dilate": _at_least(0),
+    "data.roi_as": _one_of("cut", "channel"),
+    "data.train_share": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "data.positive_share": (
+        lambda v: len(v) in (0, 2) and all(0 <= share <= 1 for share in v),
+        "(first, last), each from 0 to 1, or () for films as they come",
+    ),
     "data.lung_run": (lambda v: isinstance(v, str), "a run's folder, or ''"),
     "data.cache": (lambda v: isinstance(v, str), "a folder, 'auto' or ''"),
     "data.image_size": _at_least(8),
@@ -75,23 +107,43 @@ _CHECKS: dict[str, _Check] = {
     "augment.tone_prob": _PROBABILITY,
     "augment.brightness": _between(0, 1),
     "augment.contrast": _between(0, 1),
+    "augment.gamma_prob": _PROBABILITY,
+    "augment.gamma": (lambda v: 0 <= v < 1, "from 0, below 1"),
+    "augment.noise_prob": _PROBABILITY,
+    "augment.noise": _between(0, 1),
     "model.width": _at_least(1),
     "model.depth": _between(1, 8),
     "model.norm": _one_of("batch", "group"),
     "model.upsample": _one_of("transpose", "depth_to_space"),
     "model.dropout": (lambda v: 0 <= v < 1, "from 0, below 1"),
     "model.dtype": _one_of("float32", "bfloat16"),
-    "model.remat": (lambda v: isinstance(v, bool), "True or False"),
+    "model.remat": _FLAG,
+    "model.intensity": _one_of("unit", "standard", "equal"),
+    "model.residual": _FLAG,
+    "model.presence": _FLAG,
+    "model.deep_supervision": _at_least(0),
     "loss.dice": _at_least(0),
     "loss.bce": _at_least(0),
+    "loss.focal": _at_least(0),
+    "loss.focal_gamma": _at_least(0),
+    "loss.tversky": _at_least(0),
+    "loss.tversky_missed": _between(0, 1),
+    "loss.over": _one_of("image", "batch"),
+    "loss.presence": _at_least(0),
     "optim.lr": (lambda v: v > 0, "above 0"),
     "optim.weight_decay": _at_least(0),
     "optim.warmup_epochs": _at_least(0),
     "optim.clip_norm": _at_least(0),
+    "optim.average": _one_of("none", "ema", "epochs"),
+    "optim.ema_decay": (lambda v: 0 < v < 1, "above 0, below 1"),
+    "optim.average_epochs": _at_least(1),
     "train.epochs": _at_least(1),
     "train.batch_size": _at_least(1),
     "train.log_every": _at_least(1),
     "eval.threshold": (lambda v: 0 < v < 1, "above 0, below 1"),
+    "eval.flip": _FLAG,
+    "eval.choose": _one_of("untuned", "tuned"),
+    "transfer.frozen_epochs": _at_least(0),
 }
 
 
@@ -113,12 +165,35 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
         finite = not isinstance(value, float) or math.isfinite(value)
         if not right or not finite:
             raise UsageError(f"config.{name} = {value!r}: must be {allowed}")
-    if config.loss.dice + config.loss.bce == 0:
-        raise UsageError("config.loss.dice and config.loss.bce are both 0")
+    if not any(config.loss[name] for name in PIXEL_LOSSES):
+        raise UsageError(
+            f"config.loss: {', '.join(PIXEL_LOSSES)} are all 0; one has to be above"
+        )
+    if bool(config.loss.presence) != config.model.presence:
+        raise UsageError(
+            f"config.loss.presence = {config.loss.presence} and config.model.presence"
+            f" = {config.model.presence}: a presence head needs a loss, and only one"
+            " that is there can have one"
+        )
+    if config.model.deep_supervision >= config.model.depth:
+        raise UsageError(
+            f"config.model.deep_supervision = {config.model.deep_supervision}: must be"
+            f" below config.model.depth = {config.model.depth}"
+        )
     if config.optim.warmup_epochs >= config.train.epochs:
         raise UsageError(
             f"config.optim.warmup_epochs = {config.optim.warmup_epochs}: must be below"
             f" config.train.epochs = {config.train.epochs}"
+        )
+    if config.transfer.frozen_epochs and not config.transfer.frozen:
+        raise UsageError(
+            f"config.transfer.frozen_epochs = {config.transfer.frozen_epochs}, and"
+            " config.transfer.frozen names no parameters"
+        )
+    if config.transfer.frozen_epochs and not config.init_from:
+        raise UsageError(
+            "config.transfer.frozen_epochs needs --init_from: parameters that start"
+            " anew must not be frozen"
         )
     step = 2**config.model.depth
     if config.data.image_size % step:
@@ -130,6 +205,18 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             f"config.data.roi = {config.data.roi!r}: must be 'none' where"
             " config.data.task is 'lung' (the lungs are the answer)"
+        )
+    if config.data.task == "lung" and (
+        config.data.positive_share or config.model.presence
+    ):
+        raise UsageError(
+            "config.data.positive_share and config.model.presence are of the infection:"
+            " every film has lungs"
+        )
+    if config.data.roi == "none" and config.data.roi_as == "channel":
+        raise UsageError(
+            "config.data.roi_as = 'channel': must be 'cut' where config.data.roi is"
+            " 'none' (there is no mask to show beside the film)"
         )
     if config.data.roi == "none" and config.data.roi_dilate:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The study's three augmentations as arrays of jax, inside the compiled train step.
+"""The augmentations as arrays of jax, inside the compiled train step.
 
 They do what data/augment.py does through Albumentations and OpenCV: the same
 distributions, though other draws; the same matrix about the same centre; a film
@@ -23,9 +23,10 @@ Record = dict[str, jax.Array]  # of a film, as `read_film` names its parts
 
 
 class Draw(NamedTuple):
-    """What happens to one film; each a scalar, float32 but for `flip`.
+    """What happens to one film; each a scalar, float32 but for `flip` and `noise`.
 
-    A transform that does not happen has the values that change nothing.
+    A transform that does not happen has the values that change nothing. Those beyond
+    the study are None where they never happen: then nothing of them is computed.
 
     Attributes:
       flip: whether left and right are exchanged, bool.
@@ -35,6 +36,8 @@ class Draw(NamedTuple):
       shift_y: whole pixels down.
       contrast: factor of the levels.
       brightness: levels added after that.
+      gamma: exponent of the levels, as shares of full scale, after that.
+      noise: levels added to each pixel at last, float32 [H, W].
     """
 
     flip: jax.Array
@@ -44,10 +47,12 @@ class Draw(NamedTuple):
     shift_y: jax.Array
     contrast: jax.Array
     brightness: jax.Array
+    gamma: jax.Array | None = None
+    noise: jax.Array | None = None
 
 
 class DeviceAugment(Strengths):
-    """Flips, moves and re-exposes a film together with its masks, on the device."""
+    """Does on the device what data/augment.py does to a film and its masks."""
 
     def __call__(self, record: Record, seed: jax.Array) -> Record:
         """Augments one film.
@@ -58,7 +63,8 @@ class DeviceAugment(Strengths):
 
         Returns:
           The same keys, shapes, dtypes; masks stay in {0, 1}. Where the film moves
-          away, pixels are 0. A film to which nothing happens keeps every bit.
+          away, pixels are 0 until brightness and noise change them as any others. A
+          film to which nothing happens keeps every bit.
         """
         return apply(self.draw(seed, *record["image"].shape), record)
 
@@ -70,7 +76,8 @@ class DeviceAugment(Strengths):
           height: of the film, pixels.
           width: of the film, pixels.
         """
-        u = jax.random.uniform(jax.random.key(seed), (9,))
+        key = jax.random.key(seed)
+        u = jax.random.uniform(key, (9,))
         signed = 2 * u - 1  # from -1 to 1
         affine, tone = u[1] < self.affine_prob, u[6] < self.tone_prob
         return Draw(
@@ -82,7 +89,24 @@ class DeviceAugment(Strengths):
             shift_y=jnp.where(affine, jnp.trunc(self.shift * height * signed[5]), 0.0),
             contrast=jnp.where(tone, 1 + self.contrast * signed[7], 1.0),
             brightness=jnp.where(tone, 255 * self.brightness * signed[8], 0.0),
+            gamma=self._draw_gamma(jax.random.fold_in(key, 9)),
+            noise=self._draw_noise(jax.random.fold_in(key, 10), (height, width)),
         )
+
+    # Keys of their own: the nine numbers above stay what they are for the study alone.
+    def _draw_gamma(self, key: jax.Array) -> jax.Array | None:
+        if not self.gamma_prob:
+            return None
+        u = jax.random.uniform(key, (2,))
+        return jnp.where(u[0] < self.gamma_prob, 1 + self.gamma * (2 * u[1] - 1), 1.0)
+
+    def _draw_noise(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array | None:
+        if not self.noise_prob:
+            return None
+        which, pixels = jax.random.split(key)
+        u = jax.random.uniform(which, (2,))
+        deviation = jnp.where(u[0] < self.noise_prob, 255 * self.noise * u[1], 0.0)
+        return deviation * jax.random.normal(pixels, shape)
 
 
 def apply(draw: Draw, record: Record) -> Record:
@@ -102,9 +126,18 @@ def apply(draw: Draw, record: Record) -> Record:
         )
         for name, pixels in record.items()
     }
-    # Cut off, not rounded, as Albumentations' table of 256 levels is.
-    toned = moved["image"] * draw.contrast + draw.brightness
-    return moved | {"image": jnp.clip(toned, 0, 255).astype(jnp.uint8)}
+    film = _as_levels(moved["image"] * draw.contrast + draw.brightness)
+    if draw.gamma is not None:
+        curved = _as_levels(255 * (film / 255) ** draw.gamma)
+        film = jnp.where(draw.gamma == 1, film, curved)  # to the last bit
+    if draw.noise is not None:
+        film = _as_levels(film + draw.noise)
+    return moved | {"image": film}
+
+
+def _as_levels(film: jax.Array) -> jax.Array:
+    """Returns uint8, cut off, not rounded: each transform of Albumentations ends so."""
+    return jnp.clip(film, 0, 255).astype(jnp.uint8)
 
 
 def _places(draw: Draw, height: int, width: int) -> tuple[jax.Array, jax.Array]:

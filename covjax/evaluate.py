@@ -181,6 +181,7 @@ class _Evaluation:
         self._finder = None if config.data.roi == "outside" else finder
         self._points = read_points(workdir)
         self._films, self._masks = dict(films), dict[str, SplitMasks]()
+        self._of_val = dict[str, Outputs]()  # region → outputs, which are asked for twice
 
     def regions(self) -> list[str]:
         """Returns what the network is to be shown, its own way first."""
@@ -190,6 +191,8 @@ class _Evaluation:
         ways = [own, "truth", "predicted", "none", "outside"]
         if self._finder is None:
             ways.remove("predicted")
+        if self._config.data.roi_as == "channel":
+            ways.remove("none")  # lungs that are nowhere are nothing it was trained for
         return list(dict.fromkeys(ways))
 
     def remove_others(self) -> None:
@@ -213,10 +216,11 @@ class _Evaluation:
         if _holds(self._points.get(roi, {}), about):
             return
         self._say("Val", roi, "to choose the operating point")
-        outputs = self._predict("Val", roi)
+        outputs = self._of_val[roi] = self._predict("Val", roi)
         if not parallel.is_main():
             return
-        point, dice = calibrate(outputs.levels, self._split_masks("Val").truth)
+        truth = self._split_masks("Val").truth
+        point, dice = calibrate(outputs.levels, truth, outputs.presence)
         for other in ("train", "val", "test"):  # at the point that was before
             remove_results(self._workdir / "results", self._stem(other, roi))
         self._points[roi] = dataclasses.asdict(point) | {
@@ -232,7 +236,8 @@ class _Evaluation:
     def score(self, split: str, roi: str) -> None:
         """Evaluates a split in one way; draws it, if it is the one that heads it."""
         self._say(split, roi)
-        outputs = self._predict(split, roi)
+        known = self._of_val if split == "Val" else {}
+        outputs = known[roi] if roi in known else self._predict(split, roi)
         if not parallel.is_main():
             return
         evaluated, summary = self._measure(split, roi, outputs)
@@ -281,7 +286,7 @@ class _Evaluation:
         data = self._config.data
         draw_split(
             self._workdir / "figures", evaluated, summary,
-            region=Region(roi, data.roi_dilate),
+            region=Region(roi, data.roi_dilate, data.roi_as),
             title=f"{phantom_prefix(self._root)}{data.task}, {split}; shown:"
             f" {ROI_NAMES[roi]}; run: {self._workdir.name}",
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 There are three ways, which `config.augment.where` and the memory decide on:
 
-- "host": the pipeline augments and cuts, the device gets what the step takes;
+- "host": the pipeline augments and shows, the device gets what the step takes;
 - "device", the films lie there: the pipeline sends their indices and seeds;
 - "device", the films do not fit there: the pipeline sends them as they are.
 
@@ -28,6 +28,7 @@ from covjax.data.pipeline import (
     ReadUnaugmented,
     Region,
     make_reader,
+    make_region,
     make_train_dataset,
 )
 from covjax.data.strengths import strengths_of
@@ -37,7 +38,7 @@ from covjax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Augments, cuts and picks the target on the device, before the step.
+    """Augments, shows and picks the target on the device, before the step.
 
     Attributes:
       augment: changes a film and its masks, given a seed.
@@ -73,9 +74,9 @@ class Prepare:
         records = jax.vmap(self.augment)(records, batch["seed"])
         records = jax.lax.optimization_barrier(records)
         # After the augmentation, so that outside of the region is exactly 0.
-        image = jax.vmap(lambda record: self.region.cut(record, dilate))(records)
+        planes = jax.vmap(lambda record: self.region.planes(record, dilate))(records)
         prepared: Batch = {
-            "image": image[..., None],
+            "image": jnp.stack(planes, axis=-1),
             "mask": records[self.task][..., None],
             "index": batch["index"],
             "weight": batch["weight"],
@@ -105,11 +106,12 @@ def make_feed(
 
     Args:
       films: the training split.
-      config: the whole config; `data`, `augment`, `seed`, `train.batch_size` are read.
+      config: the whole config; `data`, `augment`, `seed`, `train` are read.
       steps: which steps of the run.
 
     Raises:
-      UsageError: if a batch is larger than the split.
+      UsageError: if a batch is larger than the split, or the share of positive films
+        asks for films of a kind that it lacks.
       DataError: if a film cannot be read, or its packed copy not written.
     """
     rank, world = parallel.process()
@@ -123,7 +125,7 @@ def make_feed(
     data = config.data
     prepare = Prepare(
         DeviceAugment(**strengths_of(config.augment)),
-        Region(data.roi, data.roi_dilate),
+        make_region(data),
         data.task,
     )
     told = "films are augmented on the device"

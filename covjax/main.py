@@ -37,7 +37,8 @@ def _main(_: list[str]) -> None:
         return evaluate_run(Path(workdir), _SPLIT.value.capitalize(), config)
     if config is None:
         raise UsageError("--config is missing, for example --config=configs/lung.py")
-    train_and_evaluate(config, Path(workdir) if workdir else run_dir.default(config))
+    folder = Path(workdir) if workdir else run_dir.default(config)
+    train_and_evaluate(config, folder, _SPLIT.value.capitalize())
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ import numpy as np
 from covjax import parallel
 from covjax.data.covidqu import Film
 from covjax.data.pipeline import make_eval_dataset
-from covjax.losses import make_loss
+from covjax.losses import make_loss, pixel_terms
+from covjax.metrics.detection import presence_scores
 from covjax.steps import eval_step, predict_step
+
+Terms = tuple[tuple[str, float], ...]  # of the loss that is reported
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +38,13 @@ class Outputs:
     Attributes:
       levels: probabilities times 255, rounded, uint8 [n, H, W].
       losses: float64 [n].
+      presence: how sure it is that there is a finding at all, in [0, 1], float64 [n]:
+        what its presence head says, else the score of its levels.
     """
 
     levels: np.ndarray
     losses: np.ndarray
+    presence: np.ndarray
 
 
 def score(
@@ -72,7 +78,8 @@ def predict_split(
     """Keeps the probability of every pixel of a split.
 
     Args:
-      config: `data`, `loss` and `train.batch_size` are read.
+      config: `data`, `loss`, `eval.flip`, `model.presence` and `train.batch_size` are
+        read.
       films: the split.
       state: replicated.
 
@@ -86,9 +93,14 @@ def predict_split(
     dataset = make_eval_dataset(films, config=config, rank=rank, world=world)
     n, side = len(films), config.data.image_size
     kept = {"levels": np.zeros((n, side, side), np.uint8), "loss": np.zeros(n)}
-    step = _compile_predict_step(config.loss.dice, config.loss.bce)
+    if config.model.presence:
+        kept["presence"] = np.zeros(n)
+    step = _compile_predict_step(_terms(config), config.eval.flip)
     _collect(step, state, dataset, kept)
-    return Outputs(kept["levels"], kept["loss"])
+    presence = kept.get("presence")
+    if presence is None:
+        presence = presence_scores(kept["levels"])
+    return Outputs(kept["levels"], kept["loss"], presence)
 
 
 def _collect(
@@ -123,23 +135,28 @@ def _store(result: Any, kept: dict[str, np.ndarray], seen: np.ndarray) -> None:
 
 
 def compile_eval_step(config: ml_collections.ConfigDict) -> Callable[[Any, Any], Any]:
-    """Returns the compiled `eval_step` with the config's loss and threshold."""
-    return _compile_eval_step(config.loss.dice, config.loss.bce, config.eval.threshold)
+    """Returns the compiled `eval_step` with the config's loss, threshold and flip."""
+    return _compile_eval_step(_terms(config), config.eval.threshold, config.eval.flip)
 
 
 @functools.cache  # Val after each epoch shares one program
 def _compile_eval_step(
-    dice: float, bce: float, threshold: float
+    terms: Terms, threshold: float, flip: bool
 ) -> Callable[[Any, Any], Any]:
+    loss_fn = make_loss(**dict(terms))
     return parallel.compile_eval_step(
-        functools.partial(
-            eval_step, loss_fn=make_loss(dice=dice, bce=bce), threshold=threshold
-        )
+        functools.partial(eval_step, loss_fn=loss_fn, threshold=threshold, flip=flip)
     )
 
 
 @functools.cache  # all splits and regions share one program
-def _compile_predict_step(dice: float, bce: float) -> Callable[[Any, Any], Any]:
+def _compile_predict_step(terms: Terms, flip: bool) -> Callable[[Any, Any], Any]:
+    loss_fn = make_loss(**dict(terms))
     return parallel.compile_eval_step(
-        functools.partial(predict_step, loss_fn=make_loss(dice=dice, bce=bce))
+        functools.partial(predict_step, loss_fn=loss_fn, flip=flip)
     )
+
+
+def _terms(config: ml_collections.ConfigDict) -> Terms:
+    """Returns the arguments of `make_loss`, so that they can be a key."""
+    return tuple(pixel_terms(config.loss).items())

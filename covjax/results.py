@@ -25,7 +25,7 @@ from covjax.calibrate import OperatingPoint
 from covjax.data.covidqu import Film, read_masks
 from covjax.files import write_whole
 from covjax.metrics.counts import count_pixels, dice_per_image, iou_per_image
-from covjax.metrics.detection import presence_scores, summarize_detection
+from covjax.metrics.detection import summarize_detection
 from covjax.metrics.families import summarize
 from covjax.metrics.groups import by_class, by_lesion_size
 from covjax.metrics.pixels import summarize_pixels
@@ -120,8 +120,7 @@ def measure(
       task: "lung" or "infection".
       roi: what the network was shown.
     """
-    presence = presence_scores(outputs.levels)
-    output = point.masks(outputs.levels, presence)
+    output = point.masks(outputs.levels, outputs.presence)
     seen = masks.found_lung if roi == "predicted" else masks.lung
     assert seen is not None, "lungs were predicted, and their masks not read"
     hd95, surface_dice = boundary_rows(masks.truth, output, tolerance=TOLERANCE)
@@ -129,7 +128,7 @@ def measure(
     infection = task == "infection"
     rows = {
         "loss": outputs.losses,
-        "presence": presence,
+        "presence": outputs.presence,
         "lung": np.count_nonzero(seen, axis=(1, 2)),
         "true_share": _share(masks.truth, masks.lung) if infection else unknown,
         "found_share": _share(output, seen) if infection else unknown,

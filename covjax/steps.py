@@ -7,21 +7,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from covjax.averaging import Rate, average
 from covjax.metrics.counts import confusion_counts, to_levels
 from covjax.train_state import TrainState
-from covjax.types import AXIS, Batch, LossFn, Metrics
+from covjax.types import AXIS, Batch, LossFn, Metrics, Objective, Prediction
 
 
 def train_step(
-    state: TrainState, batch: Batch, rng: jax.Array, *, loss_fn: LossFn
+    state: TrainState,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    objective: Objective,
+    averaging: Rate | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Takes one optimizer step on the mean loss of the batch of all devices.
+    """Takes one optimizer step on the mean objective of the batch of all devices.
 
     Args:
       state: the state before, the same on every device.
       batch: this device's share; a training batch has no padding.
       rng: the run's dropout key; the step and the device are folded in.
-      loss_fn: (logits, masks) → losses [B].
+      objective: (prediction, masks) → what is lowered, [B].
+      averaging: number of steps taken → how far the averages move to the newest
+        weights; None: the state holds no averages.
 
     Returns:
       The state after, and the means over all devices: `loss`, and `grad_norm` before
@@ -32,14 +40,14 @@ def train_step(
 
     def mean_loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, updates = state.apply_fn(
+        prediction, updates = state.apply_fn(
             variables,
             scale_pixels(batch["image"]),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": key},
         )
-        losses = loss_fn(logits, batch["mask"].astype(jnp.float32))
+        losses = objective(prediction, batch["mask"].astype(jnp.float32))
         return jnp.mean(losses), updates.get("batch_stats", {})
 
     (loss, batch_stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(
@@ -48,25 +56,35 @@ def train_step(
     # Every device has as many images, so the mean of means is the mean.
     grads, loss = jax.lax.pmean((grads, loss), AXIS)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
+    state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+    if averaging is not None:
+        rate = averaging(state.step)
+        state = state.replace(averaged=average(state.averaged, state.variables(), rate))
+    return state, metrics
 
 
 def eval_step(
-    state: TrainState, batch: Batch, *, loss_fn: LossFn, threshold: float
+    state: TrainState,
+    batch: Batch,
+    *,
+    loss_fn: LossFn,
+    threshold: float,
+    flip: bool = False,
 ) -> dict[str, jax.Array]:
     """Scores every image of the batch, padding included; averages nothing.
 
     Args:
-      state: parameters and batch statistics are read.
+      state: the variables that are evaluated are read.
       batch: this device's share.
       loss_fn: (logits, masks) → losses [B].
       threshold: a pixel is foreground if level / 255 is above it.
+      flip: whether the mirror image is asked as well.
 
     Returns:
       `loss` float32 [B], `counts` int32 [B, 4] (TP, FP, FN, TN), and the batch's
       `index` and `weight`.
     """
-    logits = _logits(state, batch)
+    logits = _predict(state, batch, flip).logits
     return {
         "loss": loss_fn(logits, batch["mask"].astype(jnp.float32)),
         "counts": confusion_counts(logits, batch["mask"], threshold=threshold),
@@ -76,26 +94,31 @@ def eval_step(
 
 
 def predict_step(
-    state: TrainState, batch: Batch, *, loss_fn: LossFn
+    state: TrainState, batch: Batch, *, loss_fn: LossFn, flip: bool = False
 ) -> dict[str, jax.Array]:
     """Returns what an evaluation keeps of every image, padding included.
 
     Args:
-      state: parameters and batch statistics are read.
+      state: the variables that are evaluated are read.
       batch: this device's share.
       loss_fn: (logits, masks) → losses [B].
+      flip: whether the mirror image is asked as well.
 
     Returns:
       `levels` uint8 [B, H, W], probabilities times 255, rounded; `loss` float32 [B];
-      and the batch's `index` and `weight`.
+      with a presence head `presence`, its probability, float32 [B]; and the batch's
+      `index` and `weight`.
     """
-    logits = _logits(state, batch)
-    return {
-        "levels": to_levels(logits)[..., 0],
-        "loss": loss_fn(logits, batch["mask"].astype(jnp.float32)),
+    prediction = _predict(state, batch, flip)
+    kept = {
+        "levels": to_levels(prediction.logits)[..., 0],
+        "loss": loss_fn(prediction.logits, batch["mask"].astype(jnp.float32)),
         "index": batch["index"],
         "weight": batch["weight"],
     }
+    if prediction.presence is not None:
+        kept["presence"] = jax.nn.sigmoid(prediction.presence)
+    return kept
 
 
 def scale_pixels(images: jax.Array) -> jax.Array:
@@ -103,5 +126,12 @@ def scale_pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255.0
 
 
-def _logits(state: TrainState, batch: Batch) -> jax.Array:
-    return state.apply_fn(state.variables(), scale_pixels(batch["image"]), train=False)
+def _predict(state: TrainState, batch: Batch, flip: bool) -> Prediction:
+    """Returns a prediction; with `flip`, the mean of the film's and its mirror's."""
+    images = scale_pixels(batch["image"])
+    seen = state.apply_fn(state.evaluated(), images, train=False)
+    if not flip:
+        return seen
+    mirrored = state.apply_fn(state.evaluated(), images[:, :, ::-1], train=False)
+    mirrored = mirrored._replace(logits=mirrored.logits[:, :, ::-1])
+    return jax.tree.map(lambda a, b: (a + b) / 2, seen, mirrored)

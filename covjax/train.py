@@ -9,18 +9,18 @@ import ml_collections
 import numpy as np
 import optax
 
-from covjax import checkpoint, evaluate, outputs, parallel, run_dir
+from covjax import checkpoint, evaluate, parallel, run_dir
+from covjax.averaging import Rate, make_averaging
 from covjax.checkpoint import Checkpoints, best_of, read_variables
 from covjax.config import validate_config
-from covjax.data.covidqu import Film
-from covjax.data.pipeline import make_eval_dataset
+from covjax.data.pipeline import make_region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import Diverged, UsageError
 from covjax.feed import make_feed
 from covjax.interrupt import Interrupt, Interrupted
-from covjax.losses import make_loss
+from covjax.judge import make_judge
+from covjax.losses import make_objective
 from covjax.lungs import make_finder
-from covjax.metrics.families import FAMILIES, summarize
 from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
 from covjax.report.figures import draw_curves
@@ -30,8 +30,10 @@ from covjax.train_state import TrainState, create_train_state, start_state
 from covjax.transfer import Transfer, format_transfer, transfer
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Trains one stage, or goes on with it, then evaluates its best epoch on Test.
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: Path, split: str = "Test"
+) -> None:
+    """Trains one stage, or goes on with it, then evaluates its best epoch.
 
     The state starts from the newest checkpoint in `workdir`; else from the run that
     `config.init_from` names; else from random parameters.
@@ -39,6 +41,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
     Args:
       config: as configs/*.py make it.
       workdir: the run's folder.
+      split: on which it is evaluated; an experiment that compares arms takes "Val".
 
     Raises:
       UsageError: if config, data, folder or `init_from` cannot be used; nothing that
@@ -58,12 +61,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
             f" {len(films['Train'])} Train films"
         )
     schedule = make_schedule(config, steps_per_epoch)
+    averaging = make_averaging(config, steps_per_epoch)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     state = create_train_state(
         make_model(config),
-        make_optimizer(config, schedule),
+        make_optimizer(config, schedule, steps_per_epoch),
         init_key,
         image_size=config.data.image_size,
+        channels=make_region(config.data).channels,
     )
     moved = None
     if config.init_from and not checkpoint.exists(workdir):
@@ -73,7 +78,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
     films = evaluate.show_lungs(config, workdir, films, finder)
 
     with Checkpoints(workdir) as checkpoints:
-        state, origin = _start(state, checkpoints, moved, config.init_from)
+        state, origin = _start(
+            state, checkpoints, moved, config.init_from, averaged=averaging is not None
+        )
         with RunLog(
             workdir,
             start=int(state.step),
@@ -85,8 +92,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
             log.say(origin)
             with Interrupt() as interrupt:
                 _fit(
-                    config, films, state, checkpoints, log, schedule, dropout_key,
-                    interrupt,
+                    config, films, state, checkpoints, log, schedule, averaging,
+                    dropout_key, interrupt,
                 )  # fmt: skip
     if parallel.is_main():
         kind = phantom_prefix(root)
@@ -95,7 +102,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> None
             read_metrics(workdir),
             f"{kind}{config.data.task}: {workdir.name}",
         )
-    evaluate.evaluate_best(config, workdir, root, films, "Test", finder)
+    evaluate.evaluate_best(config, workdir, root, films, split, finder)
 
 
 def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
@@ -109,16 +116,24 @@ def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
 
 
 def _start(
-    state: TrainState, checkpoints: Checkpoints, moved: Transfer | None, init_from: str
+    state: TrainState,
+    checkpoints: Checkpoints,
+    moved: Transfer | None,
+    init_from: str,
+    *,
+    averaged: bool,
 ) -> tuple[TrainState, str]:
     """Returns the state to go on from, and a text that says where it comes from."""
+    origin = "every leaf starts anew (no --init_from)"
+    if moved is not None:
+        state = start_state(state.apply_fn, state.tx, **moved.variables)
+        origin = format_transfer(moved, init_from)
+    if averaged:
+        state = state.replace(averaged=state.variables())
     reached = checkpoints.latest()
     if reached is not None:
         return checkpoints.restore(state, reached), f"resumed at step {reached}"
-    if moved is not None:
-        state = start_state(state.apply_fn, state.tx, **moved.variables)
-        return state, format_transfer(moved, init_from)
-    return state, "every leaf starts anew (no --init_from)"
+    return state, origin
 
 
 def _describe(
@@ -138,6 +153,7 @@ def _fit(
     checkpoints: Checkpoints,
     log: RunLog,
     schedule: optax.Schedule,
+    averaging: Rate | None,
     dropout_key: jax.Array,
     interrupt: Interrupt,
 ) -> None:
@@ -151,7 +167,7 @@ def _fit(
     start, total = int(state.step), config.train.epochs * steps_per_epoch
     if start == total:
         return
-    loss_fn = make_loss(dice=config.loss.dice, bce=config.loss.bce)
+    objective = make_objective(**config.loss)
     device_state = parallel.replicate(state)
     # After the state, so that the memory that is still free can be measured.
     feed = make_feed(films["Train"], config=config, steps=range(start, total))
@@ -159,12 +175,10 @@ def _fit(
     prepare = feed.prepare  # alone: a compiled step outlives the batches
     step_fn = parallel.compile_train_step(
         lambda state, batch, rng: train_step(
-            state, prepare(batch), rng, loss_fn=loss_fn
+            state, prepare(batch), rng, objective=objective, averaging=averaging
         )
     )
-    eval_fn = outputs.compile_eval_step(config)
-    rank, world = parallel.process()
-    val_batches = make_eval_dataset(films["Val"], config=config, rank=rank, world=world)
+    judge = make_judge(config, films["Val"])
 
     pending = None  # (step, metrics) whose numbers were not read yet
     for step, batch in enumerate(feed.batches, start + 1):
@@ -188,14 +202,12 @@ def _fit(
         _read(pending, log, schedule, config.train.log_every)
         pending = None
         rate = log.images_per_second(step)
-        scores = outputs.score(eval_fn, device_state, val_batches, len(films["Val"]))
-        numbers = _val_numbers(scores, films["Val"], config.eval.threshold)
-        log.write(step, "val", numbers)
-        checkpoints.save(parallel.unreplicate(device_state), dice=numbers["all_dice"])
+        verdict = judge(device_state)
+        log.write(step, "val", verdict.numbers)
+        checkpoints.save(parallel.unreplicate(device_state), dice=verdict.dice)
         log.say(
             f"epoch {step // steps_per_epoch:3}/{config.train.epochs}  step {step}"
-            f"  {rate:.0f} images/s  val: loss {numbers['loss']:.4f}"
-            f"  Dice {numbers['all_dice']:.4f}  IoU {numbers['all_iou']:.4f}  (all)"
+            f"  {rate:.0f} images/s  val: {verdict.text}"
         )
         log.restart_clock(step)
 
@@ -220,25 +232,3 @@ def _read(
     if step % log_every == 0:
         numbers["lr"] = np.asarray(schedule(step - 1)).item()
         log.write(step, "train", numbers)
-
-
-def _val_numbers(
-    scores: outputs.Scores, films: list[Film], threshold: float
-) -> dict[str, Any]:
-    summary = summarize(
-        scores.counts,
-        scores.losses,
-        [film.label for film in films],
-        threshold=threshold,
-        resamples=0,
-    )
-    numbers = {
-        f"{family}_{name}": summary[family][name]["mean"]
-        for family in FAMILIES
-        for name in ("dice", "iou")
-    }
-    return {
-        "loss": summary["loss"],
-        **numbers,
-        "blank_rate": summary["blank_rate"]["mean"],
-    }

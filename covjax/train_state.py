@@ -18,13 +18,20 @@ class TrainState(train_state.TrainState):
 
     Attributes:
       batch_stats: running means and variances of the batch norms; empty without them.
+      averaged: averages of both over the steps, as `variables` returns them; None where
+        none are taken.
     """
 
     batch_stats: Params
+    averaged: dict[str, Params] | None = None
 
     def variables(self) -> dict[str, Params]:
         """Returns what `apply_fn` takes: parameters and batch statistics."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def evaluated(self) -> dict[str, Params]:
+        """Returns the variables by which the run is judged: the averages, if any."""
+        return self.variables() if self.averaged is None else self.averaged
 
 
 def create_train_state(
@@ -33,16 +40,18 @@ def create_train_state(
     rng: jax.Array,
     *,
     image_size: int,
+    channels: int = 1,
 ) -> TrainState:
-    """Returns the state before the first step, on one device.
+    """Returns the state before the first step, on one device; it averages nothing.
 
     Args:
-      model: maps float [B, image_size, image_size, 1] to logits.
+      model: maps float [B, image_size, image_size, channels] to logits.
       tx: the optimizer.
       rng: key of the initial parameters.
       image_size: side of a film, pixels.
+      channels: of what the model is shown.
     """
-    image = jnp.zeros((1, image_size, image_size, 1))
+    image = jnp.zeros((1, image_size, image_size, channels))
     init = parallel.compile_once(lambda key: model.init(key, image, train=False))
     variables = init(rng)
     return start_state(

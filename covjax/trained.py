@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from covjax.checkpoint import best_of, fingerprint, read_variables
 from covjax.config import read_config
+from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
 from covjax.models import make_model
 from covjax.models.unet import UNet
@@ -52,15 +53,19 @@ def read_trained(path: str) -> Trained:
     run, step = run_of(checkpoint), step_of(checkpoint)
     config = read_config(run / CONFIG)
     model, variables = make_model(config), read_variables(checkpoint)
-    _check_fits(variables, model, config.data.image_size, checkpoint)
+    _check_fits(variables, model, config.data, checkpoint)
     state = inference_state(model.apply, **variables).replace(step=step)
     return Trained(run, config, step, fingerprint(checkpoint), state)
 
 
 def _check_fits(
-    variables: dict[str, Any], model: UNet, size: int, checkpoint: Path
+    variables: dict[str, Any],
+    model: UNet,
+    data: ml_collections.ConfigDict,
+    checkpoint: Path,
 ) -> None:
-    image = jnp.zeros((1, size, size, 1))
+    side = data.image_size
+    image = jnp.zeros((1, side, side, make_region(data).channels))
     init = functools.partial(model.init, train=False)
     expected = jax.eval_shape(init, jax.random.key(0), image)
     have, want = _shapes(variables), _shapes(expected)

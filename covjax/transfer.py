@@ -5,9 +5,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from flax import traverse_util
 
 from covjax.errors import UsageError
+
+# The leaves that see the film itself, [3, 3, C, width] and [C, width]. They may come from
+# a run of fewer channels; those that it lacks start at 0: they change nothing yet.
+FIRST = ("params/encoder_0/conv_0/kernel", "params/encoder_0/shortcut/kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +23,13 @@ class Transfer:
       variables: {"params": …, "batch_stats": …}, to start with.
       taken: names of the leaves that come from the source.
       fresh: names of the leaves that start anew.
+      widened: those of `taken` that got input channels of weight 0 beside the source's.
     """
 
     variables: dict[str, Any]
     taken: tuple[str, ...]
     fresh: tuple[str, ...]
+    widened: tuple[str, ...] = ()
 
 
 def transfer(
@@ -35,7 +42,8 @@ def transfer(
     """Takes every leaf of `target` from `source`, but for those that start anew.
 
     Nothing is left unexplained: each leaf of either tree is taken or matches a
-    pattern, and each pattern matches a leaf.
+    pattern, and each pattern matches a leaf. Shapes are the same, except that the first
+    convolution may be of more input channels here (a film, and the lungs beside it).
 
     Args:
       source: {"params": …, "batch_stats": …} of another run.
@@ -44,7 +52,7 @@ def transfer(
       name: of the source, for messages.
 
     Returns:
-      The tree to start with and both lists of names.
+      The tree to start with and the lists of names.
 
     Raises:
       UsageError: naming the first leaf that is missing, surplus or of another shape,
@@ -63,6 +71,13 @@ def transfer(
                 f" are named like {next(iter(sorted(new)))}"
             )
     started = {leaf for leaf in new if any(p.search(leaf) for p in patterns)}
+    widened = tuple(
+        leaf
+        for leaf in FIRST
+        if leaf not in started and _has_more_inputs(old.get(leaf), new.get(leaf))
+    )
+    for leaf in widened:
+        old[leaf] = _widen(old[leaf], new[leaf].shape[-2])
     for leaf in sorted((old.keys() | new.keys()) - started):
         if any(p.search(leaf) for p in patterns):
             continue  # surplus in the source, and explained
@@ -75,8 +90,9 @@ def transfer(
         if old[leaf].shape != new[leaf].shape:
             raise UsageError(
                 f"{leaf} is {tuple(old[leaf].shape)} in {name} and"
-                f" {tuple(new[leaf].shape)} here: set config.model (width, depth) as"
-                " it was there, or name the leaf in config.transfer.fresh"
+                f" {tuple(new[leaf].shape)} here: set config.model (width, depth)"
+                " and config.data.roi_as as they were there, or name the leaf in"
+                " config.transfer.fresh"
             )
     merged = {leaf: new[leaf] if leaf in started else old[leaf] for leaf in new}
     return Transfer(
@@ -84,7 +100,23 @@ def transfer(
         | traverse_util.unflatten_dict(merged, sep="/"),
         taken=tuple(sorted(new.keys() - started)),
         fresh=tuple(sorted(started)),
+        widened=widened,
     )
+
+
+def _has_more_inputs(old: Any, new: Any) -> bool:
+    """Tells whether two kernels [..., C, F] differ in that `new` has more inputs."""
+    if old is None or new is None or old.ndim != new.ndim:
+        return False
+    same = old.shape[:-2] == new.shape[:-2] and old.shape[-1] == new.shape[-1]
+    return same and old.shape[-2] < new.shape[-2]
+
+
+def _widen(kernel: Any, channels: int) -> np.ndarray:
+    """Returns a kernel [..., C, F] with inputs of weight 0 after its own."""
+    kernel = np.asarray(kernel)
+    missing = (*kernel.shape[:-2], channels - kernel.shape[-2], kernel.shape[-1])
+    return np.concatenate([kernel, np.zeros(missing, kernel.dtype)], axis=-2)
 
 
 def format_transfer(result: Transfer, name: str) -> str:
@@ -97,6 +129,10 @@ def format_transfer(result: Transfer, name: str) -> str:
     width = max(map(len, rows))
     lines = [
         f"{len(result.taken)} leaves from {name}, {len(result.fresh)} start anew",
+        *(
+            f"{leaf} is widened: input channels that were not there start at 0"
+            for leaf in result.widened
+        ),
         f"  {'module':{width}}  taken  anew",
     ]
     lines += [f"  {row:{width}}  {a:5}  {b:4}" for row, (a, b) in sorted(rows.items())]

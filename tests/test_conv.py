@@ -93,13 +93,13 @@ def test_a_unet_has_the_gradients_of_the_reference(monkeypatch):
 
     @functools.partial(jax.vmap, axis_name=AXIS, in_axes=(None, 0, 0))
     def loss(params, images, weights):
-        logits, _ = model.apply(
+        prediction, _ = model.apply(
             {"params": params, "batch_stats": variables["batch_stats"]},
             images,
             train=True,
             mutable=["batch_stats"],
         )
-        return jnp.vdot(logits, weights)
+        return jnp.vdot(prediction.logits, weights)
 
     def gradients():
         total = jax.grad(lambda p: loss(p, images[None], weights[None]).sum())

@@ -20,7 +20,8 @@ PROJECT = Path(__file__).parents[1]
 FLOORS = [
     ["", "errors", "types", "files", "interrupt", "config"]
     + ["command_line", "compilation"],
-    ["losses", "optim", "parallel", "models.conv"]
+    ["losses", "optim", "averaging", "parallel"]
+    + ["models.conv", "models.intensity"]
     + ["models.unet", "models"]
     + ["metrics.counts", "metrics.bootstrap", "metrics.families"]
     + ["metrics.surface", "metrics.detection", "metrics.reliability"]
@@ -34,6 +35,7 @@ FLOORS = [
         "data.masks",
         "data.progress",
         "data.packed",
+        "data.order",
         "data.strengths",
         "data.augment",
         "data.concurrency",
@@ -58,7 +60,7 @@ FLOORS = [
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
     + ["evaluate"],
-    ["feed", "train"],
+    ["feed", "judge", "train"],
     ["main"],
 ]
 

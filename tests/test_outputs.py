@@ -13,6 +13,7 @@ from covjax import outputs, parallel
 from covjax.data.covidqu import Film, read_film
 from covjax.data.pipeline import make_eval_dataset
 from covjax.train_state import TrainState
+from covjax.types import Prediction
 
 SIDE, N, BATCH = 32, 21, 16  # two batches, of which the second is padded by 11
 LABELS = ["COVID-19", "Non-COVID", "Normal"]
@@ -53,7 +54,8 @@ def config() -> ml_collections.ConfigDict:
 def state() -> TrainState:
     def apply(variables, images, *, train):
         assert not train
-        return images * variables["params"]["weight"] + variables["params"]["bias"]
+        params = variables["params"]
+        return Prediction(images * params["weight"] + params["bias"])
 
     state = TrainState.create(
         apply_fn=apply,

@@ -21,16 +21,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from configs import base
 from covjax import parallel
 from covjax.errors import UsageError
-from covjax.losses import make_loss
+from covjax.losses import make_loss, make_objective
 from covjax.metrics.counts import confusion_counts
 from covjax.models.unet import UNet
 from covjax.optim import make_optimizer, make_schedule
 from covjax.steps import eval_step, predict_step, train_step
 from covjax.train_state import TrainState, start_state
-from covjax.types import AXIS
+from covjax.types import AXIS, Prediction
 
 BATCH, SIDE = 16, 16
 LOSS = make_loss(dice=0.5, bce=0.5)
+OBJECTIVE = make_objective(dice=0.5, bce=0.5)
 MODEL = UNet(width=2, depth=1, upsample="depth_to_space")
 KEY = jax.random.key(3)
 STATE = ("step", "params", "batch_stats")
@@ -102,14 +103,14 @@ def start(devices) -> TrainState:
 
 @pytest.fixture(scope="module")
 def train_on_eight(devices) -> Callable[..., Any]:
-    return parallel.compile_train_step(functools.partial(train_step, loss_fn=LOSS))
+    return parallel.compile_train_step(functools.partial(train_step, objective=OBJECTIVE))
 
 
 @pytest.fixture(scope="module")
 def runs(start, train_on_eight, devices) -> dict[int, list[dict[str, Any]]]:
     """Devices (1 or 8) → after each of four steps, what every device holds."""
     on_one = jax.pmap(
-        functools.partial(train_step, loss_fn=LOSS),
+        functools.partial(train_step, objective=OBJECTIVE),
         axis_name=AXIS,
         in_axes=(0, 0, None),
         devices=devices[:1],
@@ -166,7 +167,7 @@ def test_loss_is_the_mean_over_the_films_and_grad_norm_that_of_its_gradient(
         logits = jax.vmap(
             lambda x: MODEL.apply(variables, x, train=True, mutable="batch_stats")[0],
             axis_name=AXIS,
-        )(images[None])[0]
+        )(images[None]).logits[0]
         return LOSS(logits, jnp.asarray(batch["mask"], jnp.float32)).mean()
 
     loss, grads = jax.jit(jax.value_and_grad(mean_loss))(
@@ -196,7 +197,8 @@ def test_the_key_of_dropout_differs_between_devices_and_steps(devices):
     def apply_fn(variables, images, *, train, mutable, rngs):
         # The "statistics" carry the key out of the step.
         key = jax.random.key_data(rngs["dropout"])
-        return variables["params"]["w"] * images, {"batch_stats": {"key": key}}
+        logits = variables["params"]["w"] * images
+        return Prediction(logits), {"batch_stats": {"key": key}}
 
     first = TrainState.create(
         apply_fn=apply_fn,
@@ -204,7 +206,7 @@ def test_the_key_of_dropout_differs_between_devices_and_steps(devices):
         params={"w": jnp.ones(())},
         batch_stats={"key": jnp.zeros(2, jnp.uint32)},
     )
-    step = parallel.compile_train_step(functools.partial(train_step, loss_fn=LOSS))
+    step = parallel.compile_train_step(functools.partial(train_step, objective=OBJECTIVE))
     batch = on_devices(make_batch(0))
 
     def keys_of(rng: jax.Array) -> list[tuple[int, ...]]:
@@ -252,7 +254,7 @@ def scored(start) -> dict[str, Any]:
         if name != "index":
             array[-3:] = 0  # padding
     images = jnp.asarray(batch["image"], jnp.float32) / 255
-    logits = jax.jit(lambda v, x: MODEL.apply(v, x, train=False))(
+    logits = jax.jit(lambda v, x: MODEL.apply(v, x, train=False).logits)(
         {"params": params, "batch_stats": stats}, images
     )
     copy = parallel.replicate(state)
@@ -326,7 +328,7 @@ def test_predict_step_scores_each_film_and_carries_the_padding(scored):
 def test_predict_step_rounds_half_way_levels_down(devices):
     def apply_fn(variables, images, *, train):
         assert not train
-        return variables["params"]["w"] * images
+        return Prediction(variables["params"]["w"] * images)
 
     params = {"w": jnp.asarray(-np.log(3), jnp.float32)}
     state = parallel.replicate(start_state(apply_fn, optax.sgd(1.0), params, {}))
@@ -411,14 +413,14 @@ def golden_run() -> dict[str, float]:
     """Two steps of the project's optimizer from fixed numbers on a fixed batch."""
     config = base.get_config()
     config.optim.update(dict(warmup_epochs=0.0, weight_decay=0.1))
-    tx = make_optimizer(config, make_schedule(config, steps_per_epoch=10))
+    tx = make_optimizer(config, make_schedule(config, steps_per_epoch=10), 10)
     first = start_state(MODEL.apply, tx, **fixed_variables(MODEL))
     pixels = (BATCH, SIDE, SIDE, 1)
     batch = make_batch(0) | {
         "image": (127 * waves(pixels, 0.37) + 127).astype(np.uint8),
         "mask": (waves(pixels, 0.011) > 0.4).astype(np.uint8),
     }
-    step = parallel.compile_train_step(functools.partial(train_step, loss_fn=LOSS))
+    step = parallel.compile_train_step(functools.partial(train_step, objective=OBJECTIVE))
     state, numbers = parallel.replicate(first), {}
     for place in (1, 2):
         state, metrics = step(state, on_devices(batch), KEY)

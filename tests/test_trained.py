@@ -73,7 +73,7 @@ def run(tmp_path_factory) -> Run:
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply(apply_fn: Callable[..., Any], variables: dict[str, Any]) -> jax.Array:
-    return apply_fn(variables, IMAGES, train=False)
+    return apply_fn(variables, IMAGES, train=False).logits
 
 
 def outputs(state: TrainState) -> np.ndarray:

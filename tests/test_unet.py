@@ -13,7 +13,7 @@ import pytest
 from configs import base
 from covjax.models import make_model
 from covjax.models.unet import UNet, Upsample, _max_pool
-from covjax.types import AXIS
+from covjax.types import AXIS, Prediction
 
 KEY = jax.random.key(0)
 
@@ -32,6 +32,8 @@ def random_like(tree, seed: int):
 def apply(model: nn.Module, variables: Any, x: jax.Array, **kwargs: Any) -> jax.Array:
     """The output of `model` alone, as flax gives it where nothing is mutable."""
     out = model.apply(variables, x, **kwargs)
+    if isinstance(out, Prediction):
+        out = out.logits
     assert isinstance(out, jax.Array)
     return out
 
@@ -52,12 +54,13 @@ def test_the_dtype_is_that_of_the_computation_alone(norm, upsample, dtype):
     model = make_model(config)
     variables = shapes_of(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
-    logits, captured = jax.eval_shape(
+    prediction, captured = jax.eval_shape(
         lambda v: model.apply(
             v, jnp.zeros((3, 16, 16, 1)), train=False, capture_intermediates=True
         ),
         variables,
     )
+    logits = prediction.logits
     assert logits.dtype == jnp.float32 and logits.shape == (3, 16, 16, 1)
     inner = {
         "/".join(str(k.key) for k in path if hasattr(k, "key")): leaf.dtype
@@ -158,7 +161,7 @@ def test_any_sides_divisible_by_two_to_the_depth_will_do(size):
     model = UNet(width=2, depth=2)
     variables = shapes_of(model)
     logits = jax.eval_shape(
-        lambda v: model.apply(v, jnp.zeros((2, *size, 1)), train=False), variables
+        lambda v: apply(model, v, jnp.zeros((2, *size, 1)), train=False), variables
     )
     assert logits.shape == (2, *size, 1)
 
@@ -306,11 +309,11 @@ def dropping():
 
     @jax.jit
     def train(params, image, key):
-        return model.apply(params, image, train=True, rngs={"dropout": key})
+        return apply(model, params, image, train=True, rngs={"dropout": key})
 
     @functools.partial(jax.jit, static_argnames=("train", "rate"))
     def without_key(params, image, *, train, rate):
-        return model.clone(dropout=rate).apply(params, image, train=train)
+        return apply(model.clone(dropout=rate), params, image, train=train)
 
     return (
         functools.partial(train, params, image),
@@ -417,7 +420,7 @@ def test_remat_computes_blocks_twice_for_the_same_gradients(norm):
                     train=True,
                     mutable=["batch_stats"],
                 )
-                return jnp.sum(out**2), stats
+                return jnp.sum(out.logits**2), stats
 
             sums, stats = jax.vmap(of_one, axis_name=AXIS)(images)
             return jnp.sum(sums), stats

@@ -1,4 +1,4 @@
-"""The study's three augmentations, through Albumentations."""
+"""The study's three augmentations, and two beyond it, through Albumentations."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ _MAKING = threading.Lock()  # the filters of warnings belong to the whole proces
 
 @dataclasses.dataclass
 class Augment(Strengths):
-    """Flips, moves and re-exposes a film together with its masks.
+    """Flips and moves a film together with its masks, and re-exposes the film.
 
     A result is a function of the record and its seed alone, whichever thread or
     process computes it: a `Compose` holds its random state, so every thread has its
@@ -51,7 +51,7 @@ class Augment(Strengths):
 
         Returns:
           The same keys, shapes, dtypes; masks stay in {0, 1}. Where the film moves
-          away, pixels are 0.
+          away, pixels are 0 until brightness and noise change them as any others.
         """
         if not hasattr(self._local, "compose"):
             self._local.compose = self._make_compose()
@@ -84,6 +84,15 @@ class Augment(Strengths):
                     contrast_limit=self.contrast,
                     p=self.tone_prob,
                 ),
+                A.RandomGamma(
+                    # In percent, of which it wants at least one.
+                    gamma_limit=(
+                        max(1, 100 - 100 * self.gamma),
+                        100 + 100 * self.gamma,
+                    ),
+                    p=self.gamma_prob,
+                ),
+                A.GaussNoise(std_range=(0, self.noise), p=self.noise_prob),
             ]
             return A.Compose(
                 [t for t in transforms if t.p > 0],

@@ -21,6 +21,7 @@ from covjax.errors import DataError
 
 SPLITS = ("Train", "Val", "Test")
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
+POSITIVE = "COVID-19"  # the one class whose films show an infection to segment
 TASKS = ("lung", "infection")
 TREES = {"lung": "Lung Segmentation Data", "infection": "Infection Segmentation Data"}
 IMAGES, LUNG_MASKS, INFECTION_MASKS = "images", "lung masks", "infection masks"

@@ -7,7 +7,6 @@ be saved.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,8 @@ import numpy as np
 from covjax.data import masks
 from covjax.data.augment import Augment
 from covjax.data.concurrency import AUTO
-from covjax.data.covidqu import Film, read_film
+from covjax.data.covidqu import POSITIVE, Film, read_film
+from covjax.data.order import BalancedBatches, Key, ShuffledEpochs
 from covjax.data.packed import pack_with_bar
 from covjax.data.strengths import strengths_of
 from covjax.errors import DataError, UsageError
@@ -27,32 +27,8 @@ from covjax.files import cache_folder
 Record = dict[str, np.ndarray]  # as `read_film` returns it
 Reader = Callable[[int], Record]  # index of a film in its split → the film
 Example = dict[str, np.ndarray | np.generic]  # one image's share of a batch
-Key = tuple[int, int]  # (epoch, index of the film in its split)
 
 _SHARED = 65_536  # bytes from which on a worker's array comes through shared memory
-
-
-class ShuffledEpochs:
-    """Maps a position in a run to (epoch, index of the film).
-
-    Every epoch has an order of its own. Its last, incomplete batch is left out; which
-    films that are changes with the epoch.
-    """
-
-    def __init__(self, n: int, batch_size: int, seed: int):
-        """Sets the number of films, the batch of the whole run and the run's seed."""
-        self._n, self._seed = n, seed
-        self._per_epoch = n // batch_size * batch_size
-
-    def __call__(self, position: int) -> Key:
-        """Returns (epoch, index) of a position."""
-        epoch, k = divmod(int(position), self._per_epoch)
-        return epoch, int(_epoch_order(self._seed, epoch, self._n)[k])
-
-
-@functools.lru_cache(maxsize=2)  # threads may be at the seam of two epochs
-def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def record_seed(seed: int, epoch: int, index: int) -> int:
@@ -68,10 +44,19 @@ class Region:
       roi: "none": all of it; "truth": the inside of the true lungs; "predicted": of
         the lungs that a model found; "outside": all but the true lungs.
       dilate: pixels by which the lungs are widened.
+      roi_as: how those lungs are told: "cut": the film is black elsewhere; "channel":
+        the film is whole (with "outside": black inside of the true lungs), and they
+        stand beside it.
     """
 
     roi: str = "none"
     dilate: int = 0
+    roi_as: str = "cut"
+
+    @property
+    def channels(self) -> int:
+        """Of what is shown: the film, and perhaps the lungs."""
+        return 2 if self.lungs and self.roi_as == "channel" else 1
 
     @property
     def lungs(self) -> str | None:
@@ -80,26 +65,37 @@ class Region:
             return None
         return "found_lung" if self.roi == "predicted" else "lung"
 
-    def cut(
-        self,
-        record: Mapping[str, Any],
-        widen: Callable[[Any, int], Any] = masks.dilate,
-    ) -> Any:
-        """Returns the film, uint8 [H, W], 0 where the network is to see nothing.
+    def show(self, record: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns what the network is shown, uint8 [H, W, C]; the film comes first."""
+        return np.stack(self.planes(record, masks.dilate), axis=-1)
+
+    def planes(
+        self, record: Mapping[str, Any], widen: Callable[[Any, int], Any]
+    ) -> list[Any]:
+        """Returns the channels of what the network is shown.
 
         Args:
-          record: arrays of numpy or, with a `widen` of its own, of another library.
+          record: arrays of numpy or of another library.
           widen: adds to a mask all pixels so many pixels away from it.
+
+        Returns:
+          The film, uint8 [H, W], 0 where the network is to see nothing; as "channel",
+          the lungs as well, widened, uint8 [H, W] in {0, 255}.
         """
+        film = record["image"]
         if self.lungs is None:
-            return record["image"]
+            return [film]
         lungs = widen(record[self.lungs], self.dilate)
-        return record["image"] * (1 - lungs if self.roi == "outside" else lungs)
+        if self.roi == "outside":
+            film = film * (1 - lungs)
+        elif self.roi_as == "cut":
+            film = film * lungs
+        return [film, 255 * lungs][: self.channels]
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadAugmented:
-    """Maps (epoch, index) to an augmented, cut film.
+    """Maps (epoch, index) to an augmented film, as the network is shown it.
 
     Attributes:
       read: of the split.
@@ -116,7 +112,7 @@ class ReadAugmented:
     seed: int
 
     def __call__(self, key: Key) -> Example:
-        """Reads, augments and cuts one film."""
+        """Reads, augments and shows one film."""
         epoch, index = key
         record = self.read(index)
         record = self.augment(record, record_seed(self.seed, epoch, index))
@@ -145,7 +141,7 @@ class ReadKey:
 
 @dataclasses.dataclass(frozen=True)
 class ReadUnaugmented:
-    """Maps (epoch, index) to a film that a device is to augment and cut.
+    """Maps (epoch, index) to a film that a device is to augment and show.
 
     Attributes:
       read: of the split.
@@ -165,7 +161,7 @@ class ReadUnaugmented:
 
 @dataclasses.dataclass(frozen=True)
 class ReadPadded:
-    """Maps an index to a cut film; from the end of the split on, to padding.
+    """Maps an index to a film as it is shown; from the split's end on, to padding.
 
     Attributes:
       read: of the split.
@@ -182,13 +178,12 @@ class ReadPadded:
     region: Region
 
     def __call__(self, index: int) -> Example:
-        """Reads and cuts one film, or returns zeros of weight 0."""
+        """Reads and shows one film, or returns zeros of weight 0."""
         if index < self.n:
             return finish(self.read(index), self.task, self.region, index)
-        zeros = np.zeros((self.size, self.size, 1), np.uint8)
         return {
-            "image": zeros,
-            "mask": zeros,
+            "image": np.zeros((self.size, self.size, self.region.channels), np.uint8),
+            "mask": np.zeros((self.size, self.size, 1), np.uint8),
             "index": np.int32(0),
             "weight": np.float32(0),
         }
@@ -219,9 +214,9 @@ class ReadBatch:
 
 
 def finish(record: Record, task: str, region: Region, index: int) -> Example:
-    """Cuts a film to the region of interest and picks the target.
+    """Shows a film's region of interest and picks the target.
 
-    The cut comes after the augmentation, so that outside of the region is exactly 0.
+    That comes after the augmentation: outside of a region that is cut is exactly 0.
 
     Args:
       record: as `read_film` returns it.
@@ -230,11 +225,11 @@ def finish(record: Record, task: str, region: Region, index: int) -> Example:
       index: position of the film in its split.
 
     Returns:
-      "image" uint8 [H, W, 1], "mask" uint8 [H, W, 1] in {0, 1}, "index" int32 [],
+      "image" uint8 [H, W, C], "mask" uint8 [H, W, 1] in {0, 1}, "index" int32 [],
       "weight" 1, float32 [].
     """
     return {
-        "image": region.cut(record)[..., None],
+        "image": region.show(record),
         "mask": record[task][..., None],
         "index": np.int32(index),
         "weight": np.float32(1),
@@ -279,6 +274,34 @@ def make_reader(films: Sequence[Film], data: Any) -> Reader:
     return pack_with_bar(films, data.image_size, cache)
 
 
+def make_region(data: Any) -> Region:
+    """Returns what `config.data` shows of a film in training."""
+    return Region(data.roi, data.roi_dilate, data.roi_as)
+
+
+def make_order(films: Sequence[Film], config: Any) -> Callable[[int], Key]:
+    """Returns which film stands at each position of a run.
+
+    Args:
+      films: the training split.
+      config: the whole config; `data.positive_share`, `seed` and `train` are read.
+
+    Raises:
+      UsageError: if the share asks for films of a kind that the split lacks.
+    """
+    n, batch = len(films), config.train.batch_size
+    share = config.data.positive_share
+    if not share:
+        return ShuffledEpochs(n, batch, config.seed)
+    return BalancedBatches(
+        [film.label == POSITIVE for film in films],
+        batch,
+        config.seed,
+        share=tuple(share),
+        total_steps=config.train.epochs * (n // batch),
+    )
+
+
 def make_train_dataset(
     films: Sequence[Film],
     *,
@@ -293,20 +316,23 @@ def make_train_dataset(
 
     Args:
       films: the training split.
-      config: the whole config; `data`, `augment`, `seed`, `train.batch_size` are read.
+      config: the whole config; `data`, `augment`, `seed`, `train` are read.
       steps: which steps of the run, for example `range(reached, total)`.
       rank: of this process.
       world: number of processes; the batch must be divisible by it.
-      read: makes an image's share of a batch; by default it is augmented and cut here.
+      read: makes an image's share of a batch; by default it is augmented and shown
+        here.
       workers: processes that load; by default those that the config asks for, none
         where it leaves their number open.
 
     Returns:
-      Batches of numpy arrays: "image" and "mask" uint8 [B, H, W, 1], "index" int32
-      [B], "weight" float32 [B], B = batch_size / world; or what `read` makes of them.
+      Batches of numpy arrays: "image" uint8 [B, H, W, C], "mask" uint8 [B, H, W, 1],
+      "index" int32 [B], "weight" float32 [B], B = batch_size / world; or what `read`
+      makes of them.
 
     Raises:
-      UsageError: if a batch is larger than the split.
+      UsageError: if a batch is larger than the split, or the share of positive films
+        asks for films of a kind that it lacks.
     """
     batch = config.train.batch_size
     if batch > len(films):
@@ -317,14 +343,14 @@ def make_train_dataset(
     read = read or ReadAugmented(
         make_reader(films, data),
         data.task,
-        Region(data.roi, data.roi_dilate),
+        make_region(data),
         Augment(**strengths_of(config.augment)),
         config.seed,
     )
     positions = grain.MapDataset.range(
         steps.start * batch + rank, steps.stop * batch, world
     )
-    order = ShuffledEpochs(len(films), batch, config.seed)
+    order = make_order(films, config)
     dataset = _batches(positions.map(order), read, batch // world)
     return _iterate(dataset, data, workers)
 
@@ -353,7 +379,7 @@ def make_eval_dataset(
         len(films),
         data.image_size,
         data.task,
-        Region(data.roi, data.roi_dilate),
+        make_region(data),
     )
     indices = grain.MapDataset.range(rank, padded, world)
     dataset = _batches(indices, read, batch // world)

@@ -1,4 +1,4 @@
-"""How strong the study's three augmentations are, on the host and on the device."""
+"""How strong the augmentations are, on the host and on the device."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,9 @@ from typing import Any
 
 @dataclasses.dataclass(eq=False)  # so that each has a hash, as jax wants it
 class Strengths:
-    """What the config says of the three transforms; each happens on its own.
+    """What the config says of the transforms; each happens on its own.
+
+    The first three are the study's. A probability of 0 leaves a transform out.
 
     Attributes:
       flip_prob: probability of a horizontal flip.
@@ -18,6 +20,10 @@ class Strengths:
       tone_prob: probability of brightness and contrast together.
       brightness: largest change of brightness, as a share of full scale.
       contrast: largest relative change of contrast.
+      gamma_prob: probability of another gamma.
+      gamma: largest difference of the levels' exponent from 1, below 1.
+      noise_prob: probability of noise.
+      noise: its largest standard deviation, as a share of full scale.
     """
 
     flip_prob: float
@@ -28,6 +34,10 @@ class Strengths:
     tone_prob: float
     brightness: float
     contrast: float
+    gamma_prob: float
+    gamma: float
+    noise_prob: float
+    noise: float
 
 
 def strengths_of(augment: Mapping[str, Any]) -> dict[str, float]:

@@ -17,4 +17,8 @@ def make_model(config: ml_collections.ConfigDict) -> UNet:
         dropout=model.dropout,
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
+        intensity=model.intensity,
+        residual=model.residual,
+        presence=model.presence,
+        deep_supervision=model.deep_supervision,
     )

@@ -2,7 +2,8 @@
 
 Names of the parameters, for transfer by name: `encoder_0` (full size) to
 `encoder_<depth-1>`, `bottleneck`, `upsample_<i>` and `decoder_<i>` (back at the size
-of `encoder_<i>`), `head`.
+of `encoder_<i>`), `head`; where they are asked for, `presence`, and `deep_<i>` (the head
+of level i of the decoder).
 """
 
 import math
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from covjax.models.conv import Conv3x3
-from covjax.types import AXIS
+from covjax.models.intensity import Intensity, normalize_intensity
+from covjax.types import AXIS, Prediction
 
 Norm = Literal["batch", "group"]
 Upsampling = Literal["transpose", "depth_to_space"]
@@ -64,20 +66,33 @@ class ConvBlock(nn.Module):
       features: channels of the output.
       norm: "batch" (over the batches of all devices) or "group".
       dtype: of the computation; parameters and statistics are float32.
+      residual: whether the input, through a 1x1 convolution and a norm, is added before
+        the last ReLU (He et al., Deep residual learning, CVPR 2016).
     """
 
     features: int
     norm: Norm
     dtype: jnp.dtype
+    residual: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features]."""
+        past = self._shortcut(x, train) if self.residual else None
         for i in range(2):
             # The norm that follows has a bias of its own.
             x = Conv3x3(self.features, self.dtype, name=f"conv_{i}")(x)
-            x = nn.relu(self._normalize(x, train=train, name=f"norm_{i}"))
+            x = self._normalize(x, train=train, name=f"norm_{i}")
+            if i == 1 and past is not None:
+                x = x + past
+            x = nn.relu(x)
         return x
+
+    def _shortcut(self, x: jax.Array, train: bool) -> jax.Array:
+        project = nn.Dense(
+            self.features, use_bias=False, dtype=self.dtype, name="shortcut"
+        )
+        return self._normalize(project(x), train=train, name="norm_shortcut")
 
     def _normalize(self, x: jax.Array, *, train: bool, name: str) -> jax.Array:
         if self.norm == "batch":
@@ -106,6 +121,11 @@ class UNet(nn.Module):
       dtype: of the computation; parameters, statistics and logits are float32.
       remat: whether the gradient computes the inside of each block anew, rather than
         keeping it: less memory, more time, the same numbers.
+      intensity: what the levels of a film become first (models/intensity.py).
+      residual: whether the blocks of the encoder and the bottleneck are residual.
+      presence: whether a head tells from the bottleneck (its mean and its maximum over
+        the picture) that there is a finding at all.
+      deep_supervision: coarser levels of the decoder that have a head in training.
 
     Reference:
       Ronneberger, Fischer, Brox: U-Net, MICCAI 2015, with padded convolutions.
@@ -118,18 +138,23 @@ class UNet(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = np.dtype("float32")
     remat: bool = False
+    intensity: Intensity = "unit"
+    residual: bool = False
+    presence: bool = False
+    deep_supervision: int = 0
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Computes the logit of every pixel.
+    def __call__(self, images: jax.Array, *, train: bool) -> Prediction:
+        """Computes the logit of every pixel, and what further heads say.
 
         Args:
-          images: float [B, H, W, C]; H and W divisible by 2 ** depth.
+          images: float [B, H, W, C] in [0, 1]; the film is the first channel; H and W
+            are divisible by 2 ** depth.
           train: whether batch statistics are taken from this batch and features
             dropped; needs `mutable=["batch_stats"]` and an rng named "dropout".
 
         Returns:
-          Logits, float32 [B, H, W, 1].
+          Logits, float32.
 
         Raises:
           ValueError: if a side is not divisible by 2 ** depth.
@@ -140,26 +165,39 @@ class UNet(nn.Module):
                 f"a U-Net of depth {self.depth} halves the picture {self.depth} times:"
                 f" {height}x{width} is not divisible by {2**self.depth}"
             )
-        x = images.astype(self.dtype)
+        film = normalize_intensity(images[..., :1], self.intensity)
+        x = jnp.concatenate([film, images[..., 1:]], axis=-1).astype(self.dtype)
         skips = []
         for i in range(self.depth):
-            x = self._block(i, f"encoder_{i}")(x, train)
+            x = self._block(i, f"encoder_{i}", self.residual)(x, train)
             skips.append(x)
             x = _max_pool(x)
-        x = self._block(self.depth, "bottleneck")(x, train)
+        x = self._block(self.depth, "bottleneck", self.residual)(x, train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        presence = self._presence(x) if self.presence else None
+        deeper = []
         for i in reversed(range(self.depth)):
             x = Upsample(
                 self.width * 2**i, self.upsample, self.dtype, name=f"upsample_{i}"
             )(x)
             x = jnp.concatenate([skips[i], x], axis=-1)
             x = self._block(i, f"decoder_{i}")(x, train)
-        return nn.Conv(1, (1, 1), dtype=jnp.float32, name="head")(x)
+            if 1 <= i <= self.deep_supervision and (train or self.is_initializing()):
+                deeper.insert(0, self._head(x, f"deep_{i}"))
+        return Prediction(self._head(x, "head"), presence, tuple(deeper))
 
-    def _block(self, level: int, name: str) -> ConvBlock:
+    def _block(self, level: int, name: str, residual: bool = False) -> ConvBlock:
         # `train`, the third argument with `self`, is no array.
         block = nn.remat(ConvBlock, static_argnums=(2,)) if self.remat else ConvBlock
-        return block(self.width * 2**level, self.norm, self.dtype, name=name)
+        return block(self.width * 2**level, self.norm, self.dtype, residual, name=name)
+
+    def _head(self, x: jax.Array, name: str) -> jax.Array:
+        return nn.Conv(1, (1, 1), dtype=jnp.float32, name=name)(x)
+
+    def _presence(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        pooled = jnp.concatenate([x.mean(axis=(1, 2)), x.max(axis=(1, 2))], axis=-1)
+        return nn.Dense(1, dtype=jnp.float32, name="presence")(pooled)[:, 0]
 
 
 def _max_pool(x: jax.Array) -> jax.Array:

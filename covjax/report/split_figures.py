@@ -71,7 +71,7 @@ def _panels(
                 title=f"{name}: {films[i].name}\nDice {dice:.3f}; {true} px true,"
                 f" {found} found",
                 film=record["image"],
-                seen=region.cut(record),
+                seen=region.show(record)[..., 0],
                 truth=evaluated.truth[i],
                 output=evaluated.output[i],
             )

@@ -9,7 +9,9 @@ import ml_collections
 import numpy as np
 
 from covjax import parallel
-from covjax.losses import make_loss
+from covjax.averaging import make_averaging
+from covjax.data.pipeline import make_region
+from covjax.losses import make_objective
 from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
 from covjax.steps import scale_pixels, train_step
@@ -25,20 +27,25 @@ class BareSteps:
     def __init__(self, config: ml_collections.ConfigDict):
         """Makes the network and a random batch, and compiles both programs."""
         side, batch = config.data.image_size, config.train.batch_size
+        channels = make_region(config.data).channels
         parallel.check_batch_size(batch)
         schedule = make_schedule(config, steps_per_epoch=1000)
         self._model = make_model(config)
         state = create_train_state(
             self._model,
-            make_optimizer(config, schedule),
+            make_optimizer(config, schedule, steps_per_epoch=1000),
             jax.random.key(config.seed),
             image_size=side,
+            channels=channels,
         )
-        self._batch = _random_batch(batch, side)
+        averaging = make_averaging(config, steps_per_epoch=1000)
+        if averaging is not None:
+            state = state.replace(averaged=state.variables())
+        self._batch = _random_batch(batch, side, channels)
         self._key = jax.random.key(0)
         self._state = parallel.replicate(state)
         self._step = functools.partial(
-            train_step, loss_fn=make_loss(dice=config.loss.dice, bce=config.loss.bce)
+            train_step, objective=make_objective(**config.loss), averaging=averaging
         )
         start = time.perf_counter()
         compiled: Any = parallel.compile_train_step(self._step)
@@ -104,11 +111,11 @@ class BareSteps:
         return need, stats.get("peak_bytes_in_use")
 
 
-def _random_batch(batch: int, side: int) -> Any:
+def _random_batch(batch: int, side: int, channels: int) -> Any:
     rng = np.random.default_rng(0)
     shape = (batch, side, side, 1)
     arrays = {
-        "image": rng.integers(0, 256, shape, np.uint8),
+        "image": rng.integers(0, 256, (*shape[:3], channels), np.uint8),
         "mask": rng.integers(0, 2, shape, np.uint8),
         "index": np.zeros(batch, np.int32),
         "weight": np.ones(batch, np.float32),

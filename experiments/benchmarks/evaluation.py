@@ -61,7 +61,7 @@ def compare_pass(
         )
     )
     forward = parallel.compile_eval_step(
-        lambda s, b: s.apply_fn(s.variables(), scale_pixels(b), train=False)
+        lambda s, b: s.apply_fn(s.variables(), scale_pixels(b), train=False).logits
     )
     first = next(iter(parallel.prefetch(make_eval_dataset(films, config=config))))
 

@@ -40,9 +40,9 @@ from covjax.data.augment import Augment
 from covjax.data.covidqu import Film
 from covjax.data.pipeline import (
     ReadBatch,
-    Region,
     finish,
     make_reader,
+    make_region,
     make_train_dataset,
     record_seed,
 )
@@ -109,7 +109,7 @@ def time_stages(
     """
     config = _with(config, Setting(side, 1, 0))
     data, batch_size = config.data, config.train.batch_size
-    read, region = make_reader(films, data), Region(data.roi, data.roi_dilate)
+    read, region = make_reader(films, data), make_region(data)
     augment = Augment(**strengths_of(config.augment))
     augment(read(0), 0)  # makes its Compose
     spent: dict[str, float] = dict.fromkeys(STAGES, 0.0)

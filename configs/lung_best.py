@@ -1,0 +1,27 @@
+"""Stage 1 past the study: longer, with averaged weights and the mirror image.
+
+  python -m covjax.main --config=configs/lung_best.py --workdir=runs/lung_best
+
+What each part gives, and what it comes to: experiments/results.
+"""
+
+import ml_collections
+
+from configs import lung
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the settings of the recipe for stage 1; `variant` as in base.py."""
+    config = lung.get_config(variant)
+    strengthen(config)
+    config.loss.dice, config.loss.bce = 0.5, 0.5
+    config.train.epochs = {"": 40, "laptop": 8, "phantom": 8}[variant]
+    return config
+
+
+def strengthen(config: ml_collections.ConfigDict) -> None:
+    """Sets what both stages of the recipe share."""
+    config.model.residual = True
+    config.model.deep_supervision = 2
+    config.optim.average = "ema"
+    config.eval.flip = True

@@ -1,0 +1,84 @@
+"""What the levels of a film become before a network sees them.
+
+Films come from hospitals whose machines expose and store them unlike. Pixels at 0 are
+left out of all that is measured here, and stay 0: they are the black outside of what is
+shown, of a region of interest or beyond the edge of a film that was moved.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Intensity = Literal["unit", "standard", "equal"]
+
+_LEVEL = 1.0 / 255.0  # from one level of a film to the next
+_FILM = (1, 2, 3)  # the axes of one film in [B, H, W, 1]
+
+
+def normalize_intensity(images: jax.Array, how: Intensity) -> jax.Array:
+    """Maps the levels of every film, each by itself.
+
+    Args:
+      images: levels / 255, float32 [B, H, W, 1].
+      how: "unit", as they are; "standard" or "equal", as the functions below do.
+
+    Returns:
+      float32 [B, H, W, 1].
+    """
+    if how == "standard":
+        return standardize(images)
+    if how == "equal":
+        return equalize(images)
+    return images
+
+
+def standardize(images: jax.Array) -> jax.Array:
+    """Gives what is shown of every film mean 0 and variance 1.
+
+    With m and s, the mean and the standard deviation of the pixels that are not 0:
+
+        (x - m) / max(s, 1/255)
+
+    where x is not 0, else 0. The bound keeps a film of nearly one level from becoming
+    all noise; one of exactly one level becomes 0, and so does a black one.
+
+    Args:
+      images: levels / 255, float32 [B, H, W, 1].
+
+    Returns:
+      float32 [B, H, W, 1].
+    """
+    shown = images > 0
+    pixels = jnp.maximum(jnp.sum(shown, axis=_FILM, keepdims=True), 1)
+    mean = jnp.sum(images, axis=_FILM, keepdims=True) / pixels  # those at 0 add nothing
+    centred = jnp.where(shown, images - mean, 0.0)
+    variance = jnp.sum(centred**2, axis=_FILM, keepdims=True) / pixels
+    return centred / jnp.maximum(jnp.sqrt(variance), _LEVEL)
+
+
+def equalize(images: jax.Array) -> jax.Array:
+    """Replaces every level of a film by its rank among the pixels that are not 0.
+
+    With n such pixels, b of them darker than level x and c at it:
+
+        (b + c / 2) / n
+
+    The mean over them is 1/2 in every film, and their values are as evenly spread over
+    0 to 1 as its levels allow. Pixels at 0 stay 0.
+
+    Args:
+      images: levels / 255, float32 [B, H, W, 1].
+
+    Returns:
+      float32 [B, H, W, 1] in [0, 1).
+    """
+    levels = jnp.round(images * 255).astype(jnp.int32)
+    return jax.vmap(_equalize_film)(levels)
+
+
+def _equalize_film(levels: jax.Array) -> jax.Array:
+    # Counts of pixels stay below 2^24: float32 holds them exactly.
+    counts = jnp.zeros(256, jnp.float32).at[levels.ravel()].add(1.0).at[0].set(0.0)
+    ranks = (jnp.cumsum(counts) - counts / 2) / jnp.maximum(jnp.sum(counts), 1.0)
+    return ranks[levels]
