@@ -185,6 +185,14 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             f"config.optim.warmup_epochs = {config.optim.warmup_epochs}: must be below"
             f" config.train.epochs = {config.train.epochs}"
         )
+    if (
+        config.optim.average == "epochs"
+        and config.optim.average_epochs > config.train.epochs
+    ):
+        raise UsageError(
+            f"config.optim.average_epochs = {config.optim.average_epochs}: must be at"
+            f" most config.train.epochs = {config.train.epochs}"
+        )
     if config.transfer.frozen_epochs and not config.transfer.frozen:
         raise UsageError(
             f"config.transfer.frozen_epochs = {config.transfer.frozen_epochs}, and"

@@ -32,7 +32,12 @@ from covjax.lungs import LungFinder, find_lungs, make_finder, read_finder, same_
 from covjax.outputs import Outputs, predict_split
 from covjax.report.page import write_report
 from covjax.report.split_figures import draw_split
-from covjax.report.tables import ROI_NAMES, format_evaluation, read_results
+from covjax.report.tables import (
+    ROI_NAMES,
+    format_evaluation,
+    headline_roi,
+    read_results,
+)
 from covjax.results import (
     Evaluated,
     SplitMasks,
@@ -245,10 +250,10 @@ class _Evaluation:
             self._draw(split, roi, evaluated, summary)
 
     def _headline(self, split: str) -> str:
-        """Returns the region that the page shows first: found lungs, where it can."""
-        stem = f"{split.lower()}-predicted"
-        known = (self._workdir / "results" / f"{stem}.json").exists()
-        return "predicted" if self._finder or known else self._config.data.roi
+        """Returns the region that the page shows first."""
+        found = self._workdir / "results" / f"{split.lower()}-predicted.json"
+        ways = self.regions() + ["predicted"] * found.exists()
+        return headline_roi(ways)
 
     def _measure(
         self, split: str, roi: str, outputs: Outputs

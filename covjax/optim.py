@@ -20,10 +20,10 @@ class HoldState(NamedTuple):
     """What `hold` has to remember.
 
     Attributes:
-      count: updates that were made, int32 [].
+      made: number of updates that were made, int32 [].
     """
 
-    count: jax.Array
+    made: jax.Array
 
 
 def make_schedule(
@@ -133,7 +133,7 @@ def hold(
         updates: Params, state: HoldState, params: Params | None = None
     ) -> tuple[Params, HoldState]:
         del params
-        free = state.count >= steps
+        free = state.made >= steps
         updates = jax.tree.map_with_path(
             lambda path, leaf: (
                 jnp.where(free, leaf, jnp.zeros_like(leaf))
@@ -142,7 +142,7 @@ def hold(
             ),
             updates,
         )
-        return updates, HoldState(state.count + 1)
+        return updates, HoldState(state.made + 1)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore
 

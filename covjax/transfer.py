@@ -10,8 +10,8 @@ from flax import traverse_util
 
 from covjax.errors import UsageError
 
-# The leaves that see the film itself, [3, 3, C, width] and [C, width]. They may come from
-# a run of fewer channels; those that it lacks start at 0: they change nothing yet.
+# The leaves that see the film itself, [3, 3, C, width] and [C, width]. They may come
+# from a run of fewer channels; those that it lacks start at 0: they change nothing yet.
 FIRST = ("params/encoder_0/conv_0/kernel", "params/encoder_0/shortcut/kernel")
 
 
@@ -42,8 +42,8 @@ def transfer(
     """Takes every leaf of `target` from `source`, but for those that start anew.
 
     Nothing is left unexplained: each leaf of either tree is taken or matches a
-    pattern, and each pattern matches a leaf. Shapes are the same, except that the first
-    convolution may be of more input channels here (a film, and the lungs beside it).
+    pattern, and each pattern matches a leaf. Shapes are the same, except that the leaves
+    in `FIRST` may have more input channels here (a film, and the lungs beside it).
 
     Args:
       source: {"params": …, "batch_stats": …} of another run.

@@ -9,9 +9,10 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from configs import base, infection, lung
+from configs import base, infection, infection_best, lung, lung_best
 from covjax.config import (
     NOT_IDENTITY,
+    PIXEL_LOSSES,
     ROIS,
     differences,
     flatten,
@@ -23,12 +24,14 @@ from covjax.data.augment import Augment
 from covjax.data.strengths import Strengths, strengths_of
 from covjax.device_augment import DeviceAugment
 from covjax.errors import UsageError
+from covjax.losses import make_loss, make_objective
 
 SOURCES = Path(__file__).parents[1] / "covjax"
 STAGES = {"lung": lung, "infection": infection}
+BEST = {"lung": lung_best, "infection": infection_best}
 FIELDS = flatten(base.get_config())
 # Paths and names, which are looked up where they are used.
-FREE = {"init_from", "data.root", "transfer.fresh"}
+FREE = {"init_from", "data.root", "transfer.fresh", "transfer.frozen"}
 CHECKED = sorted(FIELDS.keys() - FREE)
 WHOLE = [name for name in CHECKED if type(FIELDS[name]) is int]
 REAL = [name for name in CHECKED if type(FIELDS[name]) is float]
@@ -55,7 +58,21 @@ def test_every_variant_of_both_stages_is_valid(stage, variant):
     assert config.data.task == stage
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES.keys())
+@pytest.mark.parametrize("variant", base.VARIANTS)
+@pytest.mark.parametrize("stage", BEST)
+def test_every_variant_of_the_recipe_is_valid(stage, variant):
+    config = BEST[stage].get_config(variant)
+    config.init_from = "runs/lung" if stage == "infection" else ""
+    validate_config(config)
+    assert config.data.task == stage
+
+
+def test_both_stages_of_the_recipe_are_of_one_network():
+    first, second = (BEST[stage].get_config().model.to_dict() for stage in BEST)
+    assert first | {"presence": True} == second
+
+
+@pytest.mark.parametrize("stage", [*STAGES.values(), *BEST.values()])
 def test_variants_set_the_same_fields(stage):
     assert {frozenset(flatten(stage.get_config(v))) for v in base.VARIANTS} == {
         frozenset(FIELDS)
@@ -68,7 +85,9 @@ def test_unknown_variant_is_refused_with_those_there_are():
 
 
 def test_fields_of_all_kinds_are_covered():
-    kinds = [*WHOLE, *REAL, *WORDS, "data.phantom_films", "model.remat"]
+    flags = [name for name in CHECKED if type(FIELDS[name]) is bool]
+    kinds = [*WHOLE, *REAL, *WORDS, *flags]
+    kinds += ["data.phantom_films", "data.positive_share"]
     assert sorted(kinds) == CHECKED
 
 
@@ -131,6 +150,14 @@ RANGES = [
         "'none', 'truth', 'predicted', 'outside'",
     ),
     ("data.roi_dilate", [-1], [0], "at least 0"),
+    ("data.roi_as", ["mask", ""], ["cut"], "'cut', 'channel'"),
+    ("data.train_share", [0.0, -0.5, 1.5], [0.001, 1.0], "above 0, at most 1"),
+    (
+        "data.positive_share",
+        [(0.5,), (0.5, 0.5, 0.5), (0.5, 1.1), (-0.1, 0.5), 0.5, "ab"],
+        [()],
+        "(first, last), each from 0 to 1, or ()",
+    ),
     ("data.lung_run", [("runs/lung",)], ["", "runs/lung"], "a run's folder, or ''"),
     ("data.cache", [("/cache",)], ["", "auto", "/cache"], "a folder, 'auto' or ''"),
     ("data.image_size", [0, -64, 7], [16], "at least 8"),
@@ -152,6 +179,10 @@ RANGES = [
     ("augment.tone_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("augment.brightness", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("augment.contrast", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.gamma_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.gamma", [-0.1, 1.0], [0.0, 0.9], "from 0, below 1"),
+    ("augment.noise_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("augment.noise", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("model.width", [0], [1], "at least 1"),
     ("model.depth", [0, 9], [1, 8], "from 1 to 8"),
     ("model.norm", ["layer"], ["batch", "group"], "'batch', 'group'"),
@@ -159,16 +190,37 @@ RANGES = [
     ("model.dropout", [-0.1, 1.0], [0.0, 0.9], "from 0, below 1"),
     ("model.dtype", ["float16"], ["float32", "bfloat16"], "'float32', 'bfloat16'"),
     ("model.remat", [1, "True"], [True, False], "True or False"),
+    ("model.intensity", ["", "z"], ["unit", "standard", "equal"], "'standard'"),
+    ("model.residual", [1, "True"], [True, False], "True or False"),
+    ("model.presence", [1, "True"], [False], "True or False"),
+    ("model.deep_supervision", [-1], [0, 3], "at least 0"),
     ("loss.dice", [-0.5], [0.5], "at least 0"),
     ("loss.bce", [-0.5], [0.0, 2.0], "at least 0"),
+    ("loss.focal", [-0.5], [0.0, 2.0], "at least 0"),
+    ("loss.focal_gamma", [-0.5], [0.0, 5.0], "at least 0"),
+    ("loss.tversky", [-0.5], [0.0, 2.0], "at least 0"),
+    ("loss.tversky_missed", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("loss.over", ["images", ""], ["image", "batch"], "'image', 'batch'"),
+    ("loss.presence", [-0.5], [0.0], "at least 0"),
     ("optim.lr", [0.0, -1e-3], [1e-9], "above 0"),
     ("optim.weight_decay", [-1e-4], [0.0], "at least 0"),
     ("optim.warmup_epochs", [-1.0], [0.0], "at least 0"),
     ("optim.clip_norm", [-1.0], [0.0], "at least 0"),
+    (
+        "optim.average",
+        ["swa", ""],
+        ["none", "ema", "epochs"],
+        "'none', 'ema', 'epochs'",
+    ),
+    ("optim.ema_decay", [0.0, 1.0], [0.001, 0.9999], "above 0, below 1"),
+    ("optim.average_epochs", [0], [1], "at least 1"),
     ("train.epochs", [0], [2], "at least 1"),
     ("train.batch_size", [0], [1], "at least 1"),
     ("train.log_every", [0], [1], "at least 1"),
     ("eval.threshold", [0.0, 1.0], [0.001, 0.999], "above 0, below 1"),
+    ("eval.flip", [1, "True"], [True, False], "True or False"),
+    ("eval.choose", ["best", ""], ["untuned", "tuned"], "'untuned', 'tuned'"),
+    ("transfer.frozen_epochs", [-1], [0], "at least 0"),
 ]
 
 
@@ -198,13 +250,47 @@ def test_value_at_the_edge_is_allowed(name, value):
     validate_config(config)
 
 
+INFECTION = {"data.task": "infection"}
 INFECTION_PREDICTED = {"data.task": "infection", "data.roi": "predicted"}
 
 COMBINATIONS = [
-    ({"loss.dice": 0.0, "loss.bce": 0.0}, ["loss.dice", "loss.bce", "both 0"]),
+    ({"loss.dice": 0.0, "loss.bce": 0.0}, ["dice, bce, focal, tversky", "all 0"]),
+    (
+        INFECTION | {"model.presence": True},
+        ["loss.presence = 0.0", "model.presence = True"],
+    ),
+    (
+        INFECTION | {"loss.presence": 0.1},
+        ["loss.presence = 0.1", "model.presence = False"],
+    ),
+    (
+        {"model.presence": True, "loss.presence": 0.1},
+        ["model.presence", "every film has lungs"],
+    ),
+    ({"data.positive_share": (0.8, 0.4)}, ["positive_share", "every film has lungs"]),
+    (
+        {"model.deep_supervision": 4},
+        ["model.deep_supervision = 4", "below config.model.depth = 4"],
+    ),
+    (
+        INFECTION | {"data.roi_as": "channel"},
+        ["data.roi_as = 'channel'", "'cut'", "data.roi is 'none'"],
+    ),
+    (
+        {"transfer.frozen_epochs": 2, "init_from": "runs/lung"},
+        ["transfer.frozen_epochs = 2", "transfer.frozen names no"],
+    ),
+    (
+        {"transfer.frozen_epochs": 2, "transfer.frozen": ("encoder",)},
+        ["transfer.frozen_epochs", "--init_from"],
+    ),
     (
         {"optim.warmup_epochs": 4.0, "train.epochs": 4},
         ["optim.warmup_epochs = 4.0", "below config.train.epochs = 4"],
+    ),
+    (
+        {"optim.average": "epochs", "optim.average_epochs": 4, "train.epochs": 3},
+        ["optim.average_epochs = 4", "at most config.train.epochs = 3"],
     ),
     (
         {"data.image_size": 72, "model.depth": 4},
@@ -242,7 +328,19 @@ def test_values_that_contradict_each_other_are_refused(fields, words):
     "fields",
     [
         {"loss.dice": 0.0, "loss.bce": 1.0},
+        {"loss.dice": 0.0, "loss.focal": 1.0},
+        {"loss.dice": 0.0, "loss.tversky": 1.0},
+        INFECTION | {"model.presence": True, "loss.presence": 0.1},
+        INFECTION | {"data.positive_share": (0.8, 0.4)},
+        INFECTION | {"data.roi": "truth", "data.roi_as": "channel"},
+        {
+            "transfer.frozen_epochs": 2,
+            "transfer.frozen": ("encoder",),
+            "init_from": "runs/lung",
+        },
         {"optim.warmup_epochs": 3.9, "train.epochs": 4},
+        {"optim.average": "epochs", "optim.average_epochs": 4, "train.epochs": 4},
+        {"optim.average": "ema", "optim.average_epochs": 4, "train.epochs": 3},
         {"data.image_size": 72, "model.depth": 3},
         {"data.task": "infection", "data.roi": "none"},
         {"data.task": "infection", "data.roi": "truth", "data.roi_dilate": 3},
@@ -274,13 +372,14 @@ def test_every_setting_is_read():
     for path in SOURCES.rglob("*.py"):
         if path.name != "config.py":  # it checks; it uses nothing
             reads |= find_reads(path.read_text(encoding="utf-8"))
-    # The section goes to Augment as a whole, below.
+    # These go to Augment and to the losses as a whole, below.
+    whole = ("augment", "loss")
     wanted = {
         (section.rpartition(".")[2] or "config", leaf)
         for section, _, leaf in (name.rpartition(".") for name in FIELDS)
-        if section != "augment"
+        if section not in whole
     }
-    assert {("config", "augment"), ("augment", "where")} <= reads
+    assert {("config", name) for name in whole} | {("augment", "where")} <= reads
     assert wanted - reads == set()
 
 
@@ -289,6 +388,22 @@ def test_settings_of_augment_are_its_arguments(kind):
     augment = base.get_config().augment
     arguments = set(inspect.signature(kind).parameters)
     assert arguments == set(strengths_of(augment)) == set(augment) - {"where"}
+
+
+def test_settings_of_the_loss_are_the_arguments_of_what_is_lowered():
+    loss = base.get_config().loss
+    of_pixels = set(inspect.signature(make_loss).parameters)
+    beyond = {
+        name
+        for name, parameter in inspect.signature(make_objective).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    assert set(loss) == of_pixels | beyond
+    assert set(PIXEL_LOSSES) == {k for k in loss if k in of_pixels} - {
+        "over",
+        "focal_gamma",
+        "tversky_missed",
+    }
 
 
 def test_flatten_names_leaves_by_their_path_in_order():
@@ -323,7 +438,7 @@ def test_tuples_are_the_lists_that_json_makes_of_them():
 
 def test_only_fields_without_effect_on_numbers_may_change():
     assert NOT_IDENTITY <= FIELDS.keys()
-    other = {int: 7, float: 0.7, str: "other", tuple: (7, 7, 7), bool: True}
+    other = {int: 7, float: 0.77, str: "other", tuple: (7, 7, 7), bool: True}
     config = base.get_config()
     for name, value in FIELDS.items():
         assert value != other[type(value)]
@@ -363,6 +478,8 @@ def test_saved_config_is_read_back_the_same(tmp_path, stage):
     assert flatten(read) == flatten(config) | {
         "data.phantom_films": [320, 64, 128],
         "transfer.fresh": ["^params/head/"],
+        "transfer.frozen": [],
+        "data.positive_share": [],
     }
     assert differences(config, read) == {}
     validate_config(read)
@@ -379,6 +496,30 @@ def test_saved_config_says_what_it_is_about(tmp_path):
 SINCE = {
     "data.lung_run": "",
     "data.roi_dilate": 0,
+    "data.roi_as": "cut",
+    "data.train_share": 1.0,
+    "data.positive_share": (),
+    "augment.gamma_prob": 0.0,
+    "augment.gamma": 0.3,
+    "augment.noise_prob": 0.0,
+    "augment.noise": 0.05,
+    "model.intensity": "unit",
+    "model.residual": False,
+    "model.presence": False,
+    "model.deep_supervision": 0,
+    "loss.focal": 0.0,
+    "loss.focal_gamma": 2.0,
+    "loss.tversky": 0.0,
+    "loss.tversky_missed": 0.7,
+    "loss.over": "image",
+    "loss.presence": 0.0,
+    "optim.average": "none",
+    "optim.ema_decay": 0.998,
+    "optim.average_epochs": 3,
+    "eval.flip": False,
+    "eval.choose": "untuned",
+    "transfer.frozen": (),
+    "transfer.frozen_epochs": 0,
     "data.cache": "auto",
     "augment.where": "host",
     "model.remat": False,

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from configs import base
-from covjax.models import make_model
-from covjax.models.unet import UNet, Upsample, _max_pool
+from covjax.models import make_model, unet
+from covjax.models.unet import ConvBlock, UNet, Upsample, _max_pool
 from covjax.types import AXIS, Prediction
 
 KEY = jax.random.key(0)
@@ -73,18 +74,16 @@ def test_the_dtype_is_that_of_the_computation_alone(norm, upsample, dtype):
 
 
 def test_make_model_takes_every_field_of_the_config():
+    asked = dict(
+        width=6, depth=3, norm="group", dropout=0.25, upsample="depth_to_space",
+        dtype="float32", remat=True, intensity="equal", residual=True, presence=True,
+        deep_supervision=2,
+    )  # fmt: skip
     config = base.get_config()
-    config.model.update(dict(width=6, depth=1, norm="group", dropout=0.25))
-    config.model.update(dict(upsample="depth_to_space", dtype="bfloat16", remat=True))
-    assert make_model(config) == UNet(
-        width=6,
-        depth=1,
-        norm="group",
-        dropout=0.25,
-        upsample="depth_to_space",
-        dtype=jnp.dtype("bfloat16"),
-        remat=True,
-    )
+    assert set(asked) == set(config.model)
+    assert all(config.model[name] != value for name, value in asked.items())
+    config.model.update(asked)
+    assert make_model(config) == UNet(**asked | {"dtype": jnp.dtype("float32")})
 
 
 def touched(tree: dict) -> set[str]:
@@ -438,3 +437,129 @@ def test_remat_computes_blocks_twice_for_the_same_gradients(norm):
         results,
         results_anew,
     )
+
+
+EXTRAS = dict(residual=True, presence=True, deep_supervision=2)
+
+
+@pytest.fixture(scope="module")
+def extended():
+    """A network with every further part, its variables and what it says of films."""
+    model = UNet(width=2, depth=3, norm="group", **EXTRAS)
+    variables = random_like(shapes_of(model), seed=11)
+    images = jnp.asarray(np.random.default_rng(12).normal(size=(3, 16, 16, 1)))
+    run = jax.jit(model.apply, static_argnames="train")
+    return variables, images, functools.partial(run, variables)
+
+
+def test_parts_beyond_the_study_have_leaves_of_their_own_and_change_no_other():
+    plain = traverse_util.flatten_dict(shapes_of(UNet(width=2, depth=3)), sep="/")
+    model = UNet(width=2, depth=3, **EXTRAS)
+    leaves = traverse_util.flatten_dict(shapes_of(model), sep="/")
+    assert {k: v.shape for k, v in plain.items()}.items() < {
+        k: v.shape for k, v in leaves.items()
+    }.items()
+    blocks = [f"encoder_{i}" for i in range(3)] + ["bottleneck"]
+    heads = [
+        f"{name}/{leaf}"
+        for name in ("deep_1", "deep_2", "presence")
+        for leaf in ("kernel", "bias")
+    ]
+    shortcuts = ["shortcut/kernel", "norm_shortcut/scale", "norm_shortcut/bias"]
+    expected = {f"params/{name}" for name in heads}
+    expected |= {f"params/{b}/{leaf}" for b in blocks for leaf in shortcuts}
+    expected |= {
+        f"batch_stats/{b}/norm_shortcut/{k}" for b in blocks for k in ("mean", "var")
+    }
+    assert leaves.keys() - plain.keys() == expected
+
+
+def test_coarser_levels_speak_in_training_alone_the_finest_first(extended):
+    _, images, run = extended
+    training, evaluating = run(images, train=True), run(images, train=False)
+    assert [a.shape for a in training.deeper] == [(3, 8, 8, 1), (3, 4, 4, 1)]
+    assert evaluating.deeper == ()
+    assert {a.dtype for a in training.deeper} == {np.dtype("float32")}
+    np.testing.assert_allclose(training.logits, evaluating.logits, rtol=1e-5)
+
+
+def test_presence_is_a_line_through_mean_and_maximum_of_the_bottleneck(extended):
+    variables, images, run = extended
+    model = UNet(width=2, depth=3, norm="group", **EXTRAS)
+    _, captured = model.apply(
+        variables, images, train=False, capture_intermediates=True
+    )
+    features = np.asarray(
+        captured["intermediates"]["bottleneck"]["__call__"][0], np.float64
+    )
+    assert features.shape == (3, 2, 2, 16)
+    head = jax.tree.map(np.float64, variables["params"]["presence"])
+    expected = [
+        sum(
+            film[:, :, c].mean() * head["kernel"][c, 0]
+            + film[:, :, c].max() * head["kernel"][16 + c, 0]
+            for c in range(16)
+        )
+        + head["bias"][0]
+        for film in features
+    ]
+    found = run(images, train=False).presence
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_network_without_a_presence_head_says_nothing_of_presence():
+    model = UNet(width=2, depth=1)
+    prediction = jax.eval_shape(
+        lambda v: model.apply(v, jnp.zeros((2, 8, 8, 1)), train=False), shapes_of(model)
+    )
+    assert prediction.presence is None and prediction.deeper == ()
+
+
+def test_a_residual_block_adds_its_projected_input_before_the_last_relu():
+    block = ConvBlock(8, "group", np.dtype("float32"), residual=True)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4, 3)))
+    variables = random_like(block.init(KEY, x, train=False), seed=3)
+    params = variables["params"]
+
+    def norm(features, name):
+        # Groups of one channel each.
+        mean = features.mean(axis=(1, 2), keepdims=True)
+        std = np.sqrt(features.var(axis=(1, 2), keepdims=True) + 1e-6)
+        return (features - mean) / std * params[name]["scale"] + params[name]["bias"]
+
+    def conv(features, name):
+        kernel = np.asarray(params[name]["kernel"], np.float64)
+        channels = [
+            sum(
+                convolve(features[..., c], kernel[:, :, c, f : f + 1])[..., 0]
+                for c in range(features.shape[-1])
+            )
+            for f in range(8)
+        ]
+        return np.stack(channels, axis=-1)
+
+    films = np.asarray(x, np.float64)
+    inner = np.maximum(norm(conv(films, "conv_0"), "norm_0"), 0)
+    past = norm(films @ np.asarray(params["shortcut"]["kernel"]), "norm_shortcut")
+    expected = np.maximum(norm(conv(inner, "conv_1"), "norm_1") + past, 0)
+    found = block.apply(variables, x, train=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_intensity_is_of_the_film_and_not_of_the_lungs_beside_it(monkeypatch):
+    seen = []
+
+    def record(images, how):
+        seen.append((images.shape, how))
+        return images + 1
+
+    monkeypatch.setattr(unet, "normalize_intensity", record)
+    model = UNet(width=2, depth=1, norm="group", intensity="standard")
+    images = jnp.asarray(np.random.default_rng(4).random((2, 8, 8, 2)), jnp.float32)
+    variables = model.init(KEY, images, train=False)
+    shifted = images.at[..., 0].add(1)
+    found = apply(model, variables, images, train=False)
+    assert set(seen) == {((2, 8, 8, 1), "standard")}
+    monkeypatch.setattr(unet, "normalize_intensity", lambda images, _: images)
+    np.testing.assert_array_equal(found, apply(model, variables, shifted, train=False))

@@ -65,6 +65,8 @@ class Augment(Strengths):
         return {k: result[k] for k in record} | {"image": result["image"][..., 0]}
 
     def _make_compose(self) -> A.Compose:
+        # In percent, of which Albumentations wants at least one.
+        exponents = max(1, 100 - 100 * self.gamma), 100 + 100 * self.gamma
         with _MAKING, warnings.catch_warnings():
             # A misspelt argument only warns: never train without a transform.
             warnings.simplefilter("error", UserWarning)
@@ -84,14 +86,7 @@ class Augment(Strengths):
                     contrast_limit=self.contrast,
                     p=self.tone_prob,
                 ),
-                A.RandomGamma(
-                    # In percent, of which it wants at least one.
-                    gamma_limit=(
-                        max(1, 100 - 100 * self.gamma),
-                        100 + 100 * self.gamma,
-                    ),
-                    p=self.gamma_prob,
-                ),
+                A.RandomGamma(gamma_limit=exponents, p=self.gamma_prob),
                 A.GaussNoise(std_range=(0, self.noise), p=self.noise_prob),
             ]
             return A.Compose(

@@ -11,6 +11,7 @@ import numpy as np
 from covjax.errors import UsageError
 from covjax.report import split_figures
 from covjax.report.log import read_metrics
+from covjax.report.tables import headline_roi
 
 # Stems of results/*.json and *.csv.
 RESULTS = (
@@ -57,8 +58,11 @@ class RunFiles:
     @property
     def headline(self) -> str | None:
         """Returns the stem that stands for the run: a clinic's way, else its own."""
-        stems = (self.of_region("predicted"), "test")
-        return next((stem for stem in stems if stem in self.results), None)
+        if "test" not in self.results:
+            return None
+        stems = {r.get("roi"): s for s, r in self.results.items() if s[:4] == "test"}
+        rois = list(stems)  # its own first
+        return stems[headline_roi(rois)]
 
     def of_region(self, roi: str) -> str | None:
         """Returns the stem of Test where the network was shown this of each film."""

@@ -56,15 +56,31 @@ def format_evaluation(found: Sequence[dict[str, Any]], title: str) -> str:
     """Returns the tables of a split: the headline's, and the regions side by side.
 
     Args:
-      found: what the JSON files hold, the run's own region of interest first; found
-        lungs, where they are among them, are the headline.
+      found: what the JSON files hold, the run's own region of interest first.
       title: printed first, for example the run's folder.
     """
-    headline = next((r for r in found if r["roi"] == "predicted"), found[0])
+    rois = [results["roi"] for results in found]
+    headline = found[rois.index(headline_roi(rois))]
     tables = [format_results(headline, title)]
     if len(found) > 1:
         tables.append(format_regions(found))
     return "\n\n".join(tables)
+
+
+def headline_roi(rois: Sequence[str]) -> str:
+    """Returns which of a run's regions stands for it: a way that a clinic has.
+
+    Args:
+      rois: what the network was shown, in the results that there are; the way in which
+        it was trained comes first.
+
+    Returns:
+      That way, if it needs no true lungs; else found lungs, where they were tried; else
+      that way.
+    """
+    if rois[0] in ("none", "predicted") or "predicted" not in rois:
+        return rois[0]
+    return "predicted"
 
 
 def format_results(results: dict[str, Any], title: str) -> str:
