@@ -59,7 +59,7 @@ FLOORS = [
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
-    + ["evaluate"],
+    + ["evaluate", "ensemble"],
     ["feed", "judge", "train"],
     ["main"],
 ]
