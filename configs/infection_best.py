@@ -20,7 +20,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss.over = "batch"
     # Most of a wrong Dice (`all`) is false alarms: a head tells whether there is any.
     config.model.presence, config.loss.presence = True, 0.5
-    config.data.positive_share = (0.6, 0.5)
     config.eval.choose = "tuned"
     config.transfer.fresh = ("^params/head/", "^params/presence/", "^params/deep_")
     config.train.epochs = {"": 60, "laptop": 16, "phantom": 12}[variant]

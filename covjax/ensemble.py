@@ -15,38 +15,52 @@ import csv
 import dataclasses
 import json
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from covjax.calibrate import OBJECTIVE, OperatingPoint, calibrate, write_points
+from covjax.calibrate import (
+    OBJECTIVE,
+    OperatingPoint,
+    calibrate,
+    read_points,
+    write_points,
+)
 from covjax.config import ROIS
 from covjax.data.covidqu import Film
 from covjax.errors import UsageError
 from covjax.files import write_whole
+from covjax.lungs import same_lungs
 from covjax.outputs import Outputs
 from covjax.report.tables import format_evaluation, read_results
 from covjax.results import (
     SplitMasks,
     measure,
+    remove_results,
     summarize_evaluated,
     write_results,
 )
 
 FILE = "ensemble.json"  # who its members are
+SPLITS = ("train", "val", "test")
+# What the stems of results have behind the split. A run's own region has nothing
+# there, and what the outside of the lungs gives away is not to be tuned.
+WAYS = ("", *(f"-{roi}" for roi in ROIS if roi != "outside"))
 SAME = ("task", "phantom", "image_size", "roi", "roi_dilate", "split")
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """What one run gave for a split, shown the lungs in one way.
+    """What one run, or several as one, gave for a split, shown the lungs in one way.
 
     Attributes:
-      path: of its JSON file.
+      path: of the JSON file.
       about: what that holds.
-      films: of the split, with names and classes alone.
+      films: of the split; names and classes alone are known.
       outputs: of the run.
       masks: that it was measured against.
     """
@@ -62,84 +76,113 @@ def read_member(run: Path, stem: str) -> Member:
     """Reads results/<stem>.json, .csv and .npz of a run.
 
     Raises:
-      UsageError: naming the file that is missing or not whole.
+      UsageError: naming the files, if one is missing or not whole.
     """
     path = run / "results" / f"{stem}.json"
     try:
         about = json.loads(path.read_text())
-        split = about["split"].capitalize()
+        for name in (*SAME, "threshold"):
+            about[name]
         with path.with_suffix(".csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         with np.load(path.with_suffix(".npz")) as arrays:
             levels, truth, lung, seen = (
                 arrays[name] for name in ("levels", "truth", "lung", "seen_lung")
             )
-        films = [_named(row["file"], row["class"], split) for row in rows]
+        films = [_named(row["file"], row["class"], about["split"]) for row in rows]
         losses, presence = (
             np.array([float(row[name]) for row in rows])
             for name in ("loss", "presence")
         )
-        if not len(rows) == len(levels) == len(truth) == about["n"]:
-            raise ValueError(f"{len(rows)} rows, {len(levels)} films, n {about['n']}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        shapes = {levels.shape, truth.shape, lung.shape, seen.shape}
+        if len(shapes) > 1 or not len(levels) == len(rows) == about["n"]:
+            raise ValueError(f"n {about['n']}, {len(rows)} rows, arrays {shapes}")
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise UsageError(
-            f"{path.with_suffix('')}: no whole results of an evaluation ({error});"
+            f"{path.with_suffix('')}: no whole results of an evaluation ({error!r});"
             f" python -m covjax.main --mode=evaluate --workdir={run}"
             f" --split={stem.partition('-')[0]} writes them"
         ) from None
     found = seen if about["roi"] == "predicted" else None
-    return Member(
-        path,
-        about,
-        films,
-        Outputs(levels, losses, presence),
-        SplitMasks(truth, lung, found),
-    )
+    outputs = Outputs(levels, losses, presence)
+    return Member(path, about, films, outputs, SplitMasks(truth, lung, found))
 
 
 def _named(name: str, label: str, split: str) -> Film:
-    return Film(name, label, split, Path(name), Path(name), None)
+    """Returns a film whose files are not asked for: its masks are in the results."""
+    return Film(name, label, split.capitalize(), Path(name), Path(name), None)
 
 
 def merge(members: Sequence[Member]) -> Member:
     """Returns the mean of the members' probabilities, as if one run had given them.
 
-    Levels and presence are means over the members; levels are rounded. The loss is the
-    mean of the members' losses: no logits are kept of which that of the mean could be
-    computed. Lungs that most members found are found.
+    Levels and presence are means over the members; a level half-way is rounded down,
+    as one run's are (metrics/counts.py). The loss is the mean of the members' losses:
+    no logits are kept of which that of the mean could be computed. Lungs that most
+    members found are found.
 
     Args:
       members: at least two, of the same films and masks.
+
+    Returns:
+      A member with the first one's path and films. Of `about`, it has `SAME`, the
+      untuned "threshold", "lungs", where all were shown the same, and "members".
 
     Raises:
       UsageError: naming the first member that does not go with the first one.
     """
     first = members[0]
     for other in members[1:]:
-        for key in SAME:
-            a, b = first.about.get(key), other.about.get(key)
-            if a != b:
-                raise UsageError(f"{other.path}: {key} {b}, and {a} in {first.path}")
-        if [(f.label, f.name) for f in first.films] != [
-            (f.label, f.name) for f in other.films
-        ] or not np.array_equal(first.masks.truth, other.masks.truth):
-            raise UsageError(
-                f"{other.path}: not of the films and masks of {first.path}"
-            )
+        _check_same(first, other)
     found = None
     if first.masks.found_lung is not None:
-        votes = np.sum([m.masks.found_lung for m in members], axis=0)
+        votes = np.sum([member.masks.found_lung for member in members], axis=0)
         found = (2 * votes > len(members)).astype(np.uint8)
-    levels = np.mean([m.outputs.levels for m in members], axis=0)
+    outputs = [member.outputs for member in members]
+    levels = np.mean([of_member.levels for of_member in outputs], axis=0)
     return dataclasses.replace(
         first,
+        about=_about(members),
         outputs=Outputs(
-            np.rint(levels).astype(np.uint8),
-            np.mean([m.outputs.losses for m in members], axis=0),
-            np.mean([m.outputs.presence for m in members], axis=0),
+            np.ceil(levels - 0.5).astype(np.uint8),
+            np.mean([of_member.losses for of_member in outputs], axis=0),
+            np.mean([of_member.presence for of_member in outputs], axis=0),
         ),
         masks=dataclasses.replace(first.masks, found_lung=found),
     )
+
+
+def _check_same(first: Member, other: Member) -> None:
+    for key in SAME:
+        a, b = first.about[key], other.about[key]
+        if a != b:
+            raise UsageError(f"{other.path}: {key} {b}, and {a} in {first.path}")
+    names = [[(f.label, f.name) for f in member.films] for member in (first, other)]
+    if names[0] != names[1]:
+        raise UsageError(f"{other.path}: not of the films of {first.path}")
+    for kind in ("truth", "lung"):
+        a, b = getattr(first.masks, kind), getattr(other.masks, kind)
+        if not np.array_equal(a, b):
+            raise UsageError(f"{other.path}: not of the {kind} masks of {first.path}")
+
+
+def _about(members: Sequence[Member]) -> dict[str, Any]:
+    first = members[0].about
+    told = [
+        {"run": member.path.parents[1].name}
+        | {k: member.about.get(k) for k in ("checkpoint", "fingerprint", "lungs")}
+        for member in members
+    ]
+    lungs = told[0]["lungs"]
+    alike = all(same_lungs(lungs, of_member["lungs"]) for of_member in told)
+    return {key: first[key] for key in SAME} | {
+        "threshold": (first.get("untuned") or first)["threshold"],
+        "lungs": lungs if alike else None,
+        "members": told,
+    }
 
 
 def evaluate_ensemble(runs: Sequence[Path], workdir: Path, split: str) -> None:
@@ -154,82 +197,57 @@ def evaluate_ensemble(runs: Sequence[Path], workdir: Path, split: str) -> None:
       UsageError: if the runs do not go together, or `workdir` holds something else;
         nothing is changed then.
     """
-    own = [stem for stem in _stems("val") if _all_have(runs, stem)]
-    pairs = [(stem, stem.replace("val", split, 1)) for stem in own]
-    pairs = [pair for pair in pairs if _all_have(runs, pair[1])]
-    if not pairs or pairs[0][1] != split:
-        raise UsageError(
-            f"no results of Val and {split.capitalize()} that {len(runs)} runs have in"
-            f" common; python -m covjax.main --mode=evaluate --workdir=RUN"
-            f" --split={split} writes them"
-        )
+    splits = tuple(dict.fromkeys(("val", split)))
     merged = {
-        stems: [merge([read_member(run, stem) for run in runs]) for stem in stems]
-        for stems in pairs
+        way: {s: merge([read_member(run, s + way) for run in runs]) for s in splits}
+        for way in WAYS
+        if not way or all(_has(run, s + way) for run in runs for s in splits)
     }
     _claim(workdir, runs)
-    points = {}
-    for (val_stem, stem), (val, scored) in merged.items():
-        about = _about(runs, val_stem)
-        point, dice = calibrate(
-            val.outputs.levels, val.masks.truth, val.outputs.presence
-        )
-        told = dataclasses.asdict(point) | {
-            "chosen_on": "val",
-            "objective": OBJECTIVE,
-            "reached": dice,
-            "n": len(val.films),
-            **about,
-        }
+    points = read_points(workdir)
+    for way, of_split in merged.items():
+        val = of_split["val"]
+        point, told = _tune(val)
+        if points.get(val.about["roi"]) != told:  # a member may have been trained on
+            for other in SPLITS:
+                remove_results(workdir / "results", other + way)
         points[val.about["roi"]] = told
-        for name, member in {val_stem: val, stem: scored}.items():
-            _write(workdir, name, member, point, told)
+        for s, member in of_split.items():
+            _write(workdir, s + way, member, point, told)
     write_points(workdir, points)
     print(format_evaluation(read_results(workdir, split), str(workdir)))
 
 
-def _stems(split: str) -> list[str]:
-    return [split, *(f"{split}-{roi}" for roi in ROIS)]
-
-
-def _all_have(runs: Sequence[Path], stem: str) -> bool:
-    """Tells whether all runs have tuned results of a stem; a probe is not tuned."""
-    for run in runs:
-        try:
-            about = json.loads((run / "results" / f"{stem}.json").read_text())
-            if not about["operating_point"]:
-                return False
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
-    return True
-
-
-def _about(runs: Sequence[Path], stem: str) -> dict[str, Any]:
-    """Returns what the operating point holds for."""
-    members = [json.loads((r / "results" / f"{stem}.json").read_text()) for r in runs]
-    keys = ("checkpoint", "fingerprint", "lungs")
-    return {
-        "checkpoint": None,
-        "fingerprint": None,
-        "lungs": None,
-        "members": [
-            {"run": run.name} | {key: member.get(key) for key in keys}
-            for run, member in zip(runs, members, strict=True)
-        ],
-    }
+def _has(run: Path, stem: str) -> bool:
+    return (run / "results" / f"{stem}.json").exists()
 
 
 def _claim(workdir: Path, runs: Sequence[Path]) -> None:
+    """Notes whose ensemble a folder holds; refuses one that holds something else."""
     content = json.dumps({"runs": [str(run) for run in runs]}, indent=2) + "\n"
     path = workdir / FILE
-    same = path.is_file() and path.read_text() == content
-    if (
-        not same
-        and workdir.exists()
-        and (not workdir.is_dir() or any(workdir.iterdir()))
-    ):
-        raise UsageError(f"--workdir={workdir} holds something else: give another")
+    if path.is_file() and path.read_text() == content:
+        return
+    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+        raise UsageError(
+            f"--workdir={workdir} holds something else than the ensemble of these runs,"
+            " in this order: give another folder"
+        )
     write_whole(path, content)
+
+
+def _tune(val: Member) -> tuple[OperatingPoint, dict[str, Any]]:
+    """Returns the operating point, and what is told of it."""
+    outputs = val.outputs
+    point, dice = calibrate(outputs.levels, val.masks.truth, outputs.presence)
+    return point, dataclasses.asdict(point) | {
+        "chosen_on": "val",
+        "objective": OBJECTIVE,
+        "reached": dice,
+        "n": len(val.films),
+        "lungs": val.about["lungs"],
+        "members": val.about["members"],
+    }
 
 
 def _write(
@@ -244,13 +262,14 @@ def _write(
         member.films, member.outputs, member.masks, point,
         task=about["task"], roi=about["roi"],
     )  # fmt: skip
-    untuned = (about.get("untuned") or about)["threshold"]
     summary = {"split": about["split"]} | summarize_evaluated(
-        evaluated, task=about["task"], threshold=point.threshold, untuned=untuned
+        evaluated,
+        task=about["task"],
+        threshold=point.threshold,
+        untuned=about["threshold"],
     )
-    summary |= {key: about[key] for key in SAME}
-    summary |= {key: told[key] for key in ("checkpoint", "fingerprint", "lungs")}
-    summary |= {"members": told["members"], "operating_point": told}
+    summary |= {key: about[key] for key in (*SAME, "lungs", "members")}
+    summary |= {"operating_point": told}
     write_results(workdir / "results", stem, evaluated, summary)
 
 
@@ -261,11 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--workdir", required=True, type=Path, help="of the ensemble")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"])
+    parser.add_argument("--split", default="test", choices=SPLITS)
     given = parser.parse_args(arguments)
     try:
-        if len({run.resolve() for run in given.runs}) < 2:
-            raise UsageError("an ensemble needs two different runs or more")
+        if len({run.resolve() for run in given.runs}) < max(2, len(given.runs)):
+            raise UsageError("an ensemble needs two runs or more, each of them once")
         evaluate_ensemble(given.runs, given.workdir, given.split)
     except UsageError as error:
         print(f"covjax: {error}", file=sys.stderr)

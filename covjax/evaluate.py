@@ -186,7 +186,7 @@ class _Evaluation:
         self._finder = None if config.data.roi == "outside" else finder
         self._points = read_points(workdir)
         self._films, self._masks = dict(films), dict[str, SplitMasks]()
-        self._of_val = dict[str, Outputs]()  # region → outputs, which are asked for twice
+        self._of_val = dict[str, Outputs]()  # by region: Val may be asked for twice
 
     def regions(self) -> list[str]:
         """Returns what the network is to be shown, its own way first."""

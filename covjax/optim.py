@@ -96,8 +96,8 @@ def hold(
     It comes last, after weight decay. What comes before sees every gradient: the norm
     that is clipped is that of all parameters, as it is logged, and Adam knows the
     moments of the held ones when they are let go. Were their gradients 0 until then,
-    Adam, which by then no longer corrects for moments that began at 0, would make
-    first updates of 0.1 / sqrt(0.001) = 3.2 times the learning rate.
+    Adam, which by then corrects less for moments that began at 0, would make first
+    updates of up to 0.1 / sqrt(0.001) = 3.2 times the learning rate.
 
     Args:
       patterns: of the parameters to hold; regular expressions, searched in names like
@@ -144,7 +144,7 @@ def hold(
         )
         return updates, HoldState(state.made + 1)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore
+    return optax.GradientTransformation(init, update)
 
 
 def _compile(patterns: Sequence[str], field: str) -> list[re.Pattern[str]]:

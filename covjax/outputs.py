@@ -15,7 +15,7 @@ from covjax.losses import make_loss, pixel_terms
 from covjax.metrics.detection import presence_scores
 from covjax.steps import eval_step, predict_step
 
-Terms = tuple[tuple[str, float], ...]  # of the loss that is reported
+Terms = tuple[tuple[str, Any], ...]  # of the loss that is reported
 
 
 @dataclasses.dataclass(frozen=True)

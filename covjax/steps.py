@@ -58,7 +58,7 @@ def train_step(
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
     if averaging is not None:
-        rate = averaging(state.step)
+        rate = averaging(jnp.asarray(state.step))
         state = state.replace(averaged=average(state.averaged, state.variables(), rate))
     return state, metrics
 

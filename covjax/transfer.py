@@ -42,8 +42,8 @@ def transfer(
     """Takes every leaf of `target` from `source`, but for those that start anew.
 
     Nothing is left unexplained: each leaf of either tree is taken or matches a
-    pattern, and each pattern matches a leaf. Shapes are the same, except that the leaves
-    in `FIRST` may have more input channels here (a film, and the lungs beside it).
+    pattern, and each pattern matches a leaf. Shapes are the same, except that leaves of
+    `FIRST` may have more input channels here (a film, and the lungs beside it).
 
     Args:
       source: {"params": …, "batch_stats": …} of another run.

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 Intensity = Literal["unit", "standard", "equal"]
 
-_LEVEL = 1.0 / 255.0  # from one level of a film to the next
 _FILM = (1, 2, 3)  # the axes of one film in [B, H, W, 1]
 
 
@@ -38,10 +37,10 @@ def standardize(images: jax.Array) -> jax.Array:
 
     With m and s, the mean and the standard deviation of the pixels that are not 0:
 
-        (x - m) / max(s, 1/255)
+        (x - m) / max(s, 1 / 255)
 
-    where x is not 0, else 0. The bound keeps a film of nearly one level from becoming
-    all noise; one of exactly one level becomes 0, and so does a black one.
+    where x is not 0, else 0. The bound, one level, keeps a film of nearly one level
+    from becoming all noise; one of exactly one level becomes 0, as a black one does.
 
     Args:
       images: levels / 255, float32 [B, H, W, 1].
@@ -49,12 +48,14 @@ def standardize(images: jax.Array) -> jax.Array:
     Returns:
       float32 [B, H, W, 1].
     """
-    shown = images > 0
+    levels = _levels(images)
+    shown = levels > 0
     pixels = jnp.maximum(jnp.sum(shown, axis=_FILM, keepdims=True), 1)
-    mean = jnp.sum(images, axis=_FILM, keepdims=True) / pixels  # those at 0 add nothing
-    centred = jnp.where(shown, images - mean, 0.0)
+    # Of whole numbers: a sum of fractions would be rounded at each of 65,536 pixels.
+    mean = jnp.sum(levels, axis=_FILM, keepdims=True) / pixels  # 0 adds nothing
+    centred = jnp.where(shown, levels - mean, 0.0)
     variance = jnp.sum(centred**2, axis=_FILM, keepdims=True) / pixels
-    return centred / jnp.maximum(jnp.sqrt(variance), _LEVEL)
+    return centred / jnp.maximum(jnp.sqrt(variance), 1.0)
 
 
 def equalize(images: jax.Array) -> jax.Array:
@@ -73,8 +74,12 @@ def equalize(images: jax.Array) -> jax.Array:
     Returns:
       float32 [B, H, W, 1] in [0, 1).
     """
-    levels = jnp.round(images * 255).astype(jnp.int32)
-    return jax.vmap(_equalize_film)(levels)
+    return jax.vmap(_equalize_film)(_levels(images))
+
+
+def _levels(images: jax.Array) -> jax.Array:
+    """Returns what a film was before it was divided by 255, int32."""
+    return jnp.round(images * 255).astype(jnp.int32)
 
 
 def _equalize_film(levels: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 Names of the parameters, for transfer by name: `encoder_0` (full size) to
 `encoder_<depth-1>`, `bottleneck`, `upsample_<i>` and `decoder_<i>` (back at the size
-of `encoder_<i>`), `head`; where they are asked for, `presence`, and `deep_<i>` (the head
-of level i of the decoder).
+of `encoder_<i>`), `head`; where they are asked for, `presence`, and `deep_<i>` (the
+head of level i of the decoder).
 """
 
 import math

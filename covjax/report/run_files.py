@@ -60,7 +60,7 @@ class RunFiles:
         """Returns the stem that stands for the run: a clinic's way, else its own."""
         if "test" not in self.results:
             return None
-        stems = {r.get("roi"): s for s, r in self.results.items() if s[:4] == "test"}
+        stems = {str(r.get("roi")): s for s, r in self.results.items() if s[:4] == "test"}
         rois = list(stems)  # its own first
         return stems[headline_roi(rois)]
 

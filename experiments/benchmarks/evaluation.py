@@ -31,6 +31,7 @@ from covjax.calibrate import OperatingPoint, calibrate
 from covjax.data.covidqu import CLASSES, Film
 from covjax.data.pipeline import make_eval_dataset
 from covjax.data.source import find_films
+from covjax.metrics.detection import presence_scores
 from covjax.models import make_model
 from covjax.outputs import Outputs, predict_split
 from covjax.results import SplitMasks, measure, summarize_evaluated, write_results
@@ -138,7 +139,8 @@ def _draw(n: int, side: int) -> tuple[list[Film], Outputs, SplitMasks]:
         levels[i] = (255 * smooth).clip(0, 255)
         label = CLASSES[0] if i % 2 == 0 else CLASSES[1 + i // 2 % 2]
         films.append(Film(f"{i}.png", label, "Test", nowhere, nowhere, nowhere))
-    return films, Outputs(levels, np.zeros(n)), SplitMasks(truth, lung, None)
+    outputs = Outputs(levels, np.zeros(n), presence_scores(levels))
+    return films, outputs, SplitMasks(truth, lung, None)
 
 
 def _main(_: list[str]) -> None:
