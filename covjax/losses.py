@@ -335,7 +335,7 @@ def make_objective(
     return objective
 
 
-def pixel_terms(loss: Mapping[str, Any]) -> dict[str, float]:
+def pixel_terms(loss: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what is for `make_loss` among the arguments of `make_objective`.
 
     Evaluation reports the pixel losses at full size, each image's by itself, however

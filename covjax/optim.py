@@ -5,7 +5,7 @@ After a transfer, some parameters can be held for the first epochs.
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ def hold(
     held_by = _compile(patterns, "frozen")
     anew_by = _compile(fresh, "fresh")
 
-    def init(params: Params) -> HoldState:
+    def init(params: Any) -> HoldState:
         names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
         for pattern in held_by:
             held = [name for name in names if pattern.search(name)]
@@ -129,9 +129,7 @@ def hold(
                 )
         return HoldState(jnp.zeros((), jnp.int32))
 
-    def update(
-        updates: Params, state: HoldState, params: Params | None = None
-    ) -> tuple[Params, HoldState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, HoldState]:
         del params
         free = state.made >= steps
         updates = jax.tree.map_with_path(

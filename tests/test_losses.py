@@ -1,13 +1,17 @@
 """Losses against tables worked out by hand, and against plain float64 loops."""
 
 import doctest
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from covjax import losses
+from covjax.types import AXIS, Prediction
 
 LN2, LN3 = np.log(2.0), np.log(3.0)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
 ALL, NONE = [100.0] * 4, [-100.0] * 4
@@ -37,27 +41,43 @@ def images(*rows: list, dtype=jnp.float32) -> jax.Array:
     return jnp.asarray(rows, dtype).reshape(-1, 2, 2, 1)
 
 
-def random_pair(size: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def random_pair(size: tuple[int, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 3, (*size, 1)).astype(np.float32)
     return logits, (rng.random((*size, 1)) < 0.3).astype(np.float32)
 
 
 def by_loops(logits: np.ndarray, masks: np.ndarray, smooth: float, name: str):
-    """Either loss in float64, pixel by pixel."""
+    """Any loss in float64, pixel by pixel."""
     values = []
     for image, mask in zip(logits.astype(float), masks.astype(float), strict=True):
-        overlap = output = truth = nats = 0.0
+        overlap = output = truth = missed = false = nats = focal = mild = 0.0
         for x, t in zip(image.ravel(), mask.ravel(), strict=True):
             p = 1 / (1 + np.exp(-x))
             overlap, output, truth = overlap + p * t, output + p, truth + t
-            nats -= np.log(p if t else 1 - p)
+            missed, false = missed + (1 - p) * t, false + p * (1 - t)
+            for share, sure in ((t, p), (1 - t, 1 - p)):
+                nats -= share * np.log(sure)
+                focal -= share * (1 - sure) ** 2 * np.log(sure)
+                mild -= share * np.sqrt(1 - sure) * np.log(sure)
         dice = 1 - (2 * overlap + smooth) / (output + truth + smooth)
-        values.append({"dice": dice, "bce": nats / image.size}[name])
+        # Salehi's index, whose smooth is half of that of Dice.
+        index = (overlap + smooth / 2) / (
+            overlap + 0.7 * missed + 0.3 * false + smooth / 2
+        )
+        means = {"bce": nats, "focal": focal, "mild focal": mild}
+        of_pixels = {key: value / image.size for key, value in means.items()}
+        values.append((of_pixels | {"dice": dice, "tversky": 1 - index})[name])
     return np.array(values)
 
 
-LOSSES = {"dice": losses.soft_dice_loss, "bce": losses.sigmoid_cross_entropy}
+LOSSES = {
+    "dice": losses.soft_dice_loss,
+    "bce": losses.sigmoid_cross_entropy,
+    "focal": losses.focal_loss,
+    "mild focal": functools.partial(losses.focal_loss, gamma=0.5),
+    "tversky": losses.tversky_loss,
+}
 
 
 @pytest.mark.parametrize("case", TABLE)
@@ -70,6 +90,45 @@ def test_four_pixels_by_hand(case: str):
     np.testing.assert_allclose(
         losses.sigmoid_cross_entropy(*pair), [bce], rtol=1e-6, atol=1e-6
     )
+
+
+# Logits and mask of four pixels, gamma, focal loss.
+FOCAL = {
+    "undecided": ([0] * 4, LEFT, 2.0, LN2 / 4),
+    "undecided, gamma 0": ([0] * 4, LEFT, 0.0, LN2),
+    "undecided, gamma 1/2": ([0] * 4, LEFT, 0.5, LN2 / np.sqrt(2)),
+    # Every pixel has .75 for its truth, then .25.
+    "nearly right": ([LN3, LN3, -LN3, -LN3], LEFT, 2.0, np.log(4 / 3) / 16),
+    "nearly wrong": ([-LN3, -LN3, LN3, LN3], LEFT, 2.0, 2 * LN2 * 9 / 16),
+    "one of four wrong": ([100, 100, -100, 100], LEFT, 2.0, 25),
+}
+# Logits and mask of four pixels, weight of missed ones, smooth, Tversky loss.
+TVERSKY = {
+    "exact": (ALL[:2] + NONE[:2], LEFT, 0.7, 1.0, 0),
+    "two false": (ALL, LEFT, 0.7, 1.0, 1 - 5 / (2 * (2 + 0.3 * 2) + 1)),
+    "two missed": (ALL[:2] + NONE[:2], [1] * 4, 0.7, 1.0, 1 - 5 / (2 * (2 + 1.4) + 1)),
+    "only misses count": (ALL, LEFT, 1.0, 1.0, 0),
+    "only false ones count": (NONE, LEFT, 0.0, 1.0, 0),
+    "false alarm": (ALL, [0] * 4, 0.7, 4.0, 1 - 4 / (2 * 1.2 + 4)),
+    "Dice": (ALL, LEFT, 0.5, 1.0, 1 - 5 / 7),
+    "Dice, less smooth": ([0] * 4, LEFT, 0.5, 0.5, 1 - 2.5 / 4.5),
+}
+
+
+@pytest.mark.parametrize("case", FOCAL)
+def test_focal_loss_by_hand(case: str):
+    logits, mask, gamma, expected = FOCAL[case]
+    found = losses.focal_loss(images(logits), images(mask), gamma=gamma)
+    np.testing.assert_allclose(found, [expected], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", TVERSKY)
+def test_tversky_loss_by_hand(case: str):
+    logits, mask, missed, smooth, expected = TVERSKY[case]
+    found = losses.tversky_loss(
+        images(logits), images(mask), missed=missed, smooth=smooth
+    )
+    np.testing.assert_allclose(found, [expected], rtol=1e-6, atol=1e-6)
 
 
 def test_each_image_of_a_batch_has_the_loss_it_has_alone():
@@ -92,8 +151,11 @@ def test_no_gradient_crosses_from_one_image_to_another(name: str):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_agrees_with_float64_loops(name: str):
+@pytest.mark.parametrize("soft", [False, True])
+def test_agrees_with_float64_loops(name: str, soft: bool):
     logits, masks = random_pair((3, 5, 7), seed=2)
+    if soft:  # shares of foreground, as coarser levels have them
+        masks = np.random.default_rng(0).random(masks.shape).astype(np.float32)
     values = LOSSES[name](jnp.asarray(logits), jnp.asarray(masks))
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, by_loops(logits, masks, 1.0, name), rtol=2e-6)
@@ -145,16 +207,33 @@ def test_bfloat16_logits_are_summed_in_float32(name: str):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("dice", "bce"), [(0.5, 0.5), (1, 0), (0, 1), (2, 0.25)])
-def test_make_loss_weighs_its_terms(dice: float, bce: float):
+WEIGHTS: list[dict[str, Any]] = [
+    {"dice": 0.5, "bce": 0.5},
+    {"dice": 1, "bce": 0},
+    {"dice": 0, "bce": 1},
+    {"dice": 2, "bce": 0.25},
+    {"dice": 0, "bce": 0, "focal": 3},
+    {"dice": 0.5, "bce": 0.25, "focal": 2, "tversky": 0.125},
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_make_loss_weighs_its_terms(weights: dict[str, Any]):
     logits, masks = random_pair((3, 5, 7), seed=5)
-    values = losses.make_loss(dice=dice, bce=bce)(
-        jnp.asarray(logits), jnp.asarray(masks)
-    )
+    values = losses.make_loss(**weights)(jnp.asarray(logits), jnp.asarray(masks))
     assert values.shape == (3,) and values.dtype == jnp.float32
-    expected = dice * by_loops(logits, masks, 1.0, "dice")
-    expected += bce * by_loops(logits, masks, 1.0, "bce")
+    expected = sum(
+        weight * by_loops(logits, masks, 1.0, name) for name, weight in weights.items()
+    )
     np.testing.assert_allclose(values, expected, rtol=2e-6)
+
+
+def test_make_loss_hands_on_gamma_and_the_weight_of_missed_pixels():
+    logits, masks = images([LN3, LN3, -LN3, -LN3], ALL), images(LEFT, LEFT)
+    mild = losses.make_loss(dice=0, bce=0, focal=1, focal_gamma=0.5)
+    assert mild(logits, masks)[0] == pytest.approx(np.log(4 / 3) / 2, rel=1e-6)
+    blind = losses.make_loss(dice=0, bce=0, tversky=1, tversky_missed=1.0)
+    assert blind(logits, masks)[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_term_of_weight_zero_cannot_spoil_the_loss():
@@ -184,10 +263,176 @@ def test_smooth_must_be_positive(smooth: float):
         losses.soft_dice_loss(images(ALL), images(LEFT), smooth=smooth)
 
 
-@pytest.mark.parametrize(("dice", "bce"), [(0, 0), (-1, 2), (2, -1)])
-def test_weights_that_make_no_loss_are_refused(dice: float, bce: float):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tversky", {"missed": 1.1}, "missed must be from 0 to 1, not 1.1"),
+        ("tversky", {"missed": -0.1}, "missed must be from 0 to 1"),
+        ("tversky", {"smooth": 0.0}, "smooth must be positive"),
+        ("focal", {"gamma": -1.0}, "gamma must be at least 0, not -1.0"),
+    ],
+)
+def test_shares_and_powers_out_of_range_are_refused(name: str, value: Any, said: str):
+    with pytest.raises(ValueError, match=said):
+        LOSSES[name](images(ALL), images(LEFT), **value)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"dice": 0, "bce": 0},
+        {"dice": -1, "bce": 2},
+        {"dice": 2, "bce": -1},
+        {"dice": 1, "bce": 1, "focal": -1},
+        {"dice": 1, "bce": 1, "tversky": -1},
+    ],
+)
+def test_weights_that_make_no_loss_are_refused(weights: dict[str, Any]):
     with pytest.raises(ValueError, match="loss weights must be >= 0"):
-        losses.make_loss(dice=dice, bce=bce)
+        losses.make_loss(**weights)
+    with pytest.raises(ValueError, match="loss weights must be >= 0"):
+        losses.make_objective(**weights)
+
+
+def test_over_the_batch_there_is_one_ratio_for_all():
+    # Two found and two false, then a false alarm of four: 2 of 2, with 6 false.
+    logits, masks = images(ALL, ALL), images(LEFT, [0] * 4)
+    dice = losses.soft_dice_loss(logits, masks, over="batch")
+    np.testing.assert_allclose(dice, [1 - 5 / 11] * 2, rtol=1e-6)
+    tversky = losses.tversky_loss(logits, masks, over="batch", smooth=2.0)
+    expected = 1 - (4 + 2) / (2 * (2 + 0.3 * 6) + 2)
+    np.testing.assert_allclose(tversky, [expected] * 2, rtol=1e-6)
+
+
+def test_shares_of_blocks_by_hand():
+    mask = np.zeros((1, 4, 8, 1))
+    mask[0, 0, 3] = mask[0, 2:, 4:6] = 1  # a lesion of one pixel, and a whole block
+    np.testing.assert_array_equal(
+        losses.shares(jnp.asarray(mask), 2)[0, ..., 0], [[0, 1 / 4, 0, 0], [0, 0, 1, 0]]
+    )
+    np.testing.assert_array_equal(
+        losses.shares(jnp.asarray(mask), 4).ravel(), [1 / 16, 1 / 4]
+    )
+
+
+def test_each_level_weighs_half_of_the_one_before():
+    # Cross entropies of 1 for logits of 0, ln 3 and -ln 3, of 1/4 at the coarsest.
+    levels = [jnp.full((1, side, side, 1), x) for side, x in ((4, 0), (2, LN3))]
+    coarsest = jnp.full((1, 1, 1, 1), -LN3)
+    objective = losses.make_objective(dice=0, bce=1)
+    found = objective(
+        Prediction(levels[0], None, (levels[1], coarsest)), jnp.ones((1, 4, 4, 1))
+    )
+    expected = 4 / 7 * LN2 + 2 / 7 * np.log(4 / 3) + 1 / 7 * np.log(4)
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+
+
+def test_presence_is_that_of_any_pixel():
+    masks = images([0, 0, 0, 1], [0] * 4, [1] * 4, [0] * 4)
+    claims = jnp.array([LN3, LN3, -LN3, -LN3])
+    prediction = Prediction(jnp.zeros((4, 2, 2, 1)), claims)
+    expected = np.log([4 / 3, 4, 4, 4 / 3])
+    np.testing.assert_allclose(losses.presence_loss(claims, masks), expected, rtol=1e-6)
+    objective = losses.make_objective(dice=0, bce=1, presence=0.25)
+    np.testing.assert_allclose(
+        objective(prediction, masks), LN2 + expected / 4, rtol=1e-6
+    )
+
+
+def test_a_presence_head_is_left_out_without_a_weight_and_missed_with_one():
+    spoilt = Prediction(images(ALL), jnp.array([jnp.nan]))
+    found = losses.make_objective(dice=1, bce=0)(spoilt, images(LEFT))
+    np.testing.assert_allclose(found, [1 - 5 / 7], rtol=1e-6)
+    objective = losses.make_objective(dice=1, bce=0, presence=0.5)
+    with pytest.raises(ValueError, match="presence=0.5.*no presence head"):
+        objective(Prediction(images(ALL)), images(LEFT))
+    with pytest.raises(ValueError, match="presence=-1"):
+        losses.make_objective(dice=1, bce=0, presence=-1)
+    with pytest.raises(ValueError, match=r"one logit an image: \(1, 1\)"):
+        losses.presence_loss(jnp.zeros((1, 1)), images(LEFT))
+
+
+def test_evaluation_takes_the_pixel_losses_of_each_image_from_the_same_settings():
+    config = base.get_config()
+    config.loss.over, config.loss.presence = "batch", 0.5
+    config.loss.tversky = 2.0
+    loss_fn = losses.make_loss(**losses.pixel_terms(config.loss))
+    logits, masks = random_pair((2, 4, 4), seed=6)
+    expected = sum(
+        weight * by_loops(logits, masks, 1.0, name)
+        for name, weight in (("dice", 1), ("tversky", 2))
+    )
+    found = loss_fn(jnp.asarray(logits), jnp.asarray(masks))
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+
+
+SETTINGS = {"dice": 0.5, "bce": 0.25, "focal": 2.0, "tversky": 1.5, "presence": 0.3}
+
+
+def objective_in_numpy(slope: float, bias: float, films: Any, masks: Any) -> float:
+    """The objective over a batch of 16, of a network of two parameters, in float64.
+
+    A coarser level is judged by spreading its logits over their blocks: each of its
+    pixels, those that are smooth as well, then counts as four.
+    """
+    films, masks = np.float64(films), np.float64(masks)
+    blocks = films.reshape(16, 2, 2, 2, 2).mean(axis=(2, 4))
+    coarse = slope * blocks.repeat(2, axis=1).repeat(2, axis=2)[..., None] - bias
+    total = 0.0
+    levels = [(slope * films + bias, 2 / 3, 1.0), (coarse, 1 / 3, 4.0)]
+    for logits, weight, smooth in levels:
+        for name in ("dice", "tversky", "bce", "focal"):
+            # One picture of all pixels of the batch has the sums of the batch.
+            whole, truth = (x.reshape(1, -1, 1, 1) for x in (logits, masks))
+            [value] = by_loops(whole, truth, smooth, name)
+            total += weight * SETTINGS[name] * value
+    claims = slope * films.mean(axis=(1, 2, 3)) + bias
+    present = masks.any(axis=(1, 2, 3))
+    p = 1 / (1 + np.exp(-claims))
+    nats = -np.log(np.where(present, p, 1 - p)).mean()
+    return total + SETTINGS["presence"] * nats
+
+
+def objective_of_share(params: jax.Array, films: jax.Array, masks: jax.Array):
+    """The mean objective of one device's share and its gradient, as a step has them."""
+    objective = losses.make_objective(over="batch", **SETTINGS)
+
+    def mean_objective(params: jax.Array) -> jax.Array:
+        slope, bias = params
+        prediction = Prediction(
+            slope * films + bias,
+            slope * films.mean(axis=(1, 2, 3)) + bias,
+            (slope * losses.shares(films, 2) - bias,),
+        )
+        return objective(prediction, masks).mean()
+
+    found = jax.value_and_grad(mean_objective)(params)
+    return jax.lax.pmean(found, AXIS)
+
+
+@pytest.mark.parametrize("shares", [1, 8])
+def test_over_the_batch_devices_have_the_gradient_of_all(devices, shares: int):
+    films = np.random.default_rng(7).normal(0, 1, (16, 4, 4, 1)).astype(np.float32)
+    # From no foreground to much, so that no device's share is like another's.
+    chance = np.linspace(-0.3, 0.9, 16).reshape(-1, 1, 1, 1)
+    masks = np.random.default_rng(8).random((16, 4, 4, 1)) < chance
+    masks = masks.astype(np.float32)
+    step = jax.pmap(
+        objective_of_share, AXIS, in_axes=(None, 0, 0), devices=devices[:shares]
+    )
+    split = (x.reshape(shares, -1, 4, 4, 1) for x in (films, masks))
+    values, slopes = step(jnp.array([1.5, -0.5]), *split)
+    expected = objective_in_numpy(1.5, -0.5, films, masks)
+    np.testing.assert_allclose(values, np.full(shares, expected), rtol=1e-5)
+    by = 1e-5
+    rises = [
+        objective_in_numpy(1.5 + by, -0.5, films, masks)
+        - objective_in_numpy(1.5 - by, -0.5, films, masks),
+        objective_in_numpy(1.5, -0.5 + by, films, masks)
+        - objective_in_numpy(1.5, -0.5 - by, films, masks),
+    ]
+    expected = np.tile(np.array(rises) / (2 * by), (shares, 1))
+    np.testing.assert_allclose(slopes, expected, rtol=1e-4)
 
 
 def test_the_examples_in_the_docstrings_are_true():

@@ -11,6 +11,7 @@ import pytest
 
 from configs import base
 from covjax import optim
+from covjax.errors import UsageError
 from covjax.models.unet import UNet
 
 
@@ -23,9 +24,18 @@ def make_config(**fields) -> ml_collections.ConfigDict:
     return config
 
 
-def updates_of(config, params: Any, grads: list[Any], lr: float = 0.01) -> list[Any]:
+def freeze(config, patterns: tuple[str, ...], epochs: int):
+    config.transfer.frozen = patterns
+    config.transfer.frozen_epochs = epochs
+    return config
+
+
+def updates_of(
+    config, params: Any, grads: list[Any], lr: float = 0.01, steps_per_epoch: int = 1
+) -> list[Any]:
     """The update of every step, at a constant learning rate."""
-    tx = optim.make_optimizer(config, optax.constant_schedule(lr))
+    schedule = optax.constant_schedule(lr)
+    tx = optim.make_optimizer(config, schedule, steps_per_epoch)
     state, found = tx.init(params), []
     step = jax.jit(tx.update)
     for grad in grads:
@@ -35,8 +45,13 @@ def updates_of(config, params: Any, grads: list[Any], lr: float = 0.01) -> list[
     return found
 
 
-def adamw_in_numpy(params, grads, *, lr: float, decay: float, clip: float):
-    """Loshchilov and Hutter's algorithm 2 after clipping; only `kernel` decays."""
+def adamw_in_numpy(
+    params, grads, *, lr: float, decay: float, clip: float, held: dict | None = None
+):
+    """Loshchilov and Hutter's algorithm 2 after clipping; only `kernel` decays.
+
+    `held` are the parameters that stay, and for how many steps.
+    """
     params = {k: np.float64(v) for k, v in params.items()}
     first = {k: np.zeros_like(v) for k, v in params.items()}
     second = {k: np.zeros_like(v) for k, v in params.items()}
@@ -51,6 +66,8 @@ def adamw_in_numpy(params, grads, *, lr: float, decay: float, clip: float):
             move = first[k] / (1 - 0.9**t)
             move /= np.sqrt(second[k] / (1 - 0.999**t)) + 1e-8
             update[k] = -lr * (move + decay * params[k] * (k == "kernel"))
+            if t <= (held or {}).get(k, 0):
+                update[k] = np.zeros_like(update[k])
             params[k] = params[k] + update[k]
         yield update
 
@@ -123,10 +140,87 @@ def test_updates_are_those_of_adamw_after_clipping_the_global_norm(clip_norm, cl
 
 def test_the_learning_rate_of_step_k_is_the_schedule_at_k():
     config = make_config(weight_decay=0.0, clip_norm=0.0)
-    tx = optim.make_optimizer(config, lambda step: 0.5 + step)
+    tx = optim.make_optimizer(config, lambda step: 0.5 + step, 1)
     params, grads = jnp.array([1.0]), jnp.array([2.0])
     state, sizes = tx.init(params), []
     for _ in range(3):  # of Adam under a constant gradient: -lr
         update, state = tx.update(grads, state, params)
         sizes.append(np.asarray(update).item())
     assert sizes == pytest.approx([-0.5, -1.5, -2.5], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "steps_per_epoch"), [("kernel", 1, 2), ("bias", 2, 1)]
+)
+def test_what_is_held_stays_and_then_goes_on_as_the_rest(name, epochs, steps_per_epoch):
+    # Weight decay would move it, too; its moments and the clipped norm know its
+    # gradients from the first step.
+    config = freeze(make_config(weight_decay=0.1), (f"/{name}$",), epochs)
+    grads = [*GRADS, GRADS[0]]
+    found = updates_of(config, PARAMS, grads, steps_per_epoch=steps_per_epoch)
+    expected = adamw_in_numpy(PARAMS, grads, lr=0.01, decay=0.1, clip=1, held={name: 2})
+    for step, reference in enumerate(expected):
+        assert found[step][name].any() == (step >= 2)
+        for leaf, update in reference.items():
+            np.testing.assert_allclose(
+                found[step][leaf], update, rtol=1e-4, err_msg=f"step {step}, {leaf}"
+            )
+
+
+def test_a_gradient_that_is_no_number_does_not_move_what_is_held():
+    config = freeze(make_config(clip_norm=0.0), ("kernel",), 1)
+    grads = {"kernel": jnp.full((2, 2), jnp.nan), "bias": jnp.array([1.0, 2.0])}
+    [update] = updates_of(config, PARAMS, [grads])
+    assert not update["kernel"].any() and update["bias"].all()
+
+
+DEEP = {
+    "encoder_0": {"conv_0": {"kernel": jnp.ones((2, 2))}},
+    "encoder_1": {"norm_0": {"scale": jnp.ones(2)}},
+    "decoder_0": {"conv_0": {"kernel": jnp.ones((2, 2))}},
+    "head": {"kernel": jnp.ones((2, 1))},
+}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "held"),
+    [
+        (("^params/encoder_",), {"encoder_0", "encoder_1"}),
+        (("encoder_0/conv_0/kernel", "scale$"), {"encoder_0", "encoder_1"}),
+        (("conv_0",), {"encoder_0", "decoder_0"}),
+    ],
+)
+def test_parameters_are_held_by_name(patterns: tuple[str, ...], held: set[str]):
+    [update] = updates_of(freeze(make_config(), patterns, 1), DEEP, [DEEP])
+    moved = {key for key, tree in update.items() if jax.tree.leaves(tree)[0].any()}
+    assert moved == DEEP.keys() - held
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"),
+    [
+        (("encoder_0", "encoder_7"), "'encoder_7' matches no parameter.*params/decod"),
+        (("^encoder_0",), "'.encoder_0' matches no parameter"),  # names have a root
+        (("(",), r"config.transfer.frozen = \('\(',\): missing \)"),
+        (("scale", "^params/"), "'.params/' would hold params/head/kernel, which star"),
+    ],
+)
+def test_patterns_that_cannot_be_meant_are_refused(patterns, said: str):
+    with pytest.raises(UsageError, match=said):
+        updates_of(freeze(make_config(), patterns, 1), DEEP, [DEEP])
+
+
+def test_the_state_of_an_optimizer_that_holds_nothing_is_what_it_was():
+    # Checkpoints of older runs are restored into it. Patterns alone hold nothing.
+    tx = optim.make_optimizer(
+        freeze(make_config(), ("no such",), 0), optax.constant_schedule(0.1), 1
+    )
+    names = [jax.tree_util.keystr(path) for path, _ in leaves(tx.init(PARAMS))]
+    assert names == [
+        "[1][0].count",
+        "[1][0].mu['bias']",
+        "[1][0].mu['kernel']",
+        "[1][0].nu['bias']",
+        "[1][0].nu['kernel']",
+        "[1][2].count",
+    ]
