@@ -108,7 +108,7 @@ _CHECKS: dict[str, _Check] = {
     "augment.brightness": _between(0, 1),
     "augment.contrast": _between(0, 1),
     "augment.gamma_prob": _PROBABILITY,
-    "augment.gamma": (lambda v: 0 <= v < 1, "from 0, below 1"),
+    "augment.gamma": _between(0, 0.99),  # Albumentations wants exponents from .01
     "augment.noise_prob": _PROBABILITY,
     "augment.noise": _between(0, 1),
     "model.width": _at_least(1),

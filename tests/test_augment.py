@@ -14,17 +14,8 @@ from covjax.data import augment
 from covjax.data.augment import Augment
 from covjax.data.strengths import strengths_of
 
-OFF = {
-    "flip_prob": 0.0,
-    "affine_prob": 0.0,
-    "shift": 0.0,
-    "scale": 0.0,
-    "rotate": 0.0,
-    "tone_prob": 0.0,
-    "brightness": 0.0,
-    "contrast": 0.0,
-}
 STUDY = strengths_of(base.get_config().augment)
+OFF = dict.fromkeys(STUDY, 0.0)
 SIDE = 64
 SEEDS = range(100)
 
@@ -279,6 +270,75 @@ def test_too_bright_stays_white():
         assert result["image"].min() >= 250 - 52  # nothing wraps around to black
 
 
+def test_what_is_beyond_the_study_comes_after_it_and_leaves_it_as_it_was(serial):
+    # A run of the study has the films that it had before there were others.
+    beyond = Augment(**(STUDY | {"gamma_prob": 0.6, "noise_prob": 0.6}))
+    changed = 0
+    for seed, record in enumerate(RECORDS):
+        result = beyond(record, seed)
+        for name in ("lung", "infection"):
+            assert np.array_equal(result[name], serial[seed][name])
+        # The study's three alone, then what happened of the two.
+        film = serial[seed]["image"][..., None]
+        *_, gamma, noise = beyond._local.compose.transforms
+        for transform in (gamma, noise):
+            if transform.params:
+                film = transform.apply(film, **transform.params)
+        assert np.array_equal(result["image"], film[..., 0])
+        changed += bool(gamma.params) + bool(noise.params)
+    assert 0.4 < changed / (2 * len(RECORDS)) < 0.8
+
+
+def test_gamma_bends_the_levels_up_to_its_limit_both_ways():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    bend = make(gamma_prob=1.0, gamma=0.3)
+    exponents = []
+    for seed in SEEDS:
+        result = bend({"image": levels, "lung": levels % 2}, seed)
+        assert np.array_equal(result["lung"], levels % 2)
+        bent = result["image"].ravel().astype(float)
+        # Levels are cut off: half of one is added on the average.
+        exponent = np.log((bent[64] + 0.5) / 255) / np.log(64 / 255)
+        assert np.abs(bent + 0.5 - 255 * (np.arange(256) / 255) ** exponent).max() < 2
+        assert bent[0] == 0 and bent[255] == 255
+        exponents.append(exponent)
+    assert 0.69 < min(exponents) < 0.74 and 1.26 < max(exponents) < 1.31
+    assert abs(np.mean(exponents) - 1) < 0.06  # three of 0.6 / sqrt(12 * 100)
+
+
+def test_noise_is_of_every_pixel_and_up_to_its_limit():
+    grey = np.full((SIDE, SIDE), 128, np.uint8)
+    spoil = make(noise_prob=1.0, noise=0.1)
+    deviations, maps = [], []
+    for seed in SEEDS:
+        result = spoil(record_of(rectangle(8, 8), grey), seed)
+        assert np.array_equal(result["lung"], rectangle(8, 8))
+        added = result["image"].astype(float) - 128 + 0.5  # levels are cut off
+        deviations.append(added.std())
+        maps.append((added - added.mean()) / added.std())
+        assert abs(added.mean()) < 4 * 25.5 / SIDE
+    # From 0 to a tenth of 255, uniformly; half of a level is what cutting off adds.
+    assert max(deviations) < 26.5 and max(deviations) > 24 and min(deviations) < 1.5
+    assert abs(np.mean(deviations) - 12.75) < 3 * 25.5 / np.sqrt(12 * len(SEEDS))
+    loud = np.array([z for z, d in zip(maps, deviations, strict=True) if d > 5])
+    # A normal distribution, without memory along rows, columns or from film to film.
+    assert abs(np.mean(np.abs(loud) < 1) - 0.683) < 0.01
+    for one, other in [
+        (loud[:, 1:], loud[:, :-1]),
+        (loud[:, :, 1:], loud[:, :, :-1]),
+        (loud[1:], loud[:-1]),
+    ]:
+        assert abs(np.mean(one * other)) < 0.01
+
+
+def test_noise_stays_within_black_and_white():
+    film = np.tile(np.array([3, 252], np.uint8), (SIDE, SIDE // 2))
+    for seed in range(20):
+        result = make(noise_prob=1.0, noise=0.1)(record_of(film % 2, film), seed)
+        # Five standard deviations: a level that wraps around is farther off.
+        assert np.abs(result["image"].astype(int) - film).max() < 140
+
+
 @pytest.mark.parametrize("probability", [0.2, 0.8])
 @pytest.mark.parametrize(
     ("name", "strength"),
@@ -286,6 +346,8 @@ def test_too_bright_stays_white():
         ("flip_prob", {}),
         ("affine_prob", {"shift": 0.2, "scale": 0.2, "rotate": 15.0}),
         ("tone_prob", {"brightness": 0.2, "contrast": 0.2}),
+        ("gamma_prob", {"gamma": 0.3}),
+        ("noise_prob", {"noise": 0.1}),
     ],
 )
 def test_transform_happens_as_often_as_asked(name, strength, probability):

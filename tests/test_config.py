@@ -180,7 +180,7 @@ RANGES = [
     ("augment.brightness", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("augment.contrast", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("augment.gamma_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
-    ("augment.gamma", [-0.1, 1.0], [0.0, 0.9], "from 0, below 1"),
+    ("augment.gamma", [-0.1, 1.0], [0.0, 0.99], "from 0 to 0.99"),
     ("augment.noise_prob", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("augment.noise", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("model.width", [0], [1], "at least 1"),

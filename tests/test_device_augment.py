@@ -1,6 +1,7 @@
 """Augmentation on the device: as Albumentations draws it, and as OpenCV moves it."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from covjax.device_augment import DeviceAugment, Draw, apply, dilate
 
 STUDY = strengths_of(base.get_config().augment)
 OFF = dict.fromkeys(STUDY, 0.0)
-ALWAYS = STUDY | dict.fromkeys(("flip_prob", "affine_prob", "tone_prob"), 1.0)
+PROBS = [name for name in STUDY if name.endswith("_prob")]
+BUT_NOISE = [name for name in PROBS if name != "noise_prob"]  # a number for each pixel
+ALWAYS = STUDY | dict.fromkeys(BUT_NOISE, 1.0)
 SIDE = 64
 HEIGHT, WIDTH = 48, 64  # what is confused shows
 
@@ -36,7 +39,7 @@ def drawn_by_albumentations(n: int) -> dict[str, np.ndarray]:
     rows = []
     for seed in range(n):
         always(record, seed)
-        _, affine, tone = always._local.compose.transforms
+        _, affine, tone, gamma = always._local.compose.transforms
         centre = np.array([SIDE / 2 - 0.5, SIDE / 2 - 0.5, 1])
         shift = affine.params["matrix"] @ centre - centre
         rows.append(
@@ -47,6 +50,7 @@ def drawn_by_albumentations(n: int) -> dict[str, np.ndarray]:
                 "shift_y": shift[1],
                 "contrast": tone.params["alpha"],
                 "brightness": tone.params["beta"],
+                "gamma": gamma.params["gamma"],
             }
         )
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -69,6 +73,7 @@ def test_ranges_are_those_of_the_config():
         (drawn.scale, 0.75, 1.25),
         (drawn.contrast, 0.5, 1.5),
         (drawn.brightness, -0.4 * 255, 0.4 * 255),
+        (drawn.gamma, 0.7, 1.3),
     ]:
         reach = high - low
         assert low - 1e-4 <= values.min() < low + 0.01 * reach
@@ -98,15 +103,15 @@ def test_a_shift_is_a_share_of_its_own_side():
 
 
 def test_transforms_happen_as_often_as_asked_and_independently():
-    wanted = {"flip_prob": 0.2, "affine_prob": 0.5, "tone_prob": 0.7}
+    wanted = {"flip_prob": 0.2, "affine_prob": 0.5, "tone_prob": 0.7, "gamma_prob": 0.6}
     drawn = draws(STUDY | wanted, 20000)
-    happened = [drawn.flip, drawn.angle != 0, drawn.contrast != 1]
+    happened = [drawn.flip, drawn.angle != 0, drawn.contrast != 1, drawn.gamma != 1]
     # A transform happens as a whole.
     assert np.array_equal(happened[1], drawn.scale != 1)
     assert np.array_equal(happened[2], drawn.brightness != 0)
     assert not drawn.shift_x[~happened[1]].any()
     assert not drawn.shift_y[~happened[1]].any()
-    for which in np.ndindex(2, 2, 2):
+    for which in np.ndindex(2, 2, 2, 2):
         together = [h == bool(w) for h, w in zip(happened, which, strict=True)]
         expected = np.prod(
             [p if w else 1 - p for p, w in zip(wanted.values(), which, strict=True)]
@@ -115,19 +120,78 @@ def test_transforms_happen_as_often_as_asked_and_independently():
 
 
 @pytest.mark.parametrize("happens", [0.0, 1.0])
-def test_never_and_always_are_exact(happens):
-    drawn = draws(
-        STUDY | {k: happens for k in STUDY if k.endswith("_prob")}, 20000, first=7
-    )
+def test_never_and_always_are_exact(happens: float):
+    drawn = draws(STUDY | dict.fromkeys(BUT_NOISE, happens), 20000, first=7)
     assert (drawn.flip == bool(happens)).all()
     assert ((drawn.angle != 0) == bool(happens)).all()
     assert ((drawn.contrast != 1) == bool(happens)).all()
+    assert np.all(drawn.gamma != 1) if happens else drawn.gamma is None
+
+
+def test_what_is_beyond_the_study_leaves_its_draws_as_they_were():
+    # A run of the study has the films that it had before there were others.
+    beyond = {"gamma_prob": 0.5, "noise_prob": 0.5, "noise": 0.1}
+    alone, among = draws(STUDY, 50), draws(STUDY | beyond, 50)
+    assert alone.gamma is None and alone.noise is None
+    assert np.shape(among.gamma) == (50,)
+    assert np.shape(among.noise) == (50, SIDE, SIDE)
+    for name in Draw._fields[:7]:
+        np.testing.assert_array_equal(getattr(alone, name), getattr(among, name))
+    nine = jax.jit(
+        jax.vmap(lambda seed: jax.random.uniform(jax.random.key(seed), (9,)))
+    )
+    u = np.asarray(nine(jnp.arange(50, dtype=jnp.uint32)))
+    np.testing.assert_array_equal(alone.flip, u[:, 0] < 0.5)
+    tone = np.where(u[:, 6] < 0.5, 255 * 0.2 * (2 * u[:, 8] - 1), 0)
+    np.testing.assert_allclose(alone.brightness, tone, atol=1e-4)
+
+
+def test_noise_is_drawn_as_albumentations_draws_it():
+    side, noise = 24, 0.1
+    strengths = ALWAYS | {"noise_prob": 1.0, "noise": noise}
+    draw = functools.partial(DeviceAugment(**strengths).draw, height=side, width=side)
+    drawn = jax.jit(jax.vmap(draw))(jnp.arange(3000, dtype=jnp.uint32))
+    ours = np.asarray(drawn.noise, float)
+    deviations = ours.std(axis=(1, 2))
+    # Uniform from 0 to the limit, whatever else happens to the film.
+    assert deviations.max() < 1.1 * 255 * noise
+    assert abs(deviations.mean() - 255 * noise / 2) < 0.5
+    assert abs(np.corrcoef(deviations, np.asarray(drawn.gamma))[0, 1]) < 0.06
+    # Normal, without memory along rows, columns or from film to film.
+    maps = ours / deviations[:, None, None]
+    assert abs(np.mean(np.abs(maps) < 1) - 0.683) < 0.005
+    for one, other in [
+        (maps[:, 1:], maps[:, :-1]),
+        (maps[:, :, 1:], maps[:, :, :-1]),
+        (maps[1:], maps[:-1]),
+    ]:
+        assert abs(np.mean(one * other)) < 0.005
+    always = Augment(**OFF | {"noise_prob": 1.0, "noise": noise})
+    blank, theirs = np.zeros((side, side), np.uint8), []
+    for seed in range(1000):
+        always({"image": blank, "lung": blank}, seed)
+        (transform,) = always._local.compose.transforms
+        theirs.append(transform.params["noise_map"])
+    theirs = np.array(theirs)[..., 0]
+    assert np.asarray(ks_2samp(deviations, theirs.std(axis=(1, 2))))[1] > 0.001
+    pixels = ks_2samp(ours[:, 3, 5], theirs[:, 3, 5])
+    assert np.asarray(pixels)[1] > 0.001
+
+
+def test_noise_happens_as_often_as_asked_and_not_with_gamma():
+    strengths = OFF | {"noise_prob": 0.3, "noise": 0.1, "gamma_prob": 0.6, "gamma": 0.3}
+    draw = functools.partial(DeviceAugment(**strengths).draw, height=4, width=4)
+    drawn = jax.jit(jax.vmap(draw))(jnp.arange(8000, dtype=jnp.uint32))
+    noisy = np.any(np.asarray(drawn.noise) != 0, axis=(1, 2))
+    bent = np.asarray(drawn.gamma) != 1
+    assert abs(noisy.mean() - 0.3) < 0.02 and abs(bent.mean() - 0.6) < 0.02
+    assert abs((noisy & bent).mean() - 0.18) < 0.02
 
 
 def test_every_number_is_drawn_for_itself():
-    drawn = draws(ALWAYS | {"flip_prob": 0.5}, 20000)
-    correlations = np.corrcoef(np.array([np.asarray(v, float) for v in drawn]))
-    assert np.abs(correlations - np.eye(len(drawn))).max() < 0.03
+    numbers = draws(ALWAYS | {"flip_prob": 0.5}, 20000)[:-1]  # without noise
+    correlations = np.corrcoef(np.array([np.asarray(v, float) for v in numbers]))
+    assert np.abs(correlations - np.eye(8)).max() < 0.03
 
 
 def test_seeds_of_32_bits_give_draws_of_their_own():
@@ -137,7 +201,7 @@ def test_seeds_of_32_bits_give_draws_of_their_own():
     assert len(drawn) == len(seeds)
 
 
-def make_draw(**what: float) -> Draw:
+def make_draw(**what: Any) -> Draw:
     """Nothing happens but what is named; `degrees` is the angle."""
     return Draw(
         flip=jnp.bool_(what.get("flip", False)),
@@ -147,10 +211,12 @@ def make_draw(**what: float) -> Draw:
         shift_y=jnp.float32(what.get("shift_y", 0)),
         contrast=jnp.float32(what.get("contrast", 1)),
         brightness=jnp.float32(what.get("brightness", 0)),
+        gamma=jnp.float32(what["gamma"]) if "gamma" in what else None,
+        noise=jnp.float32(what["noise"]) if "noise" in what else None,
     )
 
 
-def moved(record: dict[str, np.ndarray], **what: float) -> dict[str, np.ndarray]:
+def moved(record: dict[str, np.ndarray], **what: Any) -> dict[str, np.ndarray]:
     return jax.tree.map(np.asarray, jax.jit(apply)(make_draw(**what), record))
 
 
@@ -243,16 +309,13 @@ def test_a_film_to_which_nothing_happens_keeps_every_bit(shape):
     record = make_record(*shape) | {"image": rng.integers(0, 256, shape, np.uint8)}
     for result in (
         moved(record),
-        jax.jit(DeviceAugment(**STUDY | dict.fromkeys(_probs(), 0.0)))(record, 5),
+        moved(record, gamma=1, noise=np.zeros(shape)),
+        jax.jit(DeviceAugment(**STUDY | dict.fromkeys(PROBS, 0.0)))(record, 5),
     ):
         assert result.keys() == record.keys()
         for name, array in record.items():
             np.testing.assert_array_equal(result[name], array)
             assert result[name].dtype == np.uint8
-
-
-def _probs() -> list[str]:
-    return [name for name in STUDY if name.endswith("_prob")]
 
 
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (15, 33)])
@@ -281,9 +344,33 @@ def test_tone_is_the_table_of_albumentations(contrast, brightness):
     assert np.abs(ours["image"].astype(int) - table)[off].sum() <= 1
 
 
+@pytest.mark.parametrize("gamma", [0.7, 0.91, 1.07, 1.3])
+def test_gamma_is_the_table_of_albumentations(gamma):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    percent = 100 * gamma
+    table = augment.A.RandomGamma(gamma_limit=(percent, percent), p=1)(image=levels)
+    ours = moved({"image": levels}, gamma=gamma)["image"]
+    by_hand = np.floor(255 * (levels / 255.0) ** gamma)
+    for expected in (table["image"], by_hand):
+        off = ours != expected
+        # Where a power is a whole number but for its last bit.
+        assert off.sum() <= 1
+        assert np.abs(ours.astype(int) - expected)[off].sum() <= 1
+
+
+def test_tone_comes_first_then_gamma_then_noise_by_hand():
+    film = np.array([[100, 0, 255], [20, 200, 7]], np.uint8)
+    noise = np.array([[3.9, 5.5, -300], [-0.2, 0.2, 80]])
+    # 100 + 55 = 155, 155^2 / 255 = 94.2, 94 + 3.9; 55^2 / 255 = 11.9, 11 + 5.5;
+    # white, then black; 75^2 / 255 = 22.1, 22 - 0.2; white stays; 62^2 / 255 = 15.1.
+    toned = moved({"image": film}, brightness=55, gamma=2, noise=noise)
+    assert toned["image"].tolist() == [[97, 16, 0], [21, 255, 95]]
+
+
 def test_tone_leaves_masks_alone():
     record = make_record()
-    toned = moved(record, contrast=0.8, brightness=-30)
+    noise = np.full((HEIGHT, WIDTH), 9.0)
+    toned = moved(record, contrast=0.8, brightness=-30, gamma=0.8, noise=noise)
     for name in ("lung", "infection"):
         np.testing.assert_array_equal(toned[name], record[name])
 
@@ -291,6 +378,7 @@ def test_tone_leaves_masks_alone():
 def test_films_look_on_average_as_those_that_the_host_augments():
     record = make_record(32, 32)
     strong = ALWAYS | {"flip_prob": 0.3, "affine_prob": 0.7, "shift": 0.2}
+    strong |= {"gamma": 0.6, "noise_prob": 0.7, "noise": 0.4}
     here = Augment(**strong | {"brightness": 0.4})
     there = DeviceAugment(**strong | {"brightness": 0.4})
     host = [here(record, seed) for seed in range(2000)]
@@ -305,7 +393,7 @@ def test_films_look_on_average_as_those_that_the_host_augments():
 
 
 def test_a_film_is_the_same_alone_and_among_others():
-    study = DeviceAugment(**STUDY | dict.fromkeys(_probs(), 0.8))
+    study = DeviceAugment(**STUDY | dict.fromkeys(PROBS, 0.8))
     films = np.stack([np.roll(smooth(), 3 * k, axis=1) for k in range(12)])
     masks = np.stack([blocks(seed=k) for k in range(12)])
     seeds = jnp.arange(12, dtype=jnp.uint32) * 31

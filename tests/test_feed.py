@@ -11,12 +11,8 @@ from PIL import Image
 from configs import infection
 from covjax import feed, parallel
 from covjax.data.covidqu import Film, read_film
-from covjax.data.pipeline import (
-    Region,
-    ShuffledEpochs,
-    make_train_dataset,
-    record_seed,
-)
+from covjax.data.order import ShuffledEpochs
+from covjax.data.pipeline import Region, make_train_dataset, record_seed
 from covjax.data.strengths import strengths_of
 from covjax.device_augment import DeviceAugment
 from covjax.types import AXIS
@@ -78,18 +74,21 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
 
 
 REGIONS = [
-    ("none", 0),
-    ("truth", 0),
-    ("truth", 2),
-    ("predicted", 1),
-    ("outside", 0),
-    ("outside", 1),
+    ("none", 0, "cut"),
+    ("truth", 0, "cut"),
+    ("truth", 2, "cut"),
+    ("predicted", 1, "cut"),
+    ("outside", 0, "cut"),
+    ("outside", 1, "cut"),
+    ("predicted", 1, "channel"),
+    ("outside", 0, "channel"),
 ]
 
 
-@pytest.mark.parametrize(("roi", "radius"), REGIONS)
-def test_each_film_is_augmented_from_its_seed_then_cut(films, config, roi, radius):
-    config.data.roi, config.data.roi_dilate = roi, radius
+@pytest.mark.parametrize("region", REGIONS, ids=str)
+def test_each_film_is_augmented_from_its_seed_then_shown(films, config, region):
+    config.data.roi, config.data.roi_dilate, config.data.roi_as = region
+    config.augment.gamma_prob = config.augment.noise_prob = 0.7
     augment = jax.jit(DeviceAugment(**strengths_of(config.augment)))
     order = ShuffledEpochs(FILMS, BATCH, config.seed)
     expected = []
@@ -104,11 +103,11 @@ def test_each_film_is_augmented_from_its_seed_then_cut(films, config, roi, radiu
             )
             for epoch, index in keys
         ]
-        # The cut of the host, through OpenCV.
-        cut = [Region(roi, radius).cut(record) for record in records]
+        # As the host shows it, through OpenCV.
+        shown = [Region(*region).show(record) for record in records]
         expected.append(
             {
-                "image": np.stack(cut)[..., None],
+                "image": np.stack(shown),
                 "mask": np.stack([r["infection"] for r in records])[..., None],
                 "index": np.array([index for _, index in keys], np.int32),
                 "weight": np.ones(BATCH, np.float32),
@@ -116,7 +115,8 @@ def test_each_film_is_augmented_from_its_seed_then_cut(films, config, roi, radiu
         )
     assert_same(supply(films, config), expected)
     images = np.concatenate([batch["image"] for batch in expected])
-    assert roi == "none" or 0.05 < np.mean(images == 0) < 0.95  # something was cut
+    # Something was cut.
+    assert region[0] == "none" or 0.05 < np.mean(images == 0) < 0.95
 
 
 def test_films_that_are_sent_give_the_bits_of_those_that_lie_there(

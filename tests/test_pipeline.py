@@ -12,11 +12,11 @@ from PIL import Image
 
 from configs import infection
 from covjax.data.covidqu import Film
+from covjax.data.order import BalancedBatches, ShuffledEpochs
 from covjax.data.pipeline import (
     ReadKey,
     ReadUnaugmented,
     Region,
-    ShuffledEpochs,
     make_eval_dataset,
     make_reader,
     make_train_dataset,
@@ -124,6 +124,55 @@ def test_epoch_holds_every_film_at_most_once(films, config, batch_size):
         assert len(seen) == len(set(seen)) == steps * batch_size
         assert set(seen) <= set(range(7))
         assert all((batch["weight"] == 1).all() for batch in batches)
+
+
+SICK = (1, 4, 6)  # of the seven films below
+
+
+@pytest.fixture
+def mixed(films) -> list[Film]:
+    """The seven films, of which some show COVID-19."""
+    labels = ["COVID-19" if k in SICK else "Normal" for k in range(7)]
+    return [
+        dataclasses.replace(film, label=label)
+        for film, label in zip(films, labels, strict=True)
+    ]
+
+
+def test_share_of_positive_films_goes_over_all_epochs(mixed, config):
+    # Four epochs of one batch: 4, 2.7, 1.3 and 0 of four films, rounded.
+    config.train.batch_size, config.train.epochs = 4, 4
+    config.data.positive_share = (1.0, 0.0)
+    keys = train(mixed, config, (0, 4), read=ReadKey(config.seed))
+    sick = [sum(int(k) in SICK for k in batch["index"]) for batch in keys]
+    assert sick == [4, 3, 1, 0]
+    # Where each film stands, and in which pass it is augmented, is for the order.
+    expected = BalancedBatches(
+        [k in SICK for k in range(7)], 4, config.seed, (1.0, 0.0), 4
+    )
+    for step, batch in enumerate(keys):
+        for place in range(4):
+            number, index = expected(4 * step + place)
+            assert batch["index"][place] == index
+            assert batch["seed"][place] == record_seed(config.seed, number, index)
+
+
+def test_balanced_run_goes_on_with_the_same_bits_and_is_shared(mixed, config):
+    config.train.batch_size, config.train.epochs = 4, 8
+    config.data.positive_share = (0.8, 0.3)
+    whole = train(mixed, config, (0, 8))
+    assert_same(train(mixed, config, (3, 8)), whole[3:])
+    shares = [train(mixed, config, (0, 8), rank=rank, world=2) for rank in (0, 1)]
+    for batch, one, other in zip(whole, *shares, strict=True):
+        for name in KEYS:
+            np.testing.assert_array_equal(one[name], batch[name][::2])
+            np.testing.assert_array_equal(other[name], batch[name][1::2])
+
+
+def test_share_of_films_that_the_split_lacks_is_refused(films, config):
+    config.data.positive_share = (0.5, 0.5)
+    with pytest.raises(UsageError, match="asks for other films"):
+        train(films, config, (0, 1))
 
 
 def test_films_that_an_epoch_leaves_out_change():
@@ -284,7 +333,7 @@ def test_region_of_a_film_by_hand():
         "found_lung": np.array([[0, 1, 1, 0]], np.uint8),
     }
     seen = {
-        (roi, dilate): Region(roi, dilate).cut(record)[0].tolist()
+        (roi, dilate): Region(roi, dilate).show(record)[0, :, 0].tolist()
         for roi, dilate in [*REGIONS[:4], ("predicted", 1), ("outside", 1)]
     }
     assert seen == {
@@ -295,6 +344,70 @@ def test_region_of_a_film_by_hand():
         ("predicted", 1): [10, 20, 30, 40],
         ("outside", 1): [0, 0, 0, 40],
     }
+
+
+def test_lungs_beside_a_film_by_hand():
+    record = {
+        "image": np.array([[10, 20, 30, 40]], np.uint8),
+        "lung": np.array([[1, 1, 0, 0]], np.uint8),
+        "found_lung": np.array([[0, 0, 1, 0]], np.uint8),
+    }
+    for region, film, lungs in [
+        (("truth", 0), [10, 20, 30, 40], [255, 255, 0, 0]),
+        (("truth", 1), [10, 20, 30, 40], [255, 255, 255, 0]),
+        (("predicted", 0), [10, 20, 30, 40], [0, 0, 255, 0]),
+        # What the film gives away without its lungs, to a network that is told them.
+        (("outside", 0), [0, 0, 30, 40], [255, 255, 0, 0]),
+        (("outside", 1), [0, 0, 0, 40], [255, 255, 255, 0]),
+    ]:
+        region = Region(*region, "channel")
+        seen = region.show(record)
+        assert (seen.shape, seen.dtype) == ((1, 4, 2), np.uint8)
+        assert seen[0].T.tolist() == [film, lungs]
+        assert region.channels == 2
+    assert Region("truth", 1, "cut").channels == Region().channels == 1
+
+
+@pytest.mark.parametrize(("roi", "dilate"), [("truth", 0), ("predicted", 1)])
+def test_lungs_stand_beside_the_film_in_every_batch(films, config, roi, dilate):
+    config.data.roi, config.data.roi_dilate = roi, dilate
+    config.data.roi_as, config.train.batch_size = "channel", 4
+    batches = train(films, without_augmentation(config), (0, 3))
+    padded = list(make_eval_dataset(films, config=config))
+    assert not padded[-1]["image"][3].any() and not padded[-1]["mask"][3].any()
+    kind = "found_lung" if roi == "predicted" else "lung"
+    for batch in batches + padded:
+        assert batch["image"].shape == (4, SIDE, SIDE, 2)
+        assert batch["mask"].shape == (4, SIDE, SIDE, 1)
+        for image, index, weight in zip(
+            batch["image"], batch["index"], batch["weight"], strict=True
+        ):
+            if weight:
+                lungs = 255 * widen(picture(index, kind), dilate)
+                np.testing.assert_array_equal(image[..., 0], picture(index, "image"))
+                np.testing.assert_array_equal(image[..., 1], lungs)
+
+
+def test_share_that_is_padding_alone_has_the_channels_of_the_others(films, config):
+    config.data.roi_as, config.train.batch_size = "channel", 4
+    shares = [
+        list(make_eval_dataset(films[:5], config=config, rank=rank, world=4))[1]
+        for rank in range(4)
+    ]
+    assert [share["weight"].tolist() for share in shares] == [[1], [0], [0], [0]]
+    assert {share["image"].shape for share in shares} == {(1, SIDE, SIDE, 2)}
+
+
+def test_lungs_move_with_the_film_that_they_stand_beside(films, config):
+    # The lungs are made the target as well, which shows how they have moved.
+    films = [dataclasses.replace(film, infection_mask=film.lung_mask) for film in films]
+    config.augment.affine_prob = config.augment.tone_prob = 1.0
+    config.data.roi, config.data.roi_as = "truth", "channel"
+    both = train(films, config, (0, 3))
+    config.data.roi, config.data.roi_as = "none", "cut"
+    for one, whole in zip(both, train(films, config, (0, 3)), strict=True):
+        np.testing.assert_array_equal(one["image"][..., :1], whole["image"])
+        np.testing.assert_array_equal(one["image"][..., 1:], 255 * whole["mask"])
 
 
 @pytest.mark.parametrize(("roi", "dilate"), REGIONS)
@@ -319,7 +432,8 @@ def test_region_is_cut_after_the_augmentation(films, config, roi, dilate):
     films = [
         dataclasses.replace(film, infection_mask=getattr(film, name)) for film in films
     ]
-    config.augment.tone_prob = config.augment.affine_prob = 1.0
+    for name in ("tone_prob", "affine_prob", "gamma_prob", "noise_prob"):
+        config.augment[name] = 1.0
     config.data.roi, config.data.roi_dilate = roi, dilate
     cut = train(films, config, (0, 6))
     config.data.roi, config.data.roi_dilate = "none", 0

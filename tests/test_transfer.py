@@ -1,13 +1,15 @@
 """Every leaf of a transfer is taken or starts anew by name; nothing is guessed."""
 
+import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from covjax.errors import UsageError
-from covjax.models.unet import UNet
+from covjax.models.unet import ConvBlock, UNet
 from covjax.transfer import format_transfer, transfer
 
 HEAD = ("^params/head/",)
@@ -136,6 +138,84 @@ def test_bad_regular_expression_is_named():
     assert "config.transfer.fresh" in said and "params/(head" in said
 
 
+FIRST = "params/encoder_0/conv_0/kernel"
+
+
+def with_first(value: float, shape: tuple[int, ...]) -> dict:
+    tree = make_tree(value)
+    tree["params"]["encoder_0"]["conv_0"]["kernel"] = np.full(shape, value)
+    return tree
+
+
+def test_first_convolution_may_have_more_inputs_than_its_source():
+    source, target = with_first(1, (3, 3, 1, 2)), with_first(2, (3, 3, 3, 2))
+    result = transfer(source, target, fresh=HEAD, name="runs/lung")
+    kernel = result.variables["params"]["encoder_0"]["conv_0"].pop("kernel")
+    assert kernel.shape == (3, 3, 3, 2)
+    assert (kernel[:, :, 0] == 1).all() and (kernel[:, :, 1:] == 0).all()
+    assert result.widened == (FIRST,) and FIRST in result.taken
+    others = values(result.variables)
+    assert {name for name, value in others.items() if value == 2} == set(result.fresh)
+    assert values(source) == values(make_tree(1))  # not changed
+
+
+def test_nothing_is_widened_where_shapes_are_the_same_or_the_leaf_is_fresh():
+    result = transfer(make_tree(1), make_tree(2), fresh=HEAD, name="runs/lung")
+    assert result.widened == ()
+    assert "widened" not in format_transfer(result, "runs/lung")
+    target = with_first(2, (3, 3, 2, 2))
+    result = transfer(make_tree(1), target, fresh=("conv_0",), name="runs/lung")
+    assert result.widened == () and values(result.variables)[FIRST] == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((3, 3, 2, 2), (3, 3, 1, 2)),  # fewer
+        ((3, 3, 1, 2), (3, 3, 2, 4)),  # and another width
+        ((3, 3, 1, 2), (5, 5, 2, 2)),  # and another window
+        ((1, 2), (3, 3, 2, 2)),
+    ],
+)
+def test_first_convolution_that_differs_otherwise_is_refused(old, new):
+    said = refusal(with_first(1, old), with_first(2, new))
+    assert said.startswith(f"{FIRST} is {old} in runs/lung and {new} here: ")
+    assert "config.data.roi_as" in said
+
+
+def test_no_other_kernel_is_widened():
+    source, target = make_tree(1), make_tree(2)
+    for tree, inputs in ((source, 1), (target, 2)):
+        kernel = np.ones((3, 3, inputs, 2))
+        tree["params"]["encoder_1"] = {"conv_0": {"kernel": kernel}}
+    said = refusal(source, target)
+    assert said.startswith("params/encoder_1/conv_0/kernel is (3, 3, 1, 2) in")
+
+
+def test_widened_block_says_at_first_what_its_source_says():
+    block = ConvBlock(2, "group", jnp.dtype("float32"), residual=True)  # two ways in
+    rng = np.random.default_rng(0)
+    both = rng.random((2, 8, 8, 2), np.float32)
+    film = both[..., :1]
+
+    def start(image: np.ndarray) -> dict:
+        init = functools.partial(block.init, train=False)
+        shapes = jax.eval_shape(init, jax.random.key(0), image)["params"]
+        params = jax.tree.map(lambda s: rng.normal(size=s.shape), shapes)
+        return {"params": {"encoder_0": params}, "batch_stats": {}}
+
+    def says(tree: dict, image: np.ndarray) -> np.ndarray:
+        params = tree["params"]["encoder_0"]
+        return np.asarray(block.apply({"params": params}, image, train=False))
+
+    source = start(film)
+    result = transfer(source, start(both), fresh=(), name="runs/lung")
+    assert len(result.widened) == 2
+    np.testing.assert_allclose(
+        says(result.variables, both), says(source, film), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_fresh_leaf_may_have_another_shape_in_the_source():
     source = make_tree(1)
     source["params"]["head"]["kernel"] = np.ones((1, 9))
@@ -192,3 +272,12 @@ def test_table_adds_up():
         "params/head": (0, 2),
     }
     assert len({len(line) for line in (header, *rows)}) == 1
+
+
+def test_table_tells_what_was_widened():
+    target = with_first(2, (3, 3, 2, 2))
+    result = transfer(make_tree(1), target, fresh=HEAD, name="runs/lung")
+    first, widened, header, *_ = format_transfer(result, "runs/lung").splitlines()
+    assert first == "5 leaves from runs/lung, 2 start anew"
+    assert widened.startswith(f"{FIRST} is widened: ") and "start at 0" in widened
+    assert header.split() == ["module", "taken", "anew"]
