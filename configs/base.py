@@ -94,8 +94,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optim.warmup_epochs = 1.0
     config.optim.clip_norm = 1.0  # of the gradients; 0: no clipping
     # The weights that are evaluated: "none" (the last), "ema" (their exponential moving
-    # average) or "epochs" (the mean of those at the end of the last epochs). Batch
-    # statistics are averaged likewise.
+    # average) or "epochs" (the mean of those at the ends of the last epochs, so far:
+    # Val may find an earlier epoch better). Batch statistics are averaged likewise.
     config.optim.average = "none"
     config.optim.ema_decay = 0.998  # a step; less in the first steps
     config.optim.average_epochs = 3
@@ -117,6 +117,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # searched in names like "params/head/kernel". All others must be found there.
     config.transfer.fresh = ("^params/head/",)
     # Parameters that stay as they came for the first epochs: regular expressions, too.
+    # (Batch statistics always follow the batches.)
     config.transfer.frozen = ()
     config.transfer.frozen_epochs = 0
 

@@ -1,8 +1,6 @@
-"""Stage 2 past the study: the parts that the ablations found worth their cost.
+"""Stage 2 past the study: part by part what docs/recipe.md lists.
 
-  python -m covjax.main --config=configs/infection_best.py --init_from=runs/lung_best
-
-What each part gives, and what it comes to: experiments/results.
+python -m covjax.main --config=configs/infection_best.py --init_from=runs/lung_best
 """
 
 import ml_collections

@@ -1,8 +1,6 @@
-"""Stage 1 past the study: longer, with averaged weights and the mirror image.
+"""Stage 1 past the study: part by part what docs/recipe.md lists.
 
-  python -m covjax.main --config=configs/lung_best.py --workdir=runs/lung_best
-
-What each part gives, and what it comes to: experiments/results.
+python -m covjax.main --config=configs/lung_best.py --workdir=runs/lung_best
 """
 
 import ml_collections

@@ -317,6 +317,10 @@ def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
     if shown[0] == shown[1]:
         if (a.about.get("roi_dilate") or 0) != (b.about.get("roi_dilate") or 0):
             notes.append("The lungs that both were shown were widened in two ways.")
+        if a.about.get("roi_as", "cut") != b.about.get("roi_as", "cut"):
+            notes.append(
+                "One network saw films cut to the lungs, one lungs beside them."
+            )
         if not same_lungs(a.about.get("lungs"), b.about.get("lungs")):
             notes.append("The lungs that both were shown were found in two ways.")
     tuned = ["tuned" if s.about.get("operating_point") else "untuned" for s in (a, b)]

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,11 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             f"config.optim.average_epochs = {config.optim.average_epochs}: must be at"
             f" most config.train.epochs = {config.train.epochs}"
         )
-    if config.transfer.frozen_epochs and not config.transfer.frozen:
+    if bool(config.transfer.frozen_epochs) != bool(config.transfer.frozen):
         raise UsageError(
-            f"config.transfer.frozen_epochs = {config.transfer.frozen_epochs}, and"
-            " config.transfer.frozen names no parameters"
+            f"config.transfer.frozen = {tuple(config.transfer.frozen)} and"
+            f" config.transfer.frozen_epochs = {config.transfer.frozen_epochs}: either"
+            " both are set or none"
         )
     if config.transfer.frozen_epochs and not config.init_from:
         raise UsageError(
@@ -238,6 +240,27 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             "config.data.roi = 'predicted' needs the run that finds the lungs:"
             " config.data.lung_run, or --init_from"
         )
+
+
+def loss_weights(loss: Tree) -> dict[str, float]:
+    """Returns the pixel losses that a config sums up, and their weights above 0."""
+    return {name: loss[name] for name in PIXEL_LOSSES if loss.get(name)}
+
+
+def compile_patterns(patterns: Sequence[str], field: str) -> list[re.Pattern[str]]:
+    """Compiles regular expressions that name parameters.
+
+    Args:
+      patterns: of them.
+      field: of the config that holds them, for the message.
+
+    Raises:
+      UsageError: if one of them is none.
+    """
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise UsageError(f"config.{field} = {tuple(patterns)}: {error}") from None
 
 
 def flatten(config: Tree, prefix: str = "") -> dict[str, Any]:

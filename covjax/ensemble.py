@@ -50,7 +50,12 @@ SPLITS = ("train", "val", "test")
 # What the stems of results have behind the split. A run's own region has nothing
 # there, and what the outside of the lungs gives away is not to be tuned.
 WAYS = ("", *(f"-{roi}" for roi in ROIS if roi != "outside"))
-SAME = ("task", "phantom", "image_size", "roi", "roi_dilate", "split")
+SAME = (
+    "task", "phantom", "image_size", "split", "roi", "roi_dilate", "roi_as",
+    "presence_from", "loss_weights",
+)  # fmt: skip
+# Of results from before these were told.
+EARLIER = {"roi_as": "cut", "presence_from": "pixels", "loss_weights": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +85,12 @@ def read_member(run: Path, stem: str) -> Member:
     """
     path = run / "results" / f"{stem}.json"
     try:
-        about = json.loads(path.read_text())
+        about = EARLIER | json.loads(path.read_text())
         for name in (*SAME, "threshold"):
             about[name]
         with path.with_suffix(".csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        with np.load(path.with_suffix(".npz")) as arrays:
+        with path.with_suffix(".npz").open("rb") as file, np.load(file) as arrays:
             levels, truth, lung, seen = (
                 arrays[name] for name in ("levels", "truth", "lung", "seen_lung")
             )
@@ -95,8 +100,9 @@ def read_member(run: Path, stem: str) -> Member:
             for name in ("loss", "presence")
         )
         shapes = {levels.shape, truth.shape, lung.shape, seen.shape}
-        if len(shapes) > 1 or not len(levels) == len(rows) == about["n"]:
-            raise ValueError(f"n {about['n']}, {len(rows)} rows, arrays {shapes}")
+        whole = sum(None not in row.values() for row in rows)
+        if len(shapes) > 1 or not len(levels) == len(rows) == whole == about["n"]:
+            raise ValueError(f"n {about['n']}, {whole} rows, arrays {shapes}")
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, EOFError,
         zipfile.BadZipFile, zlib.error,
@@ -137,10 +143,8 @@ def merge(members: Sequence[Member]) -> Member:
     first = members[0]
     for other in members[1:]:
         _check_same(first, other)
-    found = None
-    if first.masks.found_lung is not None:
-        votes = np.sum([member.masks.found_lung for member in members], axis=0)
-        found = (2 * votes > len(members)).astype(np.uint8)
+    lungs = [m.masks.found_lung for m in members if m.masks.found_lung is not None]
+    found = (2 * np.sum(lungs, axis=0) > len(members)).astype(np.uint8)
     outputs = [member.outputs for member in members]
     levels = np.mean([of_member.levels for of_member in outputs], axis=0)
     return dataclasses.replace(
@@ -151,7 +155,7 @@ def merge(members: Sequence[Member]) -> Member:
             np.mean([of_member.losses for of_member in outputs], axis=0),
             np.mean([of_member.presence for of_member in outputs], axis=0),
         ),
-        masks=dataclasses.replace(first.masks, found_lung=found),
+        masks=dataclasses.replace(first.masks, found_lung=found if lungs else None),
     )
 
 
@@ -204,18 +208,26 @@ def evaluate_ensemble(runs: Sequence[Path], workdir: Path, split: str) -> None:
         if not way or all(_has(run, s + way) for run in runs for s in splits)
     }
     _claim(workdir, runs)
-    points = read_points(workdir)
-    for way, of_split in merged.items():
+    before, points = read_points(workdir), {}
+    for way in WAYS:
+        of_split = merged.get(way)
+        if of_split is None:  # a member may have lost it
+            _remove(workdir, way)
+            continue
         val = of_split["val"]
         point, told = _tune(val)
-        if points.get(val.about["roi"]) != told:  # a member may have been trained on
-            for other in SPLITS:
-                remove_results(workdir / "results", other + way)
+        if before.get(val.about["roi"]) != told:  # a member may have been trained on
+            _remove(workdir, way)
         points[val.about["roi"]] = told
         for s, member in of_split.items():
             _write(workdir, s + way, member, point, told)
     write_points(workdir, points)
     print(format_evaluation(read_results(workdir, split), str(workdir)))
+
+
+def _remove(workdir: Path, way: str) -> None:
+    for split in SPLITS:
+        remove_results(workdir / "results", split + way)
 
 
 def _has(run: Path, stem: str) -> bool:

@@ -21,7 +21,7 @@ from covjax.calibrate import (
     read_points,
     write_points,
 )
-from covjax.config import ROIS, read_config, validate_config
+from covjax.config import ROIS, loss_weights, read_config, validate_config
 from covjax.data.audit import audit_with_bar
 from covjax.data.covidqu import is_phantom
 from covjax.data.pipeline import Region
@@ -96,13 +96,13 @@ def show_lungs(
     films: Films,
     finder: LungFinder | None,
 ) -> Films:
-    """Returns the films of all splits with the lungs that training is to be shown."""
+    """Returns the films with the lungs that training, and Val, are to be shown."""
     if config.data.roi != "predicted" or finder is None:
         return films
-    return {
-        split: find_lungs(finder, of_split, spare=workdir)
-        for split, of_split in films.items()
-    }
+    shown = dict(films)
+    for split in ("Train", "Val"):  # Test is read by the evaluation alone
+        shown[split] = find_lungs(finder, films[split], spare=workdir)
+    return shown
 
 
 def evaluate_best(
@@ -276,6 +276,9 @@ class _Evaluation:
             "task": data.task,
             "roi": roi,
             "roi_dilate": data.roi_dilate if roi != "none" else 0,
+            "roi_as": data.roi_as if roi != "none" else "cut",
+            "presence_from": "head" if self._config.model.presence else "pixels",
+            "loss_weights": loss_weights(self._config.loss),
             "image_size": data.image_size,
             "phantom": is_phantom(self._root),
             **self._about(roi),

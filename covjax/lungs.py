@@ -189,9 +189,9 @@ def _write(finder: LungFinder, missing: dict[Path, Film]) -> None:
     state = parallel.replicate(trained.state)
     for start in range(0, len(films), _AT_ONCE):
         some = films[start : start + _AT_ONCE]
-        levels = predict_split(config, some, state).levels
+        outputs = predict_split(config, some, state)
         if parallel.is_main():
-            found = finder.point.masks(levels)
+            found = finder.point.masks(outputs.levels, outputs.presence)
             with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
                 list(threads.map(_write_mask, paths[start:], found))
     parallel.wait_for_all()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from covjax.config import compile_patterns
 from covjax.errors import UsageError
 from covjax.types import Params
 
@@ -109,8 +110,8 @@ def hold(
       UsageError: if a pattern is no regular expression; from `init`, if one of
         `patterns` matches no parameter, or one that starts anew.
     """
-    held_by = _compile(patterns, "frozen")
-    anew_by = _compile(fresh, "fresh")
+    held_by = compile_patterns(patterns, "transfer.frozen")
+    anew_by = compile_patterns(fresh, "transfer.fresh")
 
     def init(params: Any) -> HoldState:
         names = [_name(path) for path, _ in jax.tree.leaves_with_path(params)]
@@ -143,13 +144,6 @@ def hold(
         return updates, HoldState(state.made + 1)
 
     return optax.GradientTransformation(init, update)
-
-
-def _compile(patterns: Sequence[str], field: str) -> list[re.Pattern[str]]:
-    try:
-        return [re.compile(pattern) for pattern in patterns]
-    except re.error as error:
-        raise UsageError(f"config.transfer.{field} = {patterns}: {error}") from None
 
 
 def _name(path: tuple) -> str:

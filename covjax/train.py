@@ -12,8 +12,8 @@ import optax
 from covjax import checkpoint, evaluate, parallel, run_dir
 from covjax.averaging import Rate, make_averaging
 from covjax.checkpoint import Checkpoints, best_of, read_variables
-from covjax.config import validate_config
-from covjax.data.pipeline import make_region
+from covjax.config import compile_patterns, validate_config
+from covjax.data.pipeline import make_order, make_region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import Diverged, UsageError
 from covjax.feed import make_feed
@@ -60,6 +60,7 @@ def train_and_evaluate(
             f"config.train.batch_size = {config.train.batch_size}: there are only"
             f" {len(films['Train'])} Train films"
         )
+    make_order(films["Train"], config)  # refuses a share that the films cannot give
     schedule = make_schedule(config, steps_per_epoch)
     averaging = make_averaging(config, steps_per_epoch)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
@@ -107,12 +108,20 @@ def train_and_evaluate(
 
 def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
     source = best_of(config.init_from)
-    return transfer(
+    moved = transfer(
         read_variables(source),
         state.variables(),
         fresh=config.transfer.fresh,
         name=str(source),
     )
+    frozen = compile_patterns(config.transfer.frozen, "transfer.frozen")
+    for leaf in moved.widened:
+        if any(pattern.search(leaf) for pattern in frozen):
+            raise UsageError(
+                f"config.transfer.frozen would hold {leaf}, whose new input channel"
+                " starts at 0: leave it out, or set config.data.roi_as = 'cut'"
+            )
+    return moved
 
 
 def _start(

@@ -1,13 +1,13 @@
 """Which leaves of one run's tree start the next, and a table that says so."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
+from covjax.config import compile_patterns
 from covjax.errors import UsageError
 
 # The leaves that see the film itself, [3, 3, C, width] and [C, width]. They may come
@@ -60,12 +60,9 @@ def transfer(
     """
     old: dict[str, Any] = traverse_util.flatten_dict(source, sep="/")
     new: dict[str, Any] = traverse_util.flatten_dict(target, sep="/")
-    try:
-        patterns = [re.compile(pattern) for pattern in fresh]
-    except re.error as error:
-        raise UsageError(f"config.transfer.fresh = {fresh}: {error}") from None
+    patterns = compile_patterns(fresh, "transfer.fresh")
     for pattern in patterns:
-        if not any(pattern.search(leaf) for leaf in new):
+        if not any(pattern.search(leaf) for leaf in old.keys() | new.keys()):
             raise UsageError(
                 f"config.transfer.fresh: {pattern.pattern!r} matches no leaf; leaves"
                 f" are named like {next(iter(sorted(new)))}"

@@ -18,6 +18,7 @@ from typing import Any
 
 from covjax import run_dir
 from covjax.files import write_whole
+from covjax.report.log import read_metrics
 from experiments.plan import Run
 
 SPLIT = "val"
@@ -28,7 +29,7 @@ class Busy(Exception):
 
 
 def is_finished(run: Run) -> bool:
-    """Tells whether a run of this config was trained and evaluated on Val.
+    """Tells whether a run of this config was trained to its end and evaluated on Val.
 
     Raises:
       UsageError: if its folder holds something else.
@@ -36,7 +37,11 @@ def is_finished(run: Run) -> bool:
     run_dir.check(run.folder, run.config)
     # The page comes last: without it, some region of interest may still be missing.
     files = (f"results/{SPLIT}.json", "report.html")
-    return all((run.folder / file).exists() for file in files)
+    if not all((run.folder / file).exists() for file in files):
+        return False
+    # A run that was stopped may have been evaluated, too.
+    epochs = [line for line in read_metrics(run.folder) if line["split"] == SPLIT]
+    return len(epochs) >= run.config.train.epochs
 
 
 class Child:

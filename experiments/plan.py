@@ -1,8 +1,8 @@
 """From an experiment to runs: which there are, which of them arms share, and where.
 
-A run lies in OUT/runs/NAME. Its name ends with a hash of all that its config says
-otherwise than configs/base.py, so that arms, and experiments, that ask for the same run
-share it.
+A run lies in OUT/runs/NAME. NAME tells what its config says otherwise than its file,
+and ends with a hash of all that it says otherwise than configs/base.py: arms, and
+experiments, that ask for the same run share it.
 """
 
 import ast
@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,7 @@ from experiments.ablations import STAGE_1, Arm, Experiment, Overrides
 
 # Heads that each stage has of its own; all else of `model` has to be the same in both.
 _OWN_HEADS = ("presence", "deep_supervision")
+_PATHS = ("init_from", "data.lung_run")  # of the run of stage 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +124,10 @@ def _make_run(
     plain, plain_lung = (_get_config(file, variant) for file in (arm.config, stage_1))
     config, lung_config = (_copy(c) for c in (plain, plain_lung))
     for overrides in settings:
+        _check_networks(overrides)
         _apply(config, overrides, ("", "infection"))
         _apply(lung_config, overrides, ("", "lung"))
     config.seed = lung_config.seed = seed
-    common, common_lung = flatten(config), flatten(lung_config)
     _apply(config, arm.overrides, ("",))
     for field in lung_config.model:
         if field not in _OWN_HEADS:
@@ -134,21 +135,24 @@ def _make_run(
     _apply(lung_config, arm.overrides, ("lung",))
 
     lung = _finish(
-        stage_1,
-        variant,
-        lung_config,
-        plain_lung,
-        common_lung,
-        folder,
-        f"stage 1 of {name}",
-        None,
+        stage_1, variant, lung_config, plain_lung, folder, f"stage 1 of {name}", None
     )
-    common["init_from"] = str(lung.folder)
     if "init_from" not in arm.overrides:
         config.init_from = str(lung.folder)
     else:  # lungs are found for the evaluation all the same
-        config.data.lung_run = common["data.lung_run"] = str(lung.folder)
-    return _finish(arm.config, variant, config, plain, common, folder, name, lung)
+        config.data.lung_run = str(lung.folder)
+    return _finish(arm.config, variant, config, plain, folder, name, lung)
+
+
+def _check_networks(settings: Overrides) -> None:
+    """Refuses a setting that would part the networks of the two stages."""
+    for name in settings:
+        stage, _, field = name.rpartition(":")
+        group, _, leaf = field.partition(".")
+        if stage == "lung" and group == "model" and leaf not in _OWN_HEADS:
+            raise UsageError(
+                f"{name}: stage 1 has the network of stage 2; set {field} for both"
+            )
 
 
 def _finish(
@@ -156,15 +160,15 @@ def _finish(
     variant: str,
     config: ml_collections.ConfigDict,
     plain: ml_collections.ConfigDict,
-    common: Mapping[str, Any],
     folder: Path,
     label: str,
     lung: Run | None,
 ) -> Run:
-    """Returns the run of a config that differs from `common` by what an arm says."""
+    """Returns the run of a config, `plain` being what its file alone says."""
     validate_config(config)
-    of_arm = {k: v for k, v in flatten(config).items() if v != common[k]}
-    where = folder / _name(file, variant, config, of_arm)
+    before = flatten(plain)
+    told = {k: v for k, v in flatten(config).items() if v != before[k]}
+    where = folder / _name(file, variant, config, told)
     flags = _flags(file, variant, config, plain)
     command = ("-m", "covjax.main", *flags, f"--workdir={where}", "--split=val")
     return Run(where, config, command, f"{label}, seed {config.seed}", lung)
@@ -219,20 +223,21 @@ def _apply(
 
 
 def _name(
-    file: str, variant: str, config: ml_collections.ConfigDict, of_arm: dict[str, Any]
+    file: str, variant: str, config: ml_collections.ConfigDict, told: dict[str, Any]
 ) -> str:
     """Returns "lung-laptop-norm=group-seed0-1a2b3c4d"."""
-    told = ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in of_arm.items())
-    told = re.sub(r"[^\w.=,-]+", "", told)[:48].strip(",.")
-    parts = [file, variant, told, f"seed{config.seed}", _hash(config)]
+    told = {k: v for k, v in told.items() if k not in {"seed", *_PATHS, *NOT_IDENTITY}}
+    text = ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in told.items())
+    text = re.sub(r"[^\w.=,-]+", "", text)[:48].strip(",.")
+    parts = [file, variant, text, f"seed{config.seed}", _hash(config)]
     return "-".join(part for part in parts if part)
 
 
 def _hash(config: ml_collections.ConfigDict) -> str:
     """Returns eight digits of all that a config says otherwise than configs/base.py.
 
-    A field that base.py gets later, and that no arm sets, changes no hash; folders
-    count by their names, so that OUT may move.
+    A field that base.py gets later, and that no arm sets, changes no hash. The folder
+    of stage 1 counts by its name, wherever OUT is.
     """
     plain = flatten(base.get_config())
     told = {
@@ -240,7 +245,7 @@ def _hash(config: ml_collections.ConfigDict) -> str:
         for field, value in flatten(config).items()
         if field not in NOT_IDENTITY and value != plain[field]
     }
-    for field in ("init_from", "data.lung_run"):
+    for field in _PATHS:
         if field in told:
             told[field] = Path(told[field]).name
     text = json.dumps(told, sort_keys=True)

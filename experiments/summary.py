@@ -16,7 +16,7 @@ from covjax import run_dir
 from covjax.checkpoint import best_of, read_variables
 from covjax.compare import Results, pair, read_run
 from covjax.files import write_whole
-from covjax.report.tables import NONE, ROI_NAMES
+from covjax.report.tables import NONE, roi_name
 from experiments.child import SPLIT, is_finished, read_record, write_record
 from experiments.plan import Plan, Run
 from experiments.plot import draw_differences
@@ -156,7 +156,7 @@ def _make_row(
     return Row(
         arm=arm,
         seeds=tuple(runs),
-        shown=results[arm, next(iter(runs))].about["roi"],
+        shown=roi_name(results[arm, next(iter(runs))].about),
         figures={
             name: estimate_over_seeds(of(arm, name, list(runs))) for name in FIGURES
         },
@@ -224,9 +224,14 @@ def format_table(summary: Summary) -> str:
         cells = [_cell(row.figures[name]) for name in FIGURES]
         minutes = NONE if row.minutes is None else f"{row.minutes:.1f}"
         seeds = " ".join(map(str, row.seeds))
-        shown = ROI_NAMES[row.shown]
         rows.append(
-            [_title(row.arm, summary), shown, *cells, minutes, f"{row.parameters:,}"]
+            [
+                _title(row.arm, summary),
+                row.shown,
+                *cells,
+                minutes,
+                f"{row.parameters:,}",
+            ]
             + [seeds]
         )
     others = [["difference", *titles, "seeds"]]

@@ -4,6 +4,8 @@ Nothing is trained. The parameters are set by hand so that the network computes
 
     logit = SLOPE * (mean of 3x3 pixels - cut)
 
+of the film; lungs that it is shown beside it change nothing.
+
 On a film the outside of the body is dark, lungs are grey and infection is bright. Some
 films have a bright speck that is none, or a faint lesion, and those of COVID-19 a mark
 outside the lungs, so that every figure has something to tell.
@@ -28,6 +30,7 @@ from covjax.data.covidqu import (
     PHANTOM_MARKER,
     TREES,
 )
+from covjax.data.pipeline import make_region
 from covjax.models import make_model
 from covjax.train_state import create_train_state
 
@@ -91,7 +94,11 @@ def write_run(workdir: Path, config: ml_collections.ConfigDict) -> Path:
     """Writes config and checkpoint of a run; returns its folder."""
     run_dir.claim(workdir, config)
     state = create_train_state(
-        make_model(config), optax.identity(), jax.random.key(0), image_size=SIDE
+        make_model(config),
+        optax.identity(),
+        jax.random.key(0),
+        image_size=SIDE,
+        channels=make_region(config.data).channels,
     )
     params = jax.tree.map(np.zeros_like, jax.device_get(state.params))
     for block in ("encoder_0", "decoder_0"):

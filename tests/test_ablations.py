@@ -247,3 +247,10 @@ def test_a_field_that_comes_later_changes_no_name(monkeypatch):
     monkeypatch.setattr(base, "get_config", get_config)
     assert "model.later" in flatten(plan("roi").runs[0].config)
     assert [run.folder.name for run in plan("roi").runs] == names
+
+
+def test_a_network_of_stage_1_alone_is_refused():
+    with pytest.raises(UsageError, match="lung:model.width: stage 1 has the network"):
+        plan("roi", settings={"lung:model.width": "8"})
+    heads = plan("roi", settings={"lung:model.deep_supervision": "1"}).runs[0]
+    assert heads.config.model.deep_supervision == 1

@@ -112,8 +112,13 @@ def dice_of(
     return Fraction(2 * int((found & (truth > 0)).sum()), both) if both else Fraction(1)
 
 
-def try_everything(levels: np.ndarray, truths: np.ndarray) -> Best:
-    """Tries every gate, area and threshold, one after the other."""
+def try_everything(
+    levels: np.ndarray, truths: np.ndarray, scores: list[Any] | None = None
+) -> Best:
+    """Tries every gate, area and threshold, one after the other.
+
+    Films are gated by the scores, else by the sum of their surest levels.
+    """
     pixels = levels[0].size
     points = [
         (area, twentieths)
@@ -125,8 +130,9 @@ def try_everything(levels: np.ndarray, truths: np.ndarray) -> Best:
         for film, truth in zip(levels, truths, strict=True)
     ]
     blank = [Fraction(not truth.any()) for truth in truths]
-    surest = max(1, pixels // 256)
-    scores = [int(np.sort(film, axis=None)[-surest:].sum()) for film in levels]
+    if scores is None:
+        surest = max(1, pixels // 256)
+        scores = [int(np.sort(film, axis=None)[-surest:].sum()) for film in levels]
     best = None
     # A gate keeps the films from some score on: all of them first, none last.
     for gate in [*sorted(set(scores)), max(scores) + 1]:
@@ -172,6 +178,24 @@ def test_search_finds_what_trying_everything_finds(seed):
     assert (surest >= point.presence).tolist() == expected.kept
     assert (point.presence == 0) == all(expected.kept)
     found = point.masks(levels)
+    dice = [
+        2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1
+        for a, b in zip(found, truths, strict=True)
+    ]
+    assert np.mean(dice) == pytest.approx(reached, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_search_goes_by_the_presence_that_is_given(seed):
+    levels, truths = random_films(seed)
+    # Few values, so that some films cannot be parted; the levels know nothing of them.
+    presence = np.random.default_rng((seed, 1)).choice([0.1, 0.4, 0.9], len(levels))
+    expected = try_everything(levels, truths, presence.tolist())
+    point, reached = calibrate(levels, truths, presence)
+    assert reached == pytest.approx(float(expected.dice), rel=1e-12)
+    assert (point.threshold, point.min_area) == (expected.threshold, expected.area)
+    assert (presence >= point.presence).tolist() == expected.kept
+    found = point.masks(levels, presence)
     dice = [
         2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1
         for a, b in zip(found, truths, strict=True)
@@ -227,6 +251,17 @@ def test_a_gate_pays_where_an_empty_film_is_told_by_its_score_alone():
     point, dice = calibrate(levels, truths)
     assert (point.threshold, point.min_area, dice) == (0.5, 0, 1)
     assert 180 / 255 < point.presence <= 250 / 255
+
+
+def test_a_gate_pays_where_the_given_presence_tells_the_empty_film():
+    # By its levels alone the empty film is the surer one, and no gate would pay.
+    levels = squares([(4, 150)], [(8, 180)])
+    levels[1, 0, 0] = 250
+    truths = (squares([(4, 1)], []) > 0).astype(np.uint8)
+    point, dice = calibrate(levels, truths, np.array([0.3, 0.1]))
+    assert (point, dice) == (OperatingPoint(0.5, presence=0.2), 1)
+    assert point.masks(levels, np.array([0.3, 0.1]))[0].any()
+    assert not point.masks(levels, np.array([0.3, 0.1]))[1].any()
 
 
 def test_a_gate_does_not_pay_where_the_empty_film_scores_higher():

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from covjax.checkpoint import Checkpoints, best_of, read_variables
@@ -21,7 +22,9 @@ DICE = [0.5, 0.9, 0.7, 0.6]  # of Val, after steps 1, 2, 3, 4
 UNFINISHED = ".orbax-checkpoint-tmp"
 
 
-def make_state(step: int, width: int = 30, *, statistics: bool = True) -> TrainState:
+def make_state(
+    step: int, width: int = 30, *, statistics: bool = True, averages: bool = False
+) -> TrainState:
     """A state whose every leaf tells the step; it needs no network."""
     rng = np.random.default_rng((step, width))
 
@@ -39,7 +42,11 @@ def make_state(step: int, width: int = 30, *, statistics: bool = True) -> TrainS
         lambda leaf: draw(*leaf.shape) if leaf.ndim else np.int32(step),
         state.opt_state,
     )
-    return state.replace(step=np.int32(step), opt_state=moments)
+    state = state.replace(step=np.int32(step), opt_state=moments)
+    if not averages:
+        return state
+    averaged = jax.tree.map(lambda leaf: draw(*leaf.shape), state.variables())
+    return state.replace(averaged=averaged)
 
 
 def write_run(workdir: Path, dice: list[float], **settings) -> Path:
@@ -54,7 +61,7 @@ def steps_in(workdir: Path) -> list[str]:
 
 
 def content(state: TrainState) -> dict:
-    names = ("step", "params", "batch_stats", "opt_state")
+    names = ("step", "params", "batch_stats", "opt_state", "averaged")
     return {name: getattr(state, name) for name in names}
 
 
@@ -137,6 +144,51 @@ def test_state_without_batch_statistics_is_restored(tmp_path):
         restored = checkpoints.restore(make_state(0, statistics=False), 1)
     assert_same(content(restored), content(make_state(1, statistics=False)))
     assert read_variables(tmp_path / "checkpoints" / "1")["batch_stats"] == {}
+
+
+@pytest.fixture(scope="module")
+def averaging(tmp_path_factory) -> Path:
+    """A run that averages its weights."""
+    folder = tmp_path_factory.mktemp("runs") / "averaging"
+    return write_run(folder, [0.5, 0.4], averages=True)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_averages_are_restored_beside_the_weights_that_training_goes_on_from(
+    averaging, step
+):
+    expected = make_state(step, averages=True)
+    weights, averages = (
+        variables["params"]["head"]["bias"]
+        for variables in (expected.variables(), expected.evaluated())
+    )
+    assert not np.array_equal(weights, averages)
+    with Checkpoints(averaging) as checkpoints:
+        restored = checkpoints.restore(make_state(0, averages=True), step)
+    assert_same(content(restored), content(expected))
+    assert restored.averaged is not None and restored.evaluated() is restored.averaged
+
+
+def test_run_that_averages_nothing_keeps_what_it_always_kept(written, averaging):
+    """Checkpoints of older versions are read by this one, and the other way round."""
+    kept = {"step", "params", "batch_stats", "opt_state"}
+    for run, more in ((written, set()), (averaging, {"averaged"})):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.restore(run / "checkpoints" / "2" / "state")
+        assert set(tree) == kept | more
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_variables_are_the_averages_where_the_run_has_them(
+    averaging, tmp_path, statistics
+):
+    run = averaging
+    if not statistics:
+        run = write_run(tmp_path, [0.5], averages=True, statistics=False)
+    expected = make_state(1, averages=True, statistics=statistics).averaged
+    variables = read_variables(run / "checkpoints" / "1")
+    assert_same(variables, expected)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(variables))
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["all files", "first files"])

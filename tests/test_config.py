@@ -278,11 +278,15 @@ COMBINATIONS = [
     ),
     (
         {"transfer.frozen_epochs": 2, "init_from": "runs/lung"},
-        ["transfer.frozen_epochs = 2", "transfer.frozen names no"],
+        ["transfer.frozen = ()", "transfer.frozen_epochs = 2", "both are set"],
     ),
     (
         {"transfer.frozen_epochs": 2, "transfer.frozen": ("encoder",)},
         ["transfer.frozen_epochs", "--init_from"],
+    ),
+    (
+        {"transfer.frozen": ("encoder",), "init_from": "runs/lung"},
+        ["transfer.frozen = ('encoder',)", "frozen_epochs = 0", "both are set"],
     ),
     (
         {"optim.warmup_epochs": 4.0, "train.epochs": 4},

@@ -13,11 +13,20 @@ import pytest
 
 import recompute
 from covjax import evaluate
-from covjax.calibrate import FILE, read_points, write_points
+from covjax.calibrate import FILE, OperatingPoint, read_points, write_points
 from covjax.config import read_config
 from covjax.data.covidqu import CLASSES, list_films, read_film
 from covjax.lungs import make_finder
-from evaluated_run import FILMS, SIDE, STEP, expected_levels, write_two_runs
+from covjax.outputs import Outputs
+from covjax.results import SplitMasks, measure, summarize_evaluated
+from evaluated_run import (
+    FILMS,
+    SIDE,
+    STEP,
+    expected_levels,
+    write_run,
+    write_two_runs,
+)
 from test_page import Page
 
 N = {split: sum(counts) for split, counts in FILMS.items()}
@@ -479,10 +488,18 @@ def test_figures_at_a_point_that_was_replaced_do_not_stay(
     assert lungs == read_points(copied)["predicted"]["lungs"]
 
 
-def test_val_alone_is_evaluated_in_the_same_ways(copied):
-    for path in (copied / "results").glob("*"):
+def test_val_alone_is_evaluated_in_the_same_ways_and_read_once(
+    runs, copied, monkeypatch
+):
+    for path in (copied / FILE, *(copied / "results").glob("*")):
         path.unlink()
+    noted = passes(monkeypatch)
     evaluate.evaluate_run(copied, "Val")
+    assert noted == [("Val", roi) for roi in STEMS.values()]
+    for roi in ("", "-predicted", "-none"):  # as it was evaluated on Test's behalf
+        for suffix in ("json", "csv", "npz"):
+            path = f"results/val{roi}.{suffix}"
+            assert (copied / path).read_bytes() == (runs.infection / path).read_bytes()
     stems = {path.stem for path in (copied / "results").glob("*.json")}
     assert stems == {"val", "val-predicted", "val-none", "val-outside", "audit"}
     assert (copied / "figures" / "qualitative-val.png").exists()
@@ -515,6 +532,78 @@ def test_run_of_the_outside_is_evaluated_there_alone_and_tuned(copied):
     # With no lungs found for it, true ones stand for those that it was not shown.
     arrays = read_arrays(copied, "test")
     np.testing.assert_array_equal(arrays["seen_lung"], arrays["lung"])
+
+
+def test_run_that_is_shown_lungs_beside_the_film_is_never_shown_none(
+    runs, tmp_path, monkeypatch
+):
+    config = read_config(runs.infection / "config.json")
+    config.data.roi_as = "channel"
+    run = write_run(tmp_path / "channel", config)
+    noted = passes(monkeypatch)
+    evaluate.evaluate_run(run, "Val")
+    assert noted == [("Val", roi) for roi in ("truth", "predicted", "outside")]
+    assert set(read_points(run)) == {"truth", "predicted"}
+    stems = {path.stem for path in (run / "results").glob("*.json")}
+    assert stems == {"val", "val-predicted", "val-outside", "audit"}
+    films = list_films(Path(config.data.root), "infection", "Val")
+    for film, levels in zip(films, read_arrays(run, "val")["levels"], strict=True):
+        whole = expected_levels(read_film(film, SIDE)["image"], "infection")
+        assert np.abs(levels.astype(int) - whole).max() <= 1
+
+
+def test_run_that_is_shown_whole_films_is_headed_by_them(copied, monkeypatch, capsys):
+    path = copied / "config.json"
+    settings = json.loads(path.read_text())
+    settings["data"]["roi"] = "none"
+    path.write_text(json.dumps(settings))
+    for old in (copied / "results").glob("*"):
+        old.unlink()
+    drawn = []
+    monkeypatch.setattr(
+        evaluate, "draw_split", lambda *_, region, title: drawn.append((region, title))
+    )
+    evaluate.evaluate_run(copied, "Test")
+    stems = {path.stem for path in (copied / "results").glob("test*.json")}
+    assert stems == {"test", "test-truth", "test-predicted", "test-outside"}
+    assert read_json(copied, "test")["roi"] == "none"
+    [(region, title)] = drawn
+    assert region.roi == "none" and "shown: whole film;" in title
+    assert "\nregion of interest: whole film; threshold" in capsys.readouterr().out
+    page = Page((copied / "report.html").read_text())
+    rows = page.table("Families, Test, region of interest: whole film")
+    mean = recomputed(copied, "test")["dice"].mean()
+    assert list(rows.values())[0][0].startswith(f"{mean:.4f} [")
+
+
+def test_films_are_gated_by_the_presence_that_the_network_told(runs):
+    arrays = read_arrays(runs.infection, "test")
+    root = Path(read_config(runs.infection / "config.json").data.root)
+    films, n = list_films(root, "infection", "Test"), N["Test"]
+    presence = np.where(np.arange(n) % 3, 0.8, 0.2)  # whatever the levels say
+    measured = measure(
+        films,
+        Outputs(arrays["levels"], np.zeros(n), presence),
+        SplitMasks(arrays["truth"], arrays["lung"], None),
+        OperatingPoint(0.5, presence=0.5),
+        task="infection",
+        roi="truth",
+    )
+    plain = (arrays["levels"] > 127).astype(np.uint8)
+    shown = (presence > 0.5).astype(np.uint8)[:, None, None]
+    np.testing.assert_array_equal(measured.output, plain * shown)
+    assert (plain * (1 - shown)).any()
+    np.testing.assert_array_equal(measured.rows["presence"], presence)
+    found = summarize_evaluated(measured, task="infection", threshold=0.5, untuned=0.5)
+    positive = arrays["truth"].any(axis=(1, 2))
+    pairs = np.sign(presence[positive][:, None] - presence[~positive])
+    auroc = found["detection"]["auroc"]["mean"]
+    assert auroc == pytest.approx((pairs.mean() + 1) / 2)
+    both = [(plain * a & arrays["truth"]).sum() for a in (1, shown)]
+    sums = [(plain * a).sum() + arrays["truth"].sum() for a in (1, shown)]
+    for families, tp, pixels in zip((found["untuned"], found), both, sums, strict=True):
+        pooled = families["pooled"]["dice"]["mean"]
+        assert pooled == pytest.approx(2 * tp / pixels)
 
 
 def test_the_same_lungs_of_a_copied_run_need_no_other_point(

@@ -63,6 +63,7 @@ os.rename(f"{folder}.ready", folder / "config.json")
 if behaviour != "forgets":
     (folder / "results" / "val.json").touch()
     (folder / "report.html").touch()
+    (folder / "metrics.jsonl").write_text('{"split": "val"}\\n' * 2)  # epochs
 tell("end")
 """
 
@@ -240,6 +241,15 @@ def test_evaluation_that_was_cut_off_is_not_finished(stage):
     assert not is_finished(run)
 
 
+def test_training_that_was_stopped_is_not_finished_by_an_evaluation(stage):
+    run = stage.runs[0]
+    stage.go()
+    assert run.config.train.epochs == 2
+    lines = ['{"split": "val"}', '{"split": "train"}', '{"split": "train"}']
+    (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert not is_finished(run)
+
+
 def test_a_folder_of_another_config_is_refused(stage):
     stage.go()
     run = stage.runs[0]
@@ -337,6 +347,7 @@ def test_jobs_of_slurm_depend_on_their_stage_1(stage, monkeypatch):
         os.rename(f"{one.folder}.ready", ready / "config.json")
         (ready / "results" / "val.json").touch()
         (ready / "report.html").touch()
+        (ready / "metrics.jsonl").write_text('{"split": "val"}\n' * 2)
     write_record(bce, job="7")  # of an earlier call: it is not submitted again
     monkeypatch.setenv("HERE", str(stage.folder))
     monkeypatch.setenv("JOB_7", bce.folder.name)

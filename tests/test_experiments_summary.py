@@ -141,6 +141,9 @@ def write_run(run: Run, rows: dict, *, roi: str, stem: str = "val") -> None:
     results.mkdir(parents=True, exist_ok=True)
     save_config(run.config, run.folder / "config.json", {"commit": "abc123"})
     (run.folder / "report.html").touch()
+    epochs = range(1, run.config.train.epochs + 1)
+    lines = [json.dumps({"step": epoch, "split": "val"}) for epoch in epochs]
+    (run.folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     with (results / f"{stem}.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow((*COUNTED, *MEASURED))
@@ -183,7 +186,7 @@ def test_the_table_is_of_all_that_is_finished(plan, tmp_path):
     base, bce = summary.rows
     assert (base.arm, base.seeds, base.minutes) == ("hybrid .5", (0, 1), 2.0)
     assert (bce.arm, bce.seeds, bce.minutes) == ("BCE", (1,), 2.5)
-    assert bce.parameters == 1234 and base.shown == "predicted"
+    assert bce.parameters == 1234 and base.shown == "lungs found by stage 1"
 
     def means(figures):
         return {name: figures[name]["mean"] for name in FIGURES}
@@ -273,7 +276,10 @@ def test_a_network_of_whole_films_is_judged_by_whole_films(tmp_path):
         write_record(run, parameters=1)
     summary = summarize(plan, "truth")
     assert summary is not None
-    assert [row.shown for row in summary.rows] == ["predicted", "none"]
+    assert [row.shown for row in summary.rows] == [
+        "lungs found by stage 1",
+        "whole film",
+    ]
     assert summary.rows[1].differences["positive dice"]["mean"] == pytest.approx(1 / 4)
 
 

@@ -71,6 +71,39 @@ def eval_step(config):
     return outputs.compile_eval_step(config)
 
 
+# Weight and bias of a presence head that goes by the mean of the film's left half.
+CLAIM = -30.0, 3.0
+
+
+@pytest.fixture(scope="module")
+def claiming() -> TrainState:
+    """A state whose network tells presence, and left from right."""
+
+    def apply(variables, images, *, train):
+        assert not train
+        left = images[:, :, : SIDE // 2]
+        claim = CLAIM[0] * left.mean(axis=(1, 2, 3)) + CLAIM[1]
+        across = jnp.linspace(0, 2 * WEIGHT, SIDE)[:, None]
+        return Prediction(images * across + BIAS, claim)
+
+    state = TrainState.create(
+        apply_fn=apply, tx=optax.identity(), params={}, batch_stats={}
+    )
+    return parallel.replicate(state)
+
+
+@pytest.fixture(scope="module")
+def asking(config) -> ml_collections.ConfigDict:
+    """A config whose network has a presence head."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.model.presence, config.loss.presence = True, 0.5
+    return config
+
+
+def sigmoid(logits: np.ndarray | float) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.float64(logits)))
+
+
 def seen_by_network(film: Film) -> tuple[np.ndarray, np.ndarray]:
     """The film inside its lungs, and its infection."""
     record = read_film(film, SIDE)
@@ -140,3 +173,44 @@ def test_counts_on_the_devices_are_those_of_the_levels(films, config, state, eva
     levels = outputs.predict_split(config, films, state).levels
     above = (levels / 255 > THRESHOLD).sum(axis=(1, 2))
     np.testing.assert_array_equal(scores.counts[:, :2].sum(axis=1), above)
+
+
+def test_presence_is_the_mean_of_the_surest_pixels_without_a_head(films, config, state):
+    found = outputs.predict_split(config, films, state)
+    # Of 32 x 32 pixels, 4: one in 256.
+    surest = np.sort(found.levels.reshape(N, -1), axis=1)[:, -4:]
+    np.testing.assert_allclose(found.presence, surest.mean(axis=1) / 255, rtol=1e-12)
+    assert len(np.unique(found.presence)) > 2
+
+
+def test_presence_is_what_the_head_says_where_there_is_one(films, asking, claiming):
+    found = outputs.predict_split(asking, films, claiming)
+    left = [seen_by_network(film)[0][:, : SIDE // 2].mean() / 255 for film in films]
+    expected = sigmoid(CLAIM[0] * np.array(left) + CLAIM[1])
+    assert found.presence.shape == (N,) and found.presence.dtype == np.float64
+    np.testing.assert_allclose(found.presence, expected, rtol=1e-5)
+    surest = np.sort(found.levels.reshape(N, -1), axis=1)[:, -4:].mean(axis=1) / 255
+    assert np.abs(found.presence - surest).max() > 0.5
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_mirror_image_is_asked_where_the_config_says_so(
+    films, asking, claiming, flip
+):
+    config = ml_collections.ConfigDict(asking.to_dict())
+    config.eval.flip = flip
+    found = outputs.predict_split(config, films, claiming)
+    dataset = make_eval_dataset(films, config=config)
+    scores = outputs.score(outputs.compile_eval_step(config), claiming, dataset, N)
+    across = np.linspace(0, 2 * WEIGHT, SIDE)
+    halves = np.arange(SIDE) < SIDE // 2
+    for film, levels, presence in zip(films, found.levels, found.presence, strict=True):
+        x = seen_by_network(film)[0] / 255
+        # Turned back, the mirror's columns are weighed from the other side.
+        logits = x * ((across + across[::-1]) / 2 if flip else across) + BIAS
+        assert np.abs(255 * sigmoid(logits) - levels).max() < 0.501
+        seen = x.mean() if flip else x[:, halves].mean()
+        assert presence == pytest.approx(sigmoid(CLAIM[0] * seen + CLAIM[1]), rel=1e-5)
+    above = (found.levels / 255 > THRESHOLD).sum(axis=(1, 2))
+    np.testing.assert_array_equal(scores.counts[:, :2].sum(axis=1), above)
+    np.testing.assert_allclose(scores.losses, found.losses, rtol=1e-6)

@@ -246,18 +246,21 @@ def test_region_that_was_not_tuned_has_one_row(old):
     assert {row[4] for row in rows.values()} == {"–"}
 
 
-@pytest.mark.parametrize("own", ["predicted", "none"])
-def test_regions_are_found_whichever_of_them_the_run_was_trained_on(
-    full, finished, tmp_path, own
-):
+@pytest.fixture
+def of_regions(tmp_path, finished, request) -> Page:
+    """The page of a run that was trained on the region that a test names."""
+    own = request.param
     save_config(infection.get_config("phantom"), tmp_path / "config.json", {})
     write_regions(tmp_path / "results", own)
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert f"test-{own}.json" not in names and "test-truth.json" in names
-    stem = "test" if own == "predicted" else "test-predicted"
     rows = (finished / "results" / "test-predicted.csv").read_text()
-    (tmp_path / "results" / f"{stem}.csv").write_text(rows)
-    page = read_page(tmp_path)
+    (tmp_path / "results" / "test.csv").write_text(rows)
+    return read_page(tmp_path)
+
+
+@pytest.mark.parametrize("of_regions", ["predicted"], indirect=True)
+def test_regions_are_found_if_the_run_was_trained_on_found_lungs(full, of_regions):
     for caption in (
         "Test, family “all”",
         "Families, Test, region of interest: lungs found by stage 1",
@@ -265,11 +268,35 @@ def test_regions_are_found_whichever_of_them_the_run_was_trained_on(
         "Detection of COVID-19 films",
         "Films that failed",
     ):
+        assert of_regions.table(caption) == full.table(caption)
+    splits = of_regions.table("Splits, region of interest: lungs found by stage 1")
+    dice = [row[2].split()[0] for row in splits.values()]
+    assert dice == ["0.6660", "0.3330", "0.5020"]
+    assert "flatter it" not in of_regions.text
+
+
+@pytest.mark.parametrize("of_regions", ["none"], indirect=True)
+def test_run_that_was_trained_on_whole_films_is_headed_by_them(full, of_regions):
+    page = of_regions
+    assert "region of interest: whole film. Mean Dice" in page.text
+    rows = page.table("Test, family “all”")
+    assert [(name, row[1].split()[0]) for name, row in rows.items()] == [
+        ("covjax, whole film, tuned", "0.4030"),
+        ("covjax, whole film, threshold 0.5, untuned", "0.1030"),
+        ("covjax, true lungs, tuned", "0.6010"),
+        ("covjax, true lungs, threshold 0.5, untuned", "0.3010"),
+    ]
+    families = page.table("Families, Test, region of interest: whole film")
+    assert list(families.values())[0][0] == "0.4030 [0.3830, 0.4230]"
+    for caption in ("Test by what the network is shown", "Films that failed"):
         assert page.table(caption) == full.table(caption)
-    words = {"predicted": "lungs found by stage 1", "none": "whole film"}[own]
-    dice = {"predicted": "0.5020", "none": "0.4030"}[own]
-    splits = page.table(f"Splits, region of interest: {words}")
-    assert [row[2].split()[0] for row in splits.values()] == ["0.6660", "0.3330", dice]
+    assert page.table("Detection of COVID-19 films") == {
+        "outside the lungs alone": ["0.6540 [0.6340, 0.6740]"],
+        "whole film": ["0.6130 [0.5930, 0.6330]"],
+    }
+    splits = page.table("Splits, region of interest: whole film")
+    dice = [row[2].split()[0] for row in splits.values()]
+    assert dice == ["0.6660", "0.3330", "0.4030"]
     assert "flatter it" not in page.text
 
 

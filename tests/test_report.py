@@ -307,6 +307,29 @@ def test_tables_show_found_lungs_first_and_all_regions_below(tmp_path, capsys):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("regions", "headline"),
+    [
+        # What a run is shown comes first. A clinic has the film, and a run of stage 1.
+        (["none"], "none"),
+        (["none", "truth", "outside"], "none"),
+        (["none", "truth", "predicted", "outside"], "none"),
+        (["predicted", "truth", "none", "outside"], "predicted"),
+        (["truth", "predicted", "none", "outside"], "predicted"),
+        (["truth", "none", "outside"], "truth"),  # no lungs were found
+        (["truth"], "truth"),
+        (["outside"], "outside"),
+    ],
+)
+def test_headline_is_a_way_that_a_clinic_has_if_there_is_one(regions, headline):
+    assert tables.headline_roi(regions) == headline
+    found = [make_full_results(0.3 + k / 10, roi=roi) for k, roi in enumerate(regions)]
+    text = tables.format_evaluation(found, "runs/a")
+    assert f"region of interest: {tables.ROI_NAMES[headline]};" in text.split("\n")[1]
+    dice = f"{0.3 + regions.index(headline) / 10:.4f}"
+    assert rows_of(text.split("Shown of each film")[0])["all"].startswith(dice)
+
+
 def test_tables_of_results_that_lack_a_figure_name_it(tmp_path, capsys):
     results = make_results()
     del results["pooled"]
@@ -528,3 +551,33 @@ def test_lungs_that_were_widened_are_called_so():
     assert f"region of interest: {text};" in format_results(results, "runs/a")
     assert tables.roi_name(results) == text
     assert tables.roi_name(make_results(roi_dilate=0)) == "true lungs"
+
+
+@pytest.mark.parametrize(
+    ("weights", "loss"),
+    [({"dice": 0.5, "bce": 0.5}, "0.3656"), ({"dice": 1.0}, "–"), ({"bce": 0.5}, "–")],
+)
+def test_loss_of_the_study_stands_only_beside_the_same_loss(weights, loss):
+    results = make_results() | {"loss_weights": weights}
+    row = rows_of(format_results(results, "runs/a"))["the study, true lungs"]
+    assert row.split() == [loss, "0.6167", "0.5642"]
+
+
+@pytest.mark.parametrize(
+    ("about", "name"),
+    [
+        ({"roi": "truth"}, "true lungs"),
+        ({"roi": "truth", "roi_as": "channel"}, "whole film, true lungs beside it"),
+        (
+            {"roi": "predicted", "roi_as": "channel", "roi_dilate": 3},
+            "whole film, lungs found by stage 1, widened by 3 px beside it",
+        ),
+        ({"roi": "none", "roi_as": "cut"}, "whole film"),
+        (
+            {"roi": "outside", "roi_as": "channel"},
+            "only what lies outside the lungs, and where they are",
+        ),
+    ],
+)
+def test_what_a_network_was_shown_is_told_with_how(about, name):
+    assert tables.roi_name(about) == name

@@ -32,6 +32,7 @@ from covjax.types import AXIS, Prediction
 BATCH, SIDE = 16, 16
 LOSS = make_loss(dice=0.5, bce=0.5)
 OBJECTIVE = make_objective(dice=0.5, bce=0.5)
+ONE_STEP = functools.partial(train_step, objective=OBJECTIVE)
 MODEL = UNet(width=2, depth=1, upsample="depth_to_space")
 KEY = jax.random.key(3)
 STATE = ("step", "params", "batch_stats")
@@ -103,23 +104,25 @@ def start(devices) -> TrainState:
 
 @pytest.fixture(scope="module")
 def train_on_eight(devices) -> Callable[..., Any]:
-    return parallel.compile_train_step(functools.partial(train_step, objective=OBJECTIVE))
+    return parallel.compile_train_step(ONE_STEP)
+
+
+def compile_for_one(step: Callable[..., Any], device: Any) -> tuple[Any, Any]:
+    """Returns `step` compiled for one device alone, and what puts a tree there."""
+    compiled = jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None), devices=[device])
+    first = NamedSharding(Mesh(np.array([device]), (AXIS,)), PartitionSpec(AXIS))
+
+    def put(tree: Any) -> Any:
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
+        return jax.device_put(rows, first)
+
+    return compiled, put
 
 
 @pytest.fixture(scope="module")
 def runs(start, train_on_eight, devices) -> dict[int, list[dict[str, Any]]]:
     """Devices (1 or 8) → after each of four steps, what every device holds."""
-    on_one = jax.pmap(
-        functools.partial(train_step, objective=OBJECTIVE),
-        axis_name=AXIS,
-        in_axes=(0, 0, None),
-        devices=devices[:1],
-    )
-    first = NamedSharding(Mesh(np.array(devices[:1]), (AXIS,)), PartitionSpec(AXIS))
-
-    def on_first(tree: Any) -> Any:
-        rows = jax.tree.map(lambda leaf: np.asarray(leaf)[None], tree)
-        return jax.device_put(rows, first)
+    on_one, on_first = compile_for_one(ONE_STEP, devices[0])
 
     def run(step, state, put) -> list[dict[str, Any]]:
         found = []
@@ -182,6 +185,132 @@ def test_loss_is_the_mean_over_the_films_and_grad_norm_that_of_its_gradient(
     assert_trees_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+# Three weights, of which NumPy knows what comes out.
+WEIGHTS = {"fine": 1.5, "coarse": -0.7, "claim": 2.5}
+RATE = 5.0  # of the descent
+
+
+def three_heads(variables, images, *, train, mutable=(), rngs=None):
+    """A network with a coarser level and a presence head, and a statistic."""
+    weights = variables["params"]
+    prediction = Prediction(
+        weights["fine"] * images - 1,
+        weights["claim"] * images.mean(axis=(1, 2, 3)) - 1,
+        (weights["coarse"] * images[:, ::2, ::2] - 1,) if train else (),
+    )
+    if not train:
+        return prediction
+    seen = variables["batch_stats"]["seen"] + jax.lax.pmean(images.mean(), AXIS)
+    return prediction, {"batch_stats": {"seen": seen}}
+
+
+def state_of_three(**changes: float) -> TrainState:
+    weights = {k: jnp.float32(v) for k, v in (WEIGHTS | changes).items()}
+    stats = {"seen": jnp.float32(0)}
+    return start_state(three_heads, optax.sgd(RATE), weights, stats)
+
+
+def half_empty_batch() -> dict[str, np.ndarray]:
+    batch = make_batch(0)
+    batch["mask"][::2] = 0
+    return batch
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.float64(logits)))
+
+
+def mean_objective(weights: dict[str, float]) -> float:
+    """0.5 Dice over the batch + 0.5 cross entropy, of both levels, + 0.25 presence."""
+    batch = half_empty_batch()
+    x, masks = batch["image"][..., 0] / 255, batch["mask"][..., 0].astype(float)
+    blocks = masks.reshape(BATCH, SIDE // 2, 2, SIDE // 2, 2)
+    total = 0.0
+    for weight, logits, truth in (
+        (2 / 3, weights["fine"] * x - 1, masks),
+        (1 / 3, weights["coarse"] * x[:, ::2, ::2] - 1, blocks.mean(axis=(2, 4))),
+    ):
+        p = sigmoid(logits)
+        dice = 1 - (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
+        entropy = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean()
+        total += weight * (dice + entropy) / 2
+    p = sigmoid(weights["claim"] * x.mean(axis=(1, 2)) - 1)
+    right = np.where(masks.any(axis=(1, 2)), p, 1 - p)
+    return total - 0.25 * np.log(right).mean()
+
+
+def test_a_step_descends_the_objective_of_every_head_over_all_devices(devices):
+    objective = make_objective(dice=0.5, bce=0.5, over="batch", presence=0.25)
+    step = parallel.compile_train_step(
+        functools.partial(train_step, objective=objective)
+    )
+    state = parallel.replicate(state_of_three())
+    state, metrics = step(state, on_devices(half_empty_batch()), KEY)
+    slopes = {
+        name: (
+            mean_objective(WEIGHTS | {name: value + 1e-5})
+            - mean_objective(WEIGHTS | {name: value - 1e-5})
+        )
+        / 2e-5
+        for name, value in WEIGHTS.items()
+    }
+    before = mean_objective(WEIGHTS)
+    np.testing.assert_allclose(metrics["loss"][0], before, rtol=1e-5)
+    norm = np.sqrt(sum(slope**2 for slope in slopes.values()))
+    np.testing.assert_allclose(metrics["grad_norm"][0], norm, rtol=1e-4)
+    assert min(map(abs, slopes.values())) > 3e-3
+    after = {name: float(a[0]) for name, a in state.params.items()}
+    expected = {name: WEIGHTS[name] - RATE * slopes[name] for name in WEIGHTS}
+    assert after == pytest.approx(expected, rel=1e-5)
+    assert mean_objective(after) < before - 5e-4
+
+
+def harmonic(step: jax.Array) -> jax.Array:
+    """An α of 1/2 after the first step, 1/3 after the second, and so on."""
+    return 1 / (1 + step)
+
+
+def test_averages_follow_the_newest_weights_and_statistics_on_any_devices(devices):
+    step = functools.partial(train_step, objective=OBJECTIVE, averaging=harmonic)
+    start = state_of_three()
+    start = start.replace(averaged=start.variables())
+    on_one, on_first = compile_for_one(step, devices[0])
+    found = {}
+    for name, compiled, put, state in (
+        (1, on_one, on_first, on_first(start)),
+        (8, parallel.compile_train_step(step), on_devices, parallel.replicate(start)),
+    ):
+        expected = jax.tree.map(np.float64, start.variables())
+        for count in (1, 2, 3):
+            state, _ = compiled(state, put(make_batch(count)), KEY)
+            newest = jax.tree.map(lambda a: a[0], snapshot(state.variables()))
+            expected = jax.tree.map(
+                lambda old, new, rate: old + rate * (new - old),
+                expected,
+                newest,
+                jax.tree.map(lambda _, count=count: 1 / (1 + count), newest),
+            )
+            averaged = jax.tree.map(lambda a: a[0], snapshot(state.averaged))
+            assert_trees_close(averaged, expected, rtol=1e-6)
+        found[name] = averaged, newest
+    assert_trees_close(found[1], found[8], rtol=1e-5)
+    moved, stats = (found[8][1][k] for k in ("params", "batch_stats"))
+    assert abs(moved["fine"] - WEIGHTS["fine"]) > 0.01 and stats["seen"] > 0.5
+    for leaf in jax.tree.leaves(snapshot(state.averaged)):  # the same on all devices
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+
+
+def test_a_step_that_averages_nothing_leaves_what_it_finds(devices):
+    step = parallel.compile_train_step(ONE_STEP)
+    batch = on_devices(make_batch(0))
+    state, _ = step(parallel.replicate(state_of_three()), batch, KEY)
+    assert state.averaged is None
+    kept = state_of_three(fine=7.0).variables()
+    state = parallel.replicate(state_of_three().replace(averaged=kept))
+    state, _ = step(state, batch, KEY)
+    assert_trees_close(parallel.unreplicate(state.averaged), kept, rtol=0)
+
+
 def test_the_memory_of_the_old_state_goes_to_the_new_one(start, train_on_eight):
     before, copy = snapshot(start), parallel.replicate(start)
     held = parallel.unreplicate(copy)  # as a checkpoint holds it, still being written
@@ -206,7 +335,7 @@ def test_the_key_of_dropout_differs_between_devices_and_steps(devices):
         params={"w": jnp.ones(())},
         batch_stats={"key": jnp.zeros(2, jnp.uint32)},
     )
-    step = parallel.compile_train_step(functools.partial(train_step, objective=OBJECTIVE))
+    step = parallel.compile_train_step(ONE_STEP)
     batch = on_devices(make_batch(0))
 
     def keys_of(rng: jax.Array) -> list[tuple[int, ...]]:
@@ -254,7 +383,7 @@ def scored(start) -> dict[str, Any]:
         if name != "index":
             array[-3:] = 0  # padding
     images = jnp.asarray(batch["image"], jnp.float32) / 255
-    logits = jax.jit(lambda v, x: MODEL.apply(v, x, train=False).logits)(
+    logits = jax.jit(lambda v, x: state.apply_fn(v, x, train=False).logits)(
         {"params": params, "batch_stats": stats}, images
     )
     copy = parallel.replicate(state)
@@ -343,6 +472,72 @@ def test_predict_step_rounds_half_way_levels_down(devices):
     assert (levels == levels[:, :1, :1]).all()
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_outputs_are_of_the_averages_where_there_are_any(devices, averaged: bool):
+    state = state_of_three()
+    if averaged:
+        other = state_of_three(fine=4.0, claim=-3.0)
+        state = state.replace(averaged=other.variables())
+    fine, claim = (4.0, -3.0) if averaged else (1.5, 2.5)
+    batch, state = make_batch(1), parallel.replicate(state)
+    x = batch["image"][..., 0] / 255
+    levels = np.ceil(255 * sigmoid(fine * x - 1) - 0.5)
+    predict = parallel.compile_eval_step(functools.partial(predict_step, loss_fn=LOSS))
+    found = parallel.gather(predict(state, on_devices(batch)))
+    np.testing.assert_array_equal(found["levels"], levels)
+    presence = sigmoid(claim * x.mean(axis=(1, 2)) - 1)
+    assert found["presence"].shape == (BATCH,)
+    np.testing.assert_allclose(found["presence"], presence, rtol=1e-5)
+    score = parallel.compile_eval_step(
+        functools.partial(eval_step, loss_fn=LOSS, threshold=0.4)
+    )
+    found = parallel.gather(score(state, on_devices(batch)))
+    above = (levels / 255 > 0.4).sum(axis=(1, 2))
+    np.testing.assert_array_equal(found["counts"][:, :2].sum(axis=1), above)
+    assert 0 < above.sum() < x.size and "presence" not in found
+
+
+def tilted(variables, images, *, train):
+    """A network that tells left from right, and top from bottom."""
+    across, down = np.linspace(-4, 8, SIDE), np.linspace(-2, 1, SIDE)
+    logits = images * across[:, None] + down[:, None, None]
+    return Prediction(logits, 8 * images[:, :, :4].mean(axis=(1, 2, 3)) - 2)
+
+
+def test_a_flip_averages_the_logits_of_a_film_and_its_mirror_turned_back(devices):
+    batch = make_batch(2)
+    batch["image"][:, :, : SIDE // 2] //= 3  # darker on the left
+    x = batch["image"][..., 0] / 255
+    mirror = x[:, :, ::-1]
+    across, down = np.linspace(-4, 8, SIDE), np.linspace(-2, 1, SIDE)[:, None]
+    turned_back = (mirror * across + down)[:, :, ::-1]
+    logits = (x * across + down + turned_back) / 2
+    claim = 4 * (x[:, :, :4].mean((1, 2)) + mirror[:, :, :4].mean((1, 2))) - 2
+    state = parallel.replicate(start_state(tilted, optax.identity(), {}, {}))
+    predict, alone, score = (
+        parallel.compile_eval_step(functools.partial(step, loss_fn=LOSS, **settings))
+        for step, settings in (
+            (predict_step, {"flip": True}),
+            (predict_step, {}),
+            (eval_step, {"flip": True, "threshold": 0.6}),
+        )
+    )
+    found = parallel.gather(predict(state, on_devices(batch)))
+    # The last bits of a logit are not the same in two programs.
+    assert np.abs(found["levels"] - 255 * sigmoid(logits)).max() <= 0.5 + 1e-3
+    np.testing.assert_allclose(found["presence"], sigmoid(claim), rtol=1e-5)
+    masks = jnp.asarray(batch["mask"], jnp.float32)
+    expected = LOSS(jnp.asarray(logits[..., None], jnp.float32), masks)
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+    scores = parallel.gather(score(state, on_devices(batch)))
+    np.testing.assert_allclose(scores["loss"], expected, rtol=1e-5)
+    above = (found["levels"] > 0.6 * 255).sum(axis=(1, 2))
+    np.testing.assert_array_equal(scores["counts"][:, :2].sum(axis=1), above)
+    without = parallel.gather(alone(state, on_devices(batch)))
+    assert np.abs(without["levels"] - 255 * sigmoid(x * across + down)).max() < 0.501
+    assert np.abs(without["presence"] - found["presence"]).min() > 0.02
+
+
 def numbered(batches: int) -> list[dict[str, np.ndarray]]:
     """Batches whose numbers say where they stand."""
     numbers = np.arange(batches * BATCH * 3).reshape(batches, BATCH, 3)
@@ -420,7 +615,7 @@ def golden_run() -> dict[str, float]:
         "image": (127 * waves(pixels, 0.37) + 127).astype(np.uint8),
         "mask": (waves(pixels, 0.011) > 0.4).astype(np.uint8),
     }
-    step = parallel.compile_train_step(functools.partial(train_step, objective=OBJECTIVE))
+    step = parallel.compile_train_step(ONE_STEP)
     state, numbers = parallel.replicate(first), {}
     for place in (1, 2):
         state, metrics = step(state, on_devices(batch), KEY)

@@ -12,12 +12,13 @@ import optax
 import pytest
 
 from configs import infection, lung
-from covjax import evaluate, train
+from covjax import evaluate, parallel, train
 from covjax.checkpoint import Checkpoints, read_variables
 from covjax.config import save_config
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
 from covjax.interrupt import Interrupted
+from covjax.judge import Verdict
 
 STEPS_PER_EPOCH = 3
 
@@ -96,6 +97,52 @@ def test_a_signal_within_an_epoch_leaves_a_checkpoint_of_that_step(
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == reached
         assert checkpoints.best() == STEPS_PER_EPOCH
+
+
+def test_the_judge_chooses_the_epoch_and_its_averages_are_kept(
+    config, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    config.optim.average, config.optim.average_epochs = "epochs", 2
+    ends, evaluated_on = [], []
+
+    def judge(state) -> Verdict:
+        ends.append(parallel.unreplicate(state))
+        epoch = len(ends)
+        numbers = {f"{f}_dice": epoch / 10 for f in ("all", "positive", "pooled")}
+        dice = {1: 0.3, 2: 0.5, 3: 0.4}[epoch]
+        return Verdict({"loss": 1.0} | numbers, dice, f"verdict {epoch}")
+
+    def make_judge(_, films):
+        assert {film.split for film in films} == {"Val"}
+        return judge
+
+    monkeypatch.setattr(train, "make_judge", make_judge)
+    monkeypatch.setattr(
+        evaluate, "evaluate_best", lambda *given: evaluated_on.append(given[4])
+    )
+    run, last = tmp_path / "run", 3 * STEPS_PER_EPOCH
+    train.train_and_evaluate(config, run, "Val")
+    assert evaluated_on == ["Val"]
+    assert "val: verdict 2\n" in capsys.readouterr().out
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    told = [line["all_dice"] for line in lines if line["split"] == "val"]
+    assert told == [0.1, 0.2, 0.3]
+    with Checkpoints(run) as checkpoints:  # not the highest of what was logged
+        assert (checkpoints.best(), checkpoints.latest()) == (last - 3, last)
+    newest = [state.variables() for state in ends]
+    means = jax.tree.map(
+        lambda a, b: (np.float64(a) + np.float64(b)) / 2, newest[1], newest[2]
+    )
+    for step, expected in ((last - 3, newest[1]), (last, means)):
+        found = read_variables(run / "checkpoints" / str(step))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(*map(jax.tree.leaves, newest[1:]), strict=True)
+    ]
+    assert min(moved) > 1e-5
 
 
 def test_a_run_augmented_on_the_device_goes_on_to_the_same_bits(

@@ -50,6 +50,9 @@ def make_state(config: ml_collections.ConfigDict, step: int) -> TrainState:
         variables["params"],
         variables.get("batch_stats", {}),
     )
+    if config.optim.average != "none":
+        averaged = jax.tree.map(lambda leaf: 0.5 * leaf, state.variables())
+        state = state.replace(averaged=averaged)
     return state.replace(step=np.int32(step))
 
 
@@ -104,9 +107,10 @@ def test_a_path_may_be_relative(run, monkeypatch, path):
 
 def test_config_is_that_of_the_run(run):
     config = read_trained(str(run.folder)).config
-    expected = flatten(run.config)
-    for name in ("data.phantom_films", "transfer.fresh"):  # JSON knows no tuples
-        expected[name] = list(expected[name])
+    expected = {  # JSON knows no tuples
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flatten(run.config).items()
+    }
     assert flatten(config) == expected
 
 
@@ -134,6 +138,18 @@ def test_a_network_without_statistics_is_read_by_its_own_config(tmp_path):
     assert trained.config.data.task == "infection"
     assert trained.state.batch_stats == {}
     np.testing.assert_array_equal(outputs(trained.state), outputs(run.states[3]))
+
+
+def test_a_run_that_averages_its_weights_is_read_as_their_averages(tmp_path):
+    config = infection.get_config("phantom")
+    config.optim.average = "ema"
+    config.model.presence, config.model.residual = True, True
+    run = write_run(tmp_path / "infection", config)
+    found, saved = read_trained(str(run.folder)).state, run.states[3]
+    assert found.averaged is None and found.evaluated() == found.variables()
+    halves = start_state(saved.apply_fn, optax.identity(), **saved.evaluated())
+    np.testing.assert_array_equal(outputs(found), outputs(halves))
+    assert not np.allclose(outputs(found), outputs(saved))
 
 
 def test_a_run_without_its_config_is_named(run, tmp_path):

@@ -237,6 +237,16 @@ def test_surplus_leaf_of_the_source_may_be_explained():
     assert set(values(result.variables)) == set(values(make_tree(0)))
 
 
+def test_leaves_that_only_the_source_has_are_explained_by_a_pattern_of_their_own():
+    source, target = make_tree(1), make_tree(0)
+    source["params"]["deep_1"] = {"kernel": np.full((1, 2), 1.0)}
+    said = refusal(source, target)
+    assert "params/deep_1/kernel" in said and "config.transfer.fresh" in said
+    found = transfer(source, target, fresh=(*HEAD, "^params/deep_"), name="runs/lung")
+    assert "deep_1" not in found.variables["params"]
+    assert not any("deep_1" in leaf for leaf in (*found.taken, *found.fresh))
+
+
 def test_network_without_batch_statistics_is_taken():
     source, target = (make_tree(k) | {"batch_stats": {}} for k in (1, 2))
     result = transfer(source, target, fresh=HEAD, name="runs/lung")

@@ -58,8 +58,9 @@ CLAIM = (
     Item("8", "criteria to include and exclude", NO, "not known of the data set"),
     Item("9", "preprocessing", YES, "resize, region of interest, augmentation:"
          f" {_SETTINGS}", "settings"),
-    Item("10", "parts of the data that were picked or cut out", YES, "every film of the"
-         f" published split; of each, what data.roi shows: {_SETTINGS}", "settings"),
+    Item("10", "parts of the data that were picked or cut out", YES, "films of the"
+         " published split (data.train_share of Train); of each, what data.roi and"
+         f" data.roi_as show: {_SETTINGS}", "settings"),
     Item("11", "de-identification", NO, "done by the makers, not described"),
     Item("12", "missing data", YES, "files that cannot be read, masks without films",
          "audit"),
@@ -86,7 +87,7 @@ CLAIM = (
     Item("25", "training in detail", YES, _SETTINGS, "settings"),
     Item("26", "how the final model was chosen", YES, "the epoch with the best Dice"
          " (all) on Val: README.md"),
-    Item("27", "ensembles", YES, "none, unless the settings name one", "settings"),
+    Item("27", "ensembles", YES, "none: one network", "settings"),
     Item("28", "measures and why these", YES, "definitions; docs/metrics.md says why",
          "families"),
     Item("29", "uncertainty and significance", PARTLY, "intervals over films; one seed,"
@@ -140,8 +141,8 @@ TRIPOD_AI = (
          " machine: docs/data.md"),
     Item("8b", "assessors of the outcome", NO, "not known film by film"),
     Item("8c", "blinding of the assessment", NO, "not known"),
-    Item("9a", "choice of predictors", YES, "the pixels of the film, cut by a region of"
-         " interest", "settings"),
+    Item("9a", "choice of predictors", YES, "the pixels of the film, as data.roi and"
+         " data.roi_as show them", "settings"),
     Item("9b", "definition of predictors", YES, "8-bit grey films, resized:"
          f" {_SETTINGS}", "settings"),
     Item("9c", "assessors of predictors", YES, "none: no reader comes between"),

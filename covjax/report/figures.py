@@ -91,6 +91,8 @@ def draw_qualitative(path: Path, panels: Sequence[Panel], title: str) -> None:
 def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
     """Draws loss (Train, Val) and Dice (Val) over the steps of a run.
 
+    The loss of Train is what training lowers, that of Val the loss of each film's mask.
+
     Args:
       path: of the PNG.
       lines: of metrics.jsonl.
@@ -110,6 +112,11 @@ def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None
             for family, style in (("all", "-"), ("positive", "--"), ("pooled", ":")):
                 values = [line[f"{family}_dice"] for line in of_split]
                 dice.plot(steps, values, style, color=colour, label=f"val, {family}")
+            tuned = [line.get("tuned_all_dice", np.nan) for line in of_split]
+            if not np.isnan(tuned).all():
+                dice.plot(
+                    steps, tuned, "-o", color=canvas.BLUE, label="val, all, tuned"
+                )
     loss.set(xlabel="step", ylabel="loss")
     dice.set(xlabel="step", ylabel="Dice")
     for cell in (loss, dice):

@@ -20,7 +20,8 @@ def training(run: RunFiles) -> Section | None:
 
 def _curves_alt(lines: list[dict]) -> str:
     losses = [x["loss"] for x in lines if x["split"] == "train"]
-    dice = [x.get("all_dice") for x in lines if x["split"] == "val"]
+    val = [x for x in lines if x["split"] == "val"]
+    dice = [x.get("tuned_all_dice", x.get("all_dice")) for x in val]
     told = [x for x in dice if x is not None]
     text = "Two panels of lines over the steps."
     if losses:
@@ -45,8 +46,8 @@ def films(run: RunFiles) -> Section | None:
     )
     caption = (
         f"Figure 1. Test: {which}, chosen by the truth alone, never by the output. From"
-        " left to right: what the network sees, truth, output, and both outlines over"
-        " the film (truth blue and solid, output orange and dashed)."
+        " left to right: the film as the network sees it, truth, output, and both"
+        " outlines over the film (truth blue and solid, output orange and dashed)."
     )
     alt = (
         f"A row for each film ({which}), with its Dice and its true and found pixels at"

@@ -8,7 +8,14 @@ from covjax.compare import compare_figures
 from covjax.metrics.families import FAMILIES
 from covjax.report.page_parts import Part, Section, Table, Text, at, count
 from covjax.report.run_files import RunFiles
-from covjax.report.tables import NONE, ROI_NAMES, STUDY, figure, number, roi_name
+from covjax.report.tables import (
+    NONE,
+    ROI_NAMES,
+    figure,
+    number,
+    roi_name,
+    study_figures,
+)
 
 _REGIONS = ("truth", "predicted", "none")
 _INTERVALS = "Brackets hold 95 % bootstrap intervals over films."
@@ -48,7 +55,7 @@ def headline(run: RunFiles) -> Section | None:
     caption = "Test, family “all”"
     if not run.phantom:
         roi = "whole film" if run.task == "lung" else "true lungs"
-        rows.append([f"the study, {roi}", *map(number, STUDY[run.task])])
+        rows.append([f"the study, {roi}", *map(number, study_figures(main))])
         caption += ", beside the study that covjax reproduces"
         parts.append(
             Text(
@@ -143,8 +150,8 @@ def _operating_point(results: dict[str, Any]) -> str:
         text += f"; areas below {point['min_area']} pixels (at {size} px) are dropped"
     if point.get("presence"):
         text += (
-            "; a film stays blank where its presence score (the mean probability of its"
-            f" surest pixels, one in 256) is below {point['presence']:.3f}"
+            "; a film stays blank where its presence score"
+            f" ({_presence(results)}) is below {point['presence']:.3f}"
         )
     if point.get("chosen_on"):
         return (
@@ -154,8 +161,15 @@ def _operating_point(results: dict[str, Any]) -> str:
     return f"{text}. Nothing of it was tuned."
 
 
+def _presence(results: dict[str, Any]) -> str:
+    if results.get("presence_from") == "head":
+        return "the probability that the network's presence head gives"
+    return "the mean probability of its surest pixels, one in 256"
+
+
 def regions(run: RunFiles) -> Section | None:
     """Returns what the region of interest changes: true, found, or no lungs."""
+    data = run.config["data"]
     stems = {roi: run.of_region(roi) for roi in _REGIONS}
     found = {roi: run.results[stem] for roi, stem in stems.items() if stem}
     if len(found) < 2:
@@ -183,7 +197,7 @@ def regions(run: RunFiles) -> Section | None:
                 " an upper hand that no clinic has."
             )
         )
-    own = ROI_NAMES.get(run.config["data"].get("roi"))
+    own = data.get("roi") in ROI_NAMES and roi_name(data)
     if own:
         parts.append(
             Text(
@@ -209,7 +223,13 @@ def probe(run: RunFiles) -> Section | None:
         "With everything inside the lungs blacked out, COVID-19 films are told from the"
         f" others with an AUROC of {figure(auroc)}. {_verdict(auroc)}"
     )
-    if run.config["data"].get("roi") in ("truth", "predicted"):
+    data = run.config["data"]
+    if data.get("roi_as") == "channel":
+        text += (
+            " In training, this network saw all of each film, and the lungs beside it;"
+            " in this pass it is still told where they are."
+        )
+    elif data.get("roi") in ("truth", "predicted"):
         text += (
             " This network has learned the inside of lungs alone; one that is trained"
             " on the outside (config.data.roi = “outside”) may find more there."

@@ -20,7 +20,7 @@ from covjax.report.page_parts import (
     count,
 )
 from covjax.report.run_files import RunFiles
-from covjax.report.tables import NONE, ROI_NAMES
+from covjax.report.tables import NONE, roi_name
 
 _TASKS = {
     "lung": "stage 1: a U-Net that outlines the lungs",
@@ -38,7 +38,7 @@ def about(run: RunFiles) -> Section:
     rows = [
         ["model", _TASKS[run.task]],
         ["films", f"{films}, {data.get('image_size', NONE)} px"],
-        ["region of interest in training", ROI_NAMES.get(data.get("roi"), NONE)],
+        ["region of interest in training", roi_name(data) if "roi" in data else NONE],
         ["started from", config.get("init_from") or "random parameters"],
         ["lungs of the headline", _lungs(run)],
         ["seed", str(config.get("seed", NONE))],

@@ -11,7 +11,7 @@ import numpy as np
 from covjax.errors import UsageError
 from covjax.report import split_figures
 from covjax.report.log import read_metrics
-from covjax.report.tables import headline_roi
+from covjax.report.tables import ROI_NAMES, headline_roi
 
 # Stems of results/*.json and *.csv.
 RESULTS = (
@@ -60,9 +60,10 @@ class RunFiles:
         """Returns the stem that stands for the run: a clinic's way, else its own."""
         if "test" not in self.results:
             return None
-        stems = {str(r.get("roi")): s for s, r in self.results.items() if s[:4] == "test"}
-        rois = list(stems)  # its own first
-        return stems[headline_roi(rois)]
+        own = str(self.results["test"].get("roi"))
+        rois = [own, *(roi for roi in ROI_NAMES if self.of_region(roi))]
+        roi = headline_roi(rois)
+        return "test" if roi == own else self.of_region(roi)
 
     def of_region(self, roi: str) -> str | None:
         """Returns the stem of Test where the network was shown this of each film."""

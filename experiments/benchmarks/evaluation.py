@@ -29,7 +29,7 @@ from ml_collections import config_flags
 from covjax import parallel
 from covjax.calibrate import OperatingPoint, calibrate
 from covjax.data.covidqu import CLASSES, Film
-from covjax.data.pipeline import make_eval_dataset
+from covjax.data.pipeline import make_eval_dataset, make_region
 from covjax.data.source import find_films
 from covjax.metrics.detection import presence_scores
 from covjax.models import make_model
@@ -54,7 +54,8 @@ def compare_pass(
     films = films[: len(films) // batch * batch]
     model = make_model(config)
     init = parallel.compile_once(lambda key: model.init(key, image, train=False))
-    image = np.zeros((1, side, side, 1), np.float32)
+    channels = make_region(config.data).channels
+    image = np.zeros((1, side, side, channels), np.float32)
     variables = init(jax.random.key(0))
     state = parallel.replicate(
         inference_state(
@@ -150,6 +151,8 @@ def _main(_: list[str]) -> None:
         sys.exit(
             "--config is missing, for example --config=configs/infection.py:laptop"
         )
+    if config.eval.flip:
+        sys.exit("config.eval.flip asks each film twice, and the bare pass once")
     found: dict[str, Any] = {
         "devices": jax.device_count(),
         "backend": jax.default_backend(),

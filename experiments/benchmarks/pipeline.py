@@ -145,9 +145,12 @@ def _start_peer(config: ml_collections.ConfigDict, films: list[Film]) -> Peer | 
     """Starts the peer; says so in one line if it cannot be had."""
     if _PEER.value == "none":
         return None
-    if config.data.roi not in ("none", "truth") or config.data.roi_dilate:
+    data, augment = config.data, config.augment
+    cut = data.roi in ("none", "truth") and data.roi_as == "cut" and not data.roi_dilate
+    if not cut or augment.gamma_prob or augment.noise_prob:
         sys.exit(
-            "the peer knows config.data.roi 'none' and 'truth', without roi_dilate"
+            "the peer knows config.data.roi 'none' and 'truth', cut and without"
+            " roi_dilate, and no config.augment.gamma_prob and noise_prob"
         )
     paths = [
         {"image": film.image, "lung": film.lung_mask, "infection": film.infection_mask}

@@ -47,8 +47,17 @@ from experiments.benchmarks.step_sweep import sweep
 
 # What torch_step.py has built in; its transposed convolutions are the same map.
 PEER_KNOWS = {
+    "data.roi_as": "cut",
     "loss.dice": 1.0,
     "loss.bce": 0.0,
+    "loss.focal": 0.0,
+    "loss.tversky": 0.0,
+    "loss.over": "image",
+    "model.intensity": "unit",
+    "model.residual": False,
+    "model.presence": False,
+    "model.deep_supervision": 0,
+    "optim.average": "none",
     "model.norm": "batch",
     "model.dropout": 0.0,
     "model.remat": False,
