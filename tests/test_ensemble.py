@@ -346,11 +346,12 @@ def refused(runs: list[Path], out: Path, split: str = "test") -> str:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("task", "lung"), ("phantom", False), ("image_size", 32), ("roi", "none"),
-     ("roi_dilate", 0)],
+     ("roi_dilate", 0), ("roi_as", "channel"), ("presence_from", "head"),
+     ("loss_weights", {"dice": 1.0})],
 )  # fmt: skip
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_run_of_another_kind_is_named(runs, out, split, field, value):
-    first = read_json(runs[0], split)[field]
+    first = (ensemble.EARLIER | read_json(runs[0], split))[field]
     change_json(runs[1], split, **{field: value})
     assert refused(runs, out) == (
         f"{runs[1] / 'results' / split}.json: {field} {value}, and {first} in"
@@ -453,6 +454,18 @@ def test_figures_of_members_as_they_were_do_not_stay(runs, out, capsys):
     assert f"{out / 'results' / 'test'}: removed" in capsys.readouterr().out
     assert {path.stem for path in (out / "results").iterdir()} == {"val"}
     assert read_points(out)["truth"]["members"][1]["checkpoint"] == 99
+
+
+def test_a_way_that_a_member_has_lost_is_lost_to_the_ensemble(runs, out):
+    for run in runs:
+        for split in LABELS:
+            write_stem(run, split, "-predicted")
+    ensemble.evaluate_ensemble(runs, out, "test")
+    assert set(read_points(out)) == {"truth", "predicted"}
+    (runs[2] / "results" / "test-predicted.json").unlink()
+    ensemble.evaluate_ensemble(runs, out, "test")
+    assert {path.stem for path in (out / "results").iterdir()} == {"val", "test"}
+    assert set(read_points(out)) == {"truth"}
 
 
 def test_figures_of_another_split_stay_where_nothing_changed(runs, out):
