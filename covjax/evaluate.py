@@ -37,6 +37,7 @@ from covjax.report.tables import (
     format_evaluation,
     headline_roi,
     read_results,
+    roi_name,
 )
 from covjax.results import (
     Evaluated,
@@ -296,7 +297,7 @@ class _Evaluation:
             self._workdir / "figures", evaluated, summary,
             region=Region(roi, data.roi_dilate, data.roi_as),
             title=f"{phantom_prefix(self._root)}{data.task}, {split}; shown:"
-            f" {ROI_NAMES[roi]}; run: {self._workdir.name}",
+            f" {roi_name(summary)}; run: {self._workdir.name}",
         )  # fmt: skip
 
     def _stem(self, split: str, roi: str) -> str:
