@@ -78,7 +78,8 @@ def test_what_is_not_shown_stays_0(how: Intensity):
 
 def test_standard_has_mean_0_and_variance_1_over_what_is_shown():
     for place in (0, 1, 2, 5):
-        values = np.float64(normalized("standard")[place])[make_films()[place] > 0]
+        values = np.asarray(normalized("standard")[place], np.float64)
+        values = values[make_films()[place] > 0]
         assert values.mean() == pytest.approx(0, abs=1e-5)
         assert values.var() == pytest.approx(1, rel=1e-4)
 

@@ -74,7 +74,7 @@ def test_the_dtype_is_that_of_the_computation_alone(norm, upsample, dtype):
 
 
 def test_make_model_takes_every_field_of_the_config():
-    asked = dict(
+    asked: dict[str, Any] = dict(
         width=6, depth=3, norm="group", dropout=0.25, upsample="depth_to_space",
         dtype="float32", remat=True, intensity="equal", residual=True, presence=True,
         deep_supervision=2,
@@ -83,7 +83,8 @@ def test_make_model_takes_every_field_of_the_config():
     assert set(asked) == set(config.model)
     assert all(config.model[name] != value for name, value in asked.items())
     config.model.update(asked)
-    assert make_model(config) == UNet(**asked | {"dtype": jnp.dtype("float32")})
+    asked["dtype"] = jnp.dtype("float32")
+    assert make_model(config) == UNet(**asked)
 
 
 def touched(tree: dict) -> set[str]:
@@ -439,7 +440,7 @@ def test_remat_computes_blocks_twice_for_the_same_gradients(norm):
     )
 
 
-EXTRAS = dict(residual=True, presence=True, deep_supervision=2)
+EXTRAS: dict[str, Any] = dict(residual=True, presence=True, deep_supervision=2)
 
 
 @pytest.fixture(scope="module")
@@ -453,6 +454,8 @@ def extended():
 
 
 def test_parts_beyond_the_study_have_leaves_of_their_own_and_change_no_other():
+    plain: dict[str, Any]
+    leaves: dict[str, Any]
     plain = traverse_util.flatten_dict(shapes_of(UNet(width=2, depth=3)), sep="/")
     model = UNet(width=2, depth=3, **EXTRAS)
     leaves = traverse_util.flatten_dict(shapes_of(model), sep="/")
@@ -543,7 +546,7 @@ def test_a_residual_block_adds_its_projected_input_before_the_last_relu():
     inner = np.maximum(norm(conv(films, "conv_0"), "norm_0"), 0)
     past = norm(films @ np.asarray(params["shortcut"]["kernel"]), "norm_shortcut")
     expected = np.maximum(norm(conv(inner, "conv_1"), "norm_1") + past, 0)
-    found = block.apply(variables, x, train=False)
+    found: Any = block.apply(variables, x, train=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
