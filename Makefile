@@ -34,7 +34,7 @@ demo: .venv/.core ## train both stages on phantoms and print their tables (minut
 	  $(DEMO)/infection-scratch
 
 test: .venv/.dev ## run the tests; ARGS="-k losses" goes to pytest
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 test-browser: .venv/.dev ## look at the report in Chromium (CHROMIUM= names another)
 	@$(PY) -m pytest -m browser $(ARGS)
