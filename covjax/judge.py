@@ -9,10 +9,11 @@ import numpy as np
 
 from covjax import outputs, parallel
 from covjax.calibrate import OperatingPoint, calibrate
-from covjax.data.covidqu import Film, read_masks
+from covjax.data.covidqu import Film
 from covjax.data.pipeline import make_eval_dataset
 from covjax.metrics.counts import count_pixels
 from covjax.metrics.families import FAMILIES, summarize
+from covjax.results import read_split_masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ def make_judge(
     labels = [film.label for film in films]
     threshold = config.eval.threshold
     if config.eval.choose == "tuned":
-        side, task = config.data.image_size, config.data.task
-        truths = np.stack([read_masks(film, side)[task] for film in films])
+        data = config.data
+        truths = read_split_masks(films, data.image_size, data.task).truth
 
         def judge_tuned(state: Any) -> Verdict:
             found = outputs.predict_split(config, films, state)

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from covjax.metrics import families
-from covjax.metrics.bootstrap import RESAMPLES, draws, interval, ratio
+from covjax.metrics.bootstrap import RESAMPLES, draws, interval
+from covjax.metrics.detection import weighted_auroc
 
 # Name → how a table calls it.
 FIGURES = {
@@ -100,21 +101,15 @@ class _Figures:
         terms = families.terms(scores.counts)
         self._names = list(terms)
         self._columns = np.stack([terms[k] for k in self._names], axis=1)
-        positive = terms["positive"] > 0
-        self._positive, self._empty = positive, ~positive
-        ours, theirs = scores.presence[positive], scores.presence[~positive]
-        # Pairs in which the positive film has the higher score; a tie counts half.
-        wins = (ours[:, None] > theirs) + 0.5 * (ours[:, None] == theirs)
-        self._wins = np.where(np.isnan(ours[:, None] + theirs), np.nan, wins)
+        self._positive, self._presence = terms["positive"] > 0, scores.presence
 
     def __call__(self, times: np.ndarray) -> dict[str, np.ndarray]:
         """Maps weights, float [rows, n], to values, [rows] each."""
         sums = dict(zip(self._names, (times @ self._columns).T, strict=True))
         found = {k: families.FIGURES[k](sums) for k in FIGURES if k != "auroc"}
-        ours, theirs = times[:, self._positive], times[:, self._empty]
-        won = np.einsum("ij,ij->i", ours @ self._wins, theirs)
-        pairs = ours.sum(axis=1) * theirs.sum(axis=1)
-        return found | {"auroc": ratio(won, pairs)}
+        if np.isnan(self._presence).any():
+            return found | {"auroc": np.full(len(times), np.nan)}
+        return found | {"auroc": weighted_auroc(self._presence, self._positive, times)}
 
 
 def estimate_over_seeds(

@@ -16,7 +16,7 @@ from covjax import run_dir
 from covjax.checkpoint import best_of, read_variables
 from covjax.compare import Results, pair, read_run
 from covjax.files import write_whole
-from covjax.report.tables import NONE, roi_name
+from covjax.report.tables import NONE, headline_roi, roi_name
 from experiments.child import SPLIT, is_finished, read_record, write_record
 from experiments.plan import Plan, Run
 from experiments.plot import draw_differences
@@ -125,8 +125,9 @@ def read_headline(run: Run) -> Results:
     A network that was trained on lungs is shown those that stage 1 finds; one that was
     trained on the whole film, or on what lies outside the lungs, is shown that.
     """
-    trained_on_lungs = run.config.data.roi in ("truth", "predicted")
-    return read_run(run.folder, SPLIT, "predicted" if trained_on_lungs else None)
+    own = run.config.data.roi
+    tried = [own] if own == "outside" else [own, "predicted"]
+    return read_run(run.folder, SPLIT, headline_roi(tried))
 
 
 def _scores(first: Results, found: Results) -> Scores:
@@ -285,10 +286,11 @@ def format_summary(
     }
     notes = [
         "Epoch, operating point and these figures are all chosen and measured on Val;"
-        " no experiment reads Test. Each figure is at the run's operating point, a mean"
-        " over seeds with its 95 % interval: a bootstrap over films and seeds, paired"
-        " by both for the differences (docs/experiments.md). Bold: the interval leaves"
-        " out 0. Of twenty such differences that are none, one is bold by chance.",
+        " no figure of Test is computed. Each figure is at the run's operating point,"
+        " a mean over seeds with its 95 % interval: a bootstrap over films and seeds,"
+        " paired by both for the differences (docs/experiments.md). Bold: the interval"
+        " leaves out 0. Of twenty such differences that are none, one is bold by"
+        " chance.",
     ]
     if any(len(row.seeds) == 1 for row in summary.rows):
         notes.append(

@@ -56,7 +56,7 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     Returns:
       A share in [0, 1]; NaN where no image, or every image, is positive.
     """
-    return float(_weighted_auroc(scores, positive, np.ones((1, len(scores))))[0])
+    return float(weighted_auroc(scores, positive, np.ones((1, len(scores))))[0])
 
 
 def summarize_detection(
@@ -91,7 +91,7 @@ def summarize_detection(
     summary: dict[str, Any] = {"auroc": {"mean": None if np.isnan(area) else area}}
     if resamples:
         areas = [
-            _weighted_auroc(scores, positive, times)
+            weighted_auroc(scores, positive, times)
             for times in draws(len(positive), resamples, seed)
         ]
         summary["auroc"] |= interval(np.concatenate(areas))
@@ -99,7 +99,7 @@ def summarize_detection(
     return summary | {"n_positive": int(positive.sum()), "n": len(positive)}
 
 
-def _weighted_auroc(
+def weighted_auroc(
     scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Returns the area for every row of weights, as if images stood there so often.
