@@ -96,13 +96,10 @@ def _without(part: str) -> Arm | None:
     if all(_RECIPE[field] == _STUDY[field] for field in fields):
         return None
     overrides = {field: _STUDY[field] for field in fields}
-    for of_part, leaves in (("presence head", _PRESENCE), ("deep supervision", _DEEP)):
-        if part == of_part:  # a pattern that matches no leaf is an error
-            rest = tuple(p for p in _RECIPE["transfer.fresh"] if p != leaves)
-            overrides["transfer.fresh"] = rest
-    if part == "deep supervision":  # nor may stage 1 have leaves that are not wanted
-        overrides["lung:model.deep_supervision"] = 0
-    return Arm(overrides, "infection_best")
+    if part == "presence head":  # a pattern that matches no leaf is an error
+        rest = tuple(p for p in _RECIPE["transfer.fresh"] if p != _PRESENCE)
+        overrides["transfer.fresh"] = rest
+    return _recipe(overrides)
 
 
 def _recipe(overrides: Overrides) -> Arm:
