@@ -1,4 +1,4 @@
-"""Stage 2 past the study: part by part what docs/recipe.md lists.
+"""Stage 2 past the study: the parts that stand in bold in docs/recipe.md.
 
 python -m covjax.main --config=configs/infection_best.py --init_from=runs/lung_best
 """

@@ -1,4 +1,4 @@
-"""Stage 1 past the study: part by part what docs/recipe.md lists.
+"""Stage 1 past the study: the parts that stand in bold in docs/recipe.md.
 
 python -m covjax.main --config=configs/lung_best.py --workdir=runs/lung_best
 """
