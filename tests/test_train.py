@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -239,6 +240,37 @@ def test_lungs_that_no_run_finds_are_refused_before_a_folder_is_made(
     with pytest.raises(UsageError, match=f"{path}.*{said}"):
         train.train_and_evaluate(shown_found_lungs, tmp_path / "run")
     assert {p.name for p in tmp_path.iterdir()} <= {"other"}  # nor a phantom drawn
+
+
+def test_new_input_channels_are_not_to_be_frozen(
+    shown_found_lungs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config, run = shown_found_lungs, tmp_path / "run"
+    config.init_from = write_checkpoint(tmp_path / "lung", lung)
+    model, size = train.make_model(config), config.data.image_size
+    image = jnp.zeros((1, size, size, 1))
+    variables = model.init(jax.random.key(0), image, train=False)
+    monkeypatch.setattr(train, "read_variables", lambda _: dict(variables))
+    config.data.roi_as = "channel"
+    config.transfer.frozen, config.transfer.frozen_epochs = ("encoder_0",), 1
+    with pytest.raises(UsageError, match="would hold params/encoder_0/conv_0/kernel"):
+        train.train_and_evaluate(config, run)
+    assert not run.exists()
+
+
+def test_share_that_the_films_cannot_give_is_refused_before_a_folder_is_made(
+    shown_found_lungs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config, run = shown_found_lungs, tmp_path / "run"
+    config.data.roi, config.data.positive_share = "truth", (0.5, 0.5)
+    root, films = train.find_films(config)
+    films["Train"] = [film for film in films["Train"] if film.label != "COVID-19"]
+    monkeypatch.setattr(train, "find_films", lambda config: (root, films))
+    with pytest.raises(UsageError, match="asks for positive films"):
+        train.train_and_evaluate(config, run)
+    assert not run.exists()
 
 
 @pytest.mark.parametrize("roi", ["predicted", "truth"])
