@@ -283,6 +283,25 @@ def test_a_network_of_whole_films_is_judged_by_whole_films(tmp_path):
     assert summary.rows[1].differences["positive dice"]["mean"] == pytest.approx(1 / 4)
 
 
+def test_a_network_of_the_outside_is_judged_there_alone(tmp_path):
+    plan = make_plan(
+        EXPERIMENTS["background"], arms=["lungs", "outside"], seeds=1,
+        variant="phantom", settings={}, out=tmp_path,
+    )  # fmt: skip
+    outside, lungs = (plan.of_arm[arm][0] for arm in ("outside", "lungs"))
+    write_run(outside, GOOD, roi="outside")  # and nothing else is ever written
+    write_run(lungs, BAD, roi="truth")
+    write_run(lungs, BAD, roi="predicted", stem="val-predicted")
+    for run in (outside, lungs):
+        write_record(run, parameters=1)
+    summary = summarize(plan, "lungs")
+    assert summary is not None
+    assert [row.shown for row in summary.rows] == [
+        "lungs found by stage 1",
+        "only what lies outside the lungs",
+    ]
+
+
 def test_runs_of_other_films_are_not_put_side_by_side(plan):
     finish(plan, "hybrid .5", 0, BAD)
     finish(plan, "BCE", 0, {k: v for k, v in GOOD.items() if k != "d.png"})

@@ -324,6 +324,31 @@ def test_probe_says_what_its_figure_means(finished, full, tmp_path):
     assert "more than chance" not in text
 
 
+@pytest.mark.parametrize(
+    ("roi_as", "said", "unsaid"),
+    [
+        ("cut", "learned the inside of lungs alone", "saw all of each film"),
+        ("channel", "saw all of each film", "learned the inside of lungs alone"),
+    ],
+)
+def test_probe_says_what_the_network_had_seen(tmp_path, roi_as, said, unsaid):
+    config = infection.get_config()
+    config.data.roi_as = roi_as
+    save_config(config, tmp_path / "config.json", {})
+    results = make_full_results(0.3, roi="outside")
+    write_json(tmp_path / "results" / "test-outside.json", results)
+    text = read_page(tmp_path).text
+    assert said in text and unsaid not in text
+
+
+def test_presence_of_a_head_is_not_told_as_a_score_of_pixels(old):
+    results = make_full_results(0.3, presence_from="head")
+    write_json(old / "results" / "test.json", results)
+    text = read_page(old).text
+    assert "presence score (the probability that the network's presence head" in text
+    assert "surest pixels" not in text
+
+
 def test_run_that_was_trained_outside_the_lungs_is_its_own_probe(old):
     results = make_full_results(0.3, roi="outside")
     write_json(old / "results" / "test.json", results)
