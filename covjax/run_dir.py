@@ -44,10 +44,19 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """
     if (workdir / CONFIG).exists():
         check_same(workdir, config)
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and not _is_free(workdir):
         raise UsageError(
             f"--workdir={workdir} holds files that are no run of covjax: give another"
         )
+
+
+def _is_free(workdir: Path) -> bool:
+    """Tells whether nobody's files are there: none, or a config not yet whole.
+
+    That is another process's, which is beginning or was killed while it began.
+    """
+    begun = f".{CONFIG}."  # the name that files.write_whole gives it
+    return workdir.is_dir() and all(p.name.startswith(begun) for p in workdir.iterdir())
 
 
 def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -84,6 +85,25 @@ def test_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     said = refusal(tmp_path / "thesis", lung.get_config())
     assert f"--workdir={tmp_path / 'thesis'} holds files that are no run" in said
+
+
+def test_folder_of_a_run_that_was_killed_as_it_began_is_free(tmp_path, monkeypatch):
+    def die(source, target):
+        os.rename(source, f"{source}-left")  # what is not renamed is removed
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, OSError)):
+        patch.setattr(os, "replace", die)
+        run_dir.claim(tmp_path, lung.get_config("phantom"))
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".config.json.")
+    run_dir.claim(tmp_path, lung.get_config("phantom"))
+    assert (tmp_path / "config.json").exists()
+    # Of another file that is half there, nobody knows whose it is.
+    (tmp_path / "config.json").unlink()
+    (tmp_path / ".metrics.jsonl.x").touch()
+    with pytest.raises(UsageError, match="files that are no run"):
+        run_dir.claim(tmp_path, lung.get_config("phantom"))
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path):
