@@ -47,6 +47,7 @@ _SINCE = {
     "loss.tversky_missed": 0.7,
     "loss.over": "image",
     "loss.presence": 0.0,
+    "loss.blank": 1.0,
     "optim.average": "none",
     "optim.ema_decay": 0.998,
     "optim.average_epochs": 3,
@@ -131,6 +132,7 @@ _CHECKS: dict[str, _Check] = {
     "loss.tversky_missed": _between(0, 1),
     "loss.over": _one_of("image", "batch"),
     "loss.presence": _at_least(0),
+    "loss.blank": _between(0, 1),
     "optim.lr": (lambda v: v > 0, "above 0"),
     "optim.weight_decay": _at_least(0),
     "optim.warmup_epochs": _at_least(0),
@@ -175,6 +177,11 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             f"config.loss.presence = {config.loss.presence} and config.model.presence"
             f" = {config.model.presence}: a presence head needs a loss, and only one"
             " that is there can have one"
+        )
+    if config.loss.blank < 1 and config.loss.over == "batch":
+        raise UsageError(
+            f"config.loss.blank = {config.loss.blank}: must be 1 where config.loss.over"
+            " is 'batch' (a sum over the batch is not of one film)"
         )
     if config.model.deep_supervision >= config.model.depth:
         raise UsageError(

@@ -288,16 +288,17 @@ def make_loss(
 
 
 def make_objective(
-    *, over: Over = "image", presence: float = 0.0, **terms: float
+    *, over: Over = "image", presence: float = 0.0, blank: float = 1.0, **terms: float
 ) -> Objective:
     """Returns what training minimises, for every image of a batch.
 
     With L the loss of `make_loss`, and K coarser levels that have a head:
 
-        objective = sum(w_k * L(logits_k, masks_k), k = 0 to K)
+        objective = b * sum(w_k * L(logits_k, masks_k), k = 0 to K)
                     + presence * presence_loss
 
-    with w_k proportional to 1, 1/2, 1/4, …, of sum 1 (without coarser levels, w is 1).
+    with w_k proportional to 1, 1/2, 1/4, …, of sum 1 (without coarser levels, w is 1),
+    and b = `blank` for an image whose mask is empty, else 1.
     masks_k holds the share of foreground in each block of 2^k x 2^k pixels: no lesion
     is too small to count. All pixel losses are linear in it, or in its sums; so level
     k is judged as if its logits were spread over their blocks, against the mask in full
@@ -306,17 +307,23 @@ def make_objective(
     Args:
       over: of the sums of Dice and Tversky: "image" or "batch" (see `make_loss`).
       presence: weight of the presence head's loss, >= 0.
+      blank: weight of images without foreground in the pixel losses, from 0 to 1. With
+        less than 1, the masks learn what to outline where there is something, and the
+        presence head is left to tell where there is nothing.
       **terms: the other arguments of `make_loss`.
 
     Raises:
-      ValueError: if a weight is negative, or those of `make_loss` are all 0; from the
-        objective, if there is a weight for the presence head, and no such head.
+      ValueError: if a weight is negative, or those of `make_loss` are all 0; if `blank`
+        is no share, or below 1 with sums over the batch, which are of no one image;
+        from the objective, if there is a weight for the presence head and no such head.
 
     Reference:
       Isensee et al., nnU-Net, Nature Methods 2021 (the weights of the levels).
     """
     if presence < 0:
         raise ValueError(f"loss weights must be >= 0: {presence=}")
+    if not 0 <= blank <= 1 or (blank < 1 and over == "batch"):
+        raise ValueError(f"blank must be from 0 to 1, and 1 over the batch: {blank}")
     loss_fn = make_loss(over=over, **terms)
 
     def objective(prediction: Prediction, masks: jax.Array) -> jax.Array:
@@ -326,6 +333,8 @@ def make_objective(
             losses *= weights[0]
             for k, logits in enumerate(prediction.deeper, 1):
                 losses += weights[k] * loss_fn(logits, shares(masks, 2**k))
+        if blank < 1:
+            losses *= jnp.where(jnp.any(masks > 0, axis=_PIXELS), 1.0, blank)
         if presence:
             if prediction.presence is None:
                 raise ValueError(f"{presence=}, and the network has no presence head")
@@ -345,7 +354,8 @@ def pixel_terms(loss: Mapping[str, Any]) -> dict[str, Any]:
       >>> pixel_terms({"dice": 1.0, "bce": 0.5, "over": "batch", "presence": 0.1})
       {'dice': 1.0, 'bce': 0.5}
     """
-    return {name: loss[name] for name in loss if name not in ("over", "presence")}
+    beyond = ("over", "presence", "blank")
+    return {name: loss[name] for name in loss if name not in beyond}
 
 
 def shares(masks: jax.Array, side: int) -> jax.Array:

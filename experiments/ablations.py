@@ -207,6 +207,9 @@ EXPERIMENTS: dict[str, Experiment] = {
             **{f"no {name}": arm for name in _PARTS if (arm := _without(name))},
             "whole film": _recipe({"data.roi": "none", "data.roi_as": "cut"}),
             "film cut to found lungs": _recipe({"data.roi_as": "cut"}),
+            "blank films for the head alone": _recipe(
+                {"loss.over": "image", "loss.blank": 0.0}
+            ),
             "positives .8 to .4": _recipe(_PARTS["positives .8 to .4"]),
             "strong augmentation": _recipe(_STRONG),
             "mean of epochs": _recipe({"optim.average": "epochs"}),

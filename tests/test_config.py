@@ -202,6 +202,7 @@ RANGES = [
     ("loss.tversky_missed", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("loss.over", ["images", ""], ["image", "batch"], "'image', 'batch'"),
     ("loss.presence", [-0.5], [0.0], "at least 0"),
+    ("loss.blank", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("optim.lr", [0.0, -1e-3], [1e-9], "above 0"),
     ("optim.weight_decay", [-1e-4], [0.0], "at least 0"),
     ("optim.warmup_epochs", [-1.0], [0.0], "at least 0"),
@@ -268,6 +269,10 @@ COMBINATIONS = [
         ["model.presence", "every film has lungs"],
     ),
     ({"data.positive_share": (0.8, 0.4)}, ["positive_share", "every film has lungs"]),
+    (
+        INFECTION | {"loss.blank": 0.9, "loss.over": "batch"},
+        ["loss.blank = 0.9", "must be 1 where config.loss.over is 'batch'"],
+    ),
     (
         {"model.deep_supervision": 4},
         ["model.deep_supervision = 4", "below config.model.depth = 4"],
@@ -517,6 +522,7 @@ SINCE = {
     "loss.tversky_missed": 0.7,
     "loss.over": "image",
     "loss.presence": 0.0,
+    "loss.blank": 1.0,
     "optim.average": "none",
     "optim.ema_decay": 0.998,
     "optim.average_epochs": 3,

@@ -352,10 +352,32 @@ def test_a_presence_head_is_left_out_without_a_weight_and_missed_with_one():
         losses.presence_loss(jnp.zeros((1, 1)), images(LEFT))
 
 
+def test_films_without_foreground_weigh_less_in_the_pixel_losses_alone():
+    masks = images([0, 0, 0, 1], [0] * 4)
+    coarse = (jnp.zeros((2, 1, 1, 1)),)  # cross entropies of ln 2, as at full size
+    prediction = Prediction(jnp.zeros((2, 2, 2, 1)), jnp.zeros(2), coarse)
+    found = losses.make_objective(dice=0, bce=1, presence=0.5, blank=0.25)(
+        prediction, masks
+    )
+    np.testing.assert_allclose(found, [1.5 * LN2, 0.75 * LN2], rtol=1e-6)
+    objective = losses.make_objective(dice=1, bce=0, blank=0.0)
+    for prediction in (images(ALL, ALL), images(ALL, [0] * 4)):
+        of_pixels = objective(Prediction(prediction), masks)
+        np.testing.assert_allclose(of_pixels, [1 - 3 / 6, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"blank": -0.1}, {"blank": 1.1}, {"blank": 0.5, "over": "batch"}]
+)
+def test_a_weight_of_blank_films_that_cannot_be_is_refused(wrong: dict[str, Any]):
+    with pytest.raises(ValueError, match="blank must be from 0 to 1, and 1 over the"):
+        losses.make_objective(dice=1, bce=0, **wrong)
+
+
 def test_evaluation_takes_the_pixel_losses_of_each_image_from_the_same_settings():
     config = base.get_config()
     config.loss.over, config.loss.presence = "batch", 0.5
-    config.loss.tversky = 2.0
+    config.loss.tversky, config.loss.blank = 2.0, 0.5
     loss_fn = losses.make_loss(**losses.pixel_terms(config.loss))
     logits, masks = random_pair((2, 4, 4), seed=6)
     expected = sum(
