@@ -75,6 +75,7 @@ _PARTS: dict[str, Overrides] = {
         "loss.presence": 0.5,
         "transfer.fresh": (_HEAD, _PRESENCE),
     },
+    "blank films for the head alone": {"loss.blank": 0.0},
     "batch Dice": {"loss.over": "batch"},
     "positives .8 to .4": {"data.positive_share": (0.8, 0.4)},
     "moving average": {"optim.average": "ema"},
@@ -87,12 +88,20 @@ _PARTS: dict[str, Overrides] = {
     "flip": {"eval.flip": True},
     "epoch chosen tuned": {"eval.choose": "tuned"},
 }
+# A part → the one that it means nothing without.
+_NEEDS = {"blank films for the head alone": "presence head"}
 _STUDY, _RECIPE = (flatten(c.get_config()) for c in (infection, infection_best))
+
+
+def _with(part: str) -> Arm:
+    """Returns the study with a part, and with what that needs."""
+    return Arm({**_PARTS.get(_NEEDS.get(part, ""), {}), **_PARTS[part]})
 
 
 def _without(part: str) -> Arm | None:
     """Returns the recipe with the study's values of a part; None: it lacks the part."""
-    fields = [field for field in _PARTS[part] if field != "transfer.fresh"]
+    parts = [part, *(other for other, needed in _NEEDS.items() if needed == part)]
+    fields = [f for name in parts for f in _PARTS[name] if f != "transfer.fresh"]
     if all(_RECIPE[field] == _STUDY[field] for field in fields):
         return None
     overrides = {field: _STUDY[field] for field in fields}
@@ -194,7 +203,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What does each part of the recipe add to the study's?",
         {
             "study": Arm(),
-            **{name: Arm(overrides) for name, overrides in _PARTS.items()},
+            **{name: _with(name) for name in _PARTS},
             "mean of epochs": Arm({"optim.average": "epochs"}),
             "all of the recipe": Arm(config="infection_best"),
         },
@@ -207,9 +216,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             **{f"no {name}": arm for name in _PARTS if (arm := _without(name))},
             "whole film": _recipe({"data.roi": "none", "data.roi_as": "cut"}),
             "film cut to found lungs": _recipe({"data.roi_as": "cut"}),
-            "blank films for the head alone": _recipe(
-                {"loss.over": "image", "loss.blank": 0.0}
-            ),
+            "batch Dice": _recipe({"loss.over": "batch", "loss.blank": 1.0}),
             "positives .8 to .4": _recipe(_PARTS["positives .8 to .4"]),
             "strong augmentation": _recipe(_STRONG),
             "mean of epochs": _recipe({"optim.average": "epochs"}),

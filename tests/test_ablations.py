@@ -150,7 +150,13 @@ def test_the_recipe_lacks_one_part_in_each_arm():
         if arm.startswith("no ")
     }
     assert changed["no residual"] == {"model.residual"}
-    assert changed["no presence head"] == {"model.presence", "loss.presence"}
+    assert changed["no presence head"] == {
+        "model.presence", "loss.presence", "loss.blank",
+    }  # fmt: skip
+    assert changed["no blank films for the head alone"] == {"loss.blank"}
+    # Without the head, nothing would teach a network to be silent.
+    added = plan("recipe").of_arm["blank films for the head alone"][0].config
+    assert added.model.presence and added.loss.blank == 0
     study = plan("loss").runs[1].config
     for arm, fields in changed.items():
         values = flatten(of_arm[arm][0].config)
