@@ -14,8 +14,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     lung_best.strengthen(config)
     # A clinic has no true lungs; and a film is more than what lies inside of them.
     config.data.roi, config.data.roi_as = "predicted", "channel"
-    # Most of a wrong Dice (`all`) is false alarms: a head tells whether there is any. The
-    # mask, freed from that question, learns from films that have something.
+    # Most of a wrong Dice (`all`) is false alarms: a head tells whether there is any.
+    # The mask, freed from that question, learns from films that have something.
     config.model.presence, config.loss.presence = True, 0.5
     config.loss.blank = 0.0
     config.eval.choose = "tuned"
