@@ -217,7 +217,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             "whole film": _recipe({"data.roi": "none", "data.roi_as": "cut"}),
             "film cut to found lungs": _recipe({"data.roi_as": "cut"}),
             "batch Dice": _recipe({"loss.over": "batch", "loss.blank": 1.0}),
-            "positives .8 to .4": _recipe(_PARTS["positives .8 to .4"]),
             "strong augmentation": _recipe(_STRONG),
             "mean of epochs": _recipe({"optim.average": "epochs"}),
         },
