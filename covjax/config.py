@@ -312,6 +312,18 @@ def save_config(
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
+def fill_in(content: dict[str, Any]) -> ml_collections.ConfigDict:
+    """Returns a config that was written down, with the fields that were added since.
+
+    Args:
+      content: groups → fields → values; changed.
+    """
+    for name, value in _SINCE.items():
+        group, _, field = name.partition(".")
+        content.get(group, {}).setdefault(field, value)
+    return ml_collections.ConfigDict(content)
+
+
 def read_config(path: Path) -> ml_collections.ConfigDict:
     """Reads what `save_config` wrote, without its "about".
 
@@ -323,10 +335,7 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
     try:
         content = json.loads(path.read_text())
         content.pop("about", None)
-        for name, value in _SINCE.items():
-            group, _, field = name.partition(".")
-            content.get(group, {}).setdefault(field, value)
-        return ml_collections.ConfigDict(content)
+        return fill_in(content)
     except FileNotFoundError:
         raise UsageError(f"{path.parent} holds no run: no {path.name}") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -53,17 +53,28 @@ def read_trained(path: str) -> Trained:
     run, step = run_of(checkpoint), step_of(checkpoint)
     config = read_config(run / CONFIG)
     model, variables = make_model(config), read_variables(checkpoint)
-    _check_fits(variables, model, config.data, checkpoint)
+    check_fits(variables, model, config.data, checkpoint)
     state = inference_state(model.apply, **variables).replace(step=step)
     return Trained(run, config, step, fingerprint(checkpoint), state)
 
 
-def _check_fits(
+def check_fits(
     variables: dict[str, Any],
     model: UNet,
     data: ml_collections.ConfigDict,
-    checkpoint: Path,
+    path: Path,
 ) -> None:
+    """Refuses variables that are not of a network.
+
+    Args:
+      variables: {"params": …, "batch_stats": …}.
+      model: the network that the config says.
+      data: `config.data`, which says what it is shown.
+      path: where the variables come from, for the error.
+
+    Raises:
+      UsageError: naming the first leaf that is missing, too much or of another shape.
+    """
     side = data.image_size
     image = jnp.zeros((1, side, side, make_region(data).channels))
     init = functools.partial(model.init, train=False)
@@ -73,8 +84,8 @@ def _check_fits(
         found, asked = have.get(leaf), want.get(leaf)
         if found != asked:
             raise UsageError(
-                f"{leaf} is {found} in {checkpoint}, and {asked} by its run's"
-                " config.json: not the checkpoint of that config.model"
+                f"{leaf} is {found} in {path}, and {asked} by the config of its run:"
+                " not the weights of that config.model"
             )
 
 

@@ -51,7 +51,7 @@ FLOORS = [
     ]
     + ["device_augment"],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir", "trained"]
-    + ["calibrate"],
+    + ["calibrate", "weights"],
     ["outputs", "results", "lungs", "compare"]
     + ["report.log", "report.tables", "report.canvas", "report.figures"]
     + ["report.reliability", "report.severity", "report.sheets"]
@@ -59,7 +59,7 @@ FLOORS = [
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
-    + ["evaluate", "ensemble"],
+    + ["evaluate", "ensemble", "export"],
     ["feed", "judge", "train"],
     ["main"],
 ]
@@ -69,6 +69,7 @@ ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
     "kornia_rs": ["data.png"],
+    "safetensors": ["weights"],
     "optax": ["losses", "optim", "train_state", "steps", "train"],
     "orbax": ["checkpoint"],
 }

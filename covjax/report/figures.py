@@ -101,13 +101,14 @@ def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     loss, dice = figure.subplots(1, 2)
-    for split, colour, style in (
-        ("train", canvas.BLUE, "-"), ("val", canvas.ORANGE, "--o")
-    ):  # fmt: skip
+    for split, colour, style, told in (
+        ("train", canvas.BLUE, "-", "train: what training lowers"),
+        ("val", canvas.ORANGE, "--o", "val: of the masks alone"),
+    ):
         of_split = [line for line in lines if line["split"] == split]
         steps = [line["step"] for line in of_split]
         losses = [line["loss"] for line in of_split]
-        loss.plot(steps, losses, style, color=colour, label=split, markersize=3)
+        loss.plot(steps, losses, style, color=colour, label=told, markersize=3)
         if split == "val":
             for family, style in (("all", "-"), ("positive", "--"), ("pooled", ":")):
                 values = [line[f"{family}_dice"] for line in of_split]

@@ -1,0 +1,223 @@
+"""A file of weights gives back the network, and says what it is of."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from configs import infection
+from covjax import export
+from covjax.calibrate import FILE
+from covjax.config import flatten
+from covjax.errors import UsageError
+from covjax.trained import read_trained
+from covjax.weights import Weights, read_weights, write_weights
+from saved_run import SIDE, outputs, write_run
+
+POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "chosen_on": "val"}
+
+
+def make_config() -> ml_collections.ConfigDict:
+    config = infection.get_config("phantom")
+    config.data.root, config.data.lung_run = "/films/of/a/hospital", "/runs/lung"
+    config.data.cache, config.init_from = "/scratch/somebody", "/runs/lung"
+    config.model.presence, config.model.residual = True, True
+    return config
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    run = write_run(tmp_path_factory.mktemp("runs") / "infection", make_config())
+    return Weights(read_trained(str(run.folder)), {"predicted": POINT}, phantom=True)
+
+
+@pytest.fixture(scope="module")
+def file(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "infection.safetensors"
+    write_weights(path, weights)
+    return path
+
+
+def about(file: Path) -> dict[str, Any]:
+    with safe_open(file, framework="numpy") as opened:
+        return json.loads(opened.metadata()["covjax"])
+
+
+def test_parameters_are_rounded_to_halves_and_statistics_are_not(file, weights):
+    state = weights.trained.state
+    stored = load_file(file)
+    leaves = flatten_dict(state.variables(), sep="/")
+    assert stored.keys() == leaves.keys()
+    for name, array in leaves.items():
+        if name.startswith("params/"):
+            assert stored[name].dtype == np.float16
+            # 11 bits: it lies within 2^-11 of the number.
+            np.testing.assert_allclose(stored[name], array, rtol=2**-11)
+        else:
+            assert stored[name].dtype == np.float32
+            np.testing.assert_array_equal(stored[name], array)
+
+
+def test_the_network_that_is_read_gives_nearly_the_same(file, weights):
+    found = read_weights(file)
+    assert (found.trained.step, found.trained.run) == (3, file)
+    assert found.trained.fingerprint == weights.trained.fingerprint
+    assert found.points == {"predicted": POINT} and found.phantom
+    ours, theirs = outputs(found.trained.state), outputs(weights.trained.state)
+    np.testing.assert_allclose(ours, theirs, rtol=5e-3)
+    assert not np.array_equal(ours, theirs)
+    kernel = found.trained.state.params["head"]["kernel"]
+    assert kernel.dtype == np.float32
+
+
+def test_the_file_tells_no_folder_of_the_machine(file):
+    config = about(file)["config"]
+    assert "hospital" not in json.dumps(about(file))
+    assert "/runs" not in json.dumps(about(file))
+    assert config["data"]["image_size"] == SIDE and config["data"]["cache"] == "auto"
+    found = flatten(read_weights(file).trained.config)
+    expected = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flatten(make_config()).items()
+    }
+    changed = {name for name in found if found[name] != expected[name]}
+    assert changed == {
+        "data.root", "data.lung_run", "data.cache", "init_from", "data.image_size",
+        "model.width", "model.depth",
+    }  # fmt: skip
+
+
+def test_the_file_says_whom_the_films_are_owed_to(file, weights, tmp_path):
+    assert "of no patient" in about(file)["attribution"]
+    real = dataclasses.replace(weights, phantom=False)
+    write_weights(tmp_path / "real.safetensors", real)
+    told = about(tmp_path / "real.safetensors")["attribution"]
+    assert "COVID-QU-Ex" in told and "CC BY-SA 4.0" in told
+    assert not read_weights(tmp_path / "real.safetensors").phantom
+
+
+def test_fields_that_were_added_later_are_filled_in(file, tmp_path):
+    told = about(file)
+    del told["config"]["loss"]["blank"]
+    save_file(load_file(file), tmp_path / "old", {"covjax": json.dumps(told)})
+    assert read_weights(tmp_path / "old").trained.config.loss.blank == 1.0
+
+
+def test_a_network_without_statistics_is_read(tmp_path):
+    config = make_config()
+    config.model.norm = "group"
+    run = write_run(tmp_path / "infection", config)
+    path = tmp_path / "group.safetensors"
+    write_weights(path, Weights(read_trained(str(run.folder)), {}, phantom=True))
+    assert read_weights(path).trained.state.batch_stats == {}
+
+
+def test_a_parameter_that_no_half_can_hold_is_named(weights, tmp_path):
+    state = weights.trained.state
+    bias = {"head": dict(state.params["head"], bias=np.float32([7e4]))}
+    large = state.replace(params=dict(state.params) | bias)
+    trained = dataclasses.replace(weights.trained, state=large)
+    with pytest.raises(UsageError, match="params/head/bias holds 70000: no float16"):
+        write_weights(tmp_path / "x", dataclasses.replace(weights, trained=trained))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(weights, tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "w.safetensors"
+    with pytest.raises(UsageError, match="cannot be written") as caught:
+        write_weights(path, weights)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def change(file: Path, path: Path, **changes: Any) -> None:
+    told = {k: v for k, v in (about(file) | changes).items() if v is not None}
+    save_file(load_file(file), path, {"covjax": json.dumps(told)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": None},
+        {"config": {"model": {}}},
+        {"step": None},
+        {"operating_points": None},
+        {"operating_points": {"truth": POINT | {"threshold": 2}}},
+        {"phantom": None},
+    ],
+)
+def test_a_file_that_does_not_say_what_it_is_is_named(file, tmp_path, changes):
+    path = tmp_path / "w.safetensors"
+    change(file, path, **changes)
+    with pytest.raises(UsageError, match="not weights of covjax") as caught:
+        read_weights(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_file_of_something_else_is_named(file, tmp_path):
+    path = tmp_path / "w.safetensors"
+    cut = file.read_bytes()[:-100]
+    save_file(load_file(file), path)  # without metadata
+    for content in (path.read_bytes(), b"", b"text", cut):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match="not weights of covjax"):
+            read_weights(path)
+    with pytest.raises(UsageError, match="not weights of covjax"):
+        read_weights(tmp_path / "none")
+
+
+def test_weights_of_another_network_are_named_by_their_first_leaf(file, tmp_path):
+    path = tmp_path / "w.safetensors"
+    config = about(file)["config"]
+    config["model"]["width"] = 4
+    change(file, path, config=config)
+    with pytest.raises(UsageError, match=r"batch_stats/.* is \(4,\) in .*\(8,\) by"):
+        read_weights(path)
+
+
+def write_evaluated(folder: Path, *, fingerprint: str | None = None) -> Path:
+    """A run whose results say as much as is asked of them."""
+    run = write_run(folder, make_config())
+    trained = read_trained(str(run.folder))
+    told = POINT | {"fingerprint": fingerprint or trained.fingerprint}
+    (folder / FILE).write_text(json.dumps({"predicted": told, "truth": POINT}))
+    (folder / "results").mkdir()
+    figures = {"all": {}, "positive": {}, "pooled": {}, "blank_rate": None}
+    results = figures | dict.fromkeys(
+        ("task", "split", "roi", "n", "n_empty", "threshold", "loss"), 0
+    )
+    path = folder / "results" / "val.json"
+    path.write_text(json.dumps(results | {"phantom": True}))
+    return folder
+
+
+def test_a_run_is_exported_beside_itself_with_the_points_of_its_checkpoint(
+    tmp_path, capsys
+):
+    run = write_evaluated(tmp_path / "infection")
+    assert export.main([str(run)]) == 0
+    path = tmp_path / "infection.safetensors"
+    assert capsys.readouterr().out.startswith(f"{path}: ")
+    found = read_weights(path)
+    assert found.trained.step == 3 and found.phantom
+    assert found.points.keys() == {"predicted"}  # the other is of another checkpoint
+    assert export.main([str(run), f"--out={tmp_path / 'other.safetensors'}"]) == 0
+    assert (tmp_path / "other.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_what_cannot_be_exported_is_said_in_a_line_and_status_2(tmp_path, capsys):
+    run = write_evaluated(tmp_path / "infection", fingerprint="00000000")
+    assert export.main([str(run)]) == 2
+    assert "no operating point of the best checkpoint" in capsys.readouterr().err
+    assert export.main([str(tmp_path)]) == 2
+    assert "neither a run" in capsys.readouterr().err
+    assert export.main([str(run), "--out=x.npz"]) == 2
+    assert "--out: x.npz: must end in .safetensors" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"infection"}
