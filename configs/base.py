@@ -87,8 +87,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss.tversky_missed = 0.7  # weight of missed pixels; false ones: the rest
     config.loss.over = "image"  # or "batch": sums of Dice and Tversky, over all devices
     config.loss.presence = 0.0  # of the presence head's cross entropy
-    # Weight of a film without foreground in the pixel losses: below 1, the presence
-    # head is left to learn when there is nothing, and the mask what there is.
+    # Weight of a film without foreground in the pixel losses. With 0, the mask learns
+    # from films that have something, and the presence head when there is nothing.
     config.loss.blank = 1.0
 
     config.optim = ml_collections.ConfigDict()  # AdamW, warm-up, cosine to 0

@@ -18,7 +18,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # The mask, freed from that question, learns from films that have something.
     config.model.presence, config.loss.presence = True, 0.5
     config.loss.blank = 0.0
-    # Outlines first, the mix of a clinic later: of each batch, so much has something.
+    # Outlines first, then less of them than Train's half: the share of a batch that has
+    # something, at the start and at the end.
     config.data.positive_share = (0.8, 0.4)
     config.eval.choose = "tuned"
     config.transfer.fresh = ("^params/head/", "^params/presence/", "^params/deep_")

@@ -172,6 +172,11 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             f"config.loss: {', '.join(PIXEL_LOSSES)} are all 0; one has to be above"
         )
+    if not config.loss.blank and not config.model.presence:
+        raise UsageError(
+            "config.loss.blank = 0: must be above 0 where config.model.presence is"
+            " False (nothing would teach the network that a film can be blank)"
+        )
     if bool(config.loss.presence) != config.model.presence:
         raise UsageError(
             f"config.loss.presence = {config.loss.presence} and config.model.presence"
@@ -310,6 +315,14 @@ def save_config(
     """Writes a config as JSON, with `about` (versions, commit, …) under "about"."""
     content = config.to_dict() | {"about": dict(about)}
     write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Reads the "about" of what `save_config` wrote; empty where there is none."""
+    try:
+        return dict(json.loads(path.read_text()).get("about") or {})
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def fill_in(content: dict[str, Any]) -> ml_collections.ConfigDict:

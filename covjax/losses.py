@@ -351,8 +351,8 @@ def pixel_terms(loss: Mapping[str, Any]) -> dict[str, Any]:
     a network was trained.
 
     Example:
-      >>> pixel_terms({"dice": 1.0, "bce": 0.5, "over": "batch", "presence": 0.1})
-      {'dice': 1.0, 'bce': 0.5}
+      >>> pixel_terms({"dice": 1.0, "over": "image", "presence": 0.1, "blank": 0.0})
+      {'dice': 1.0}
     """
     beyond = ("over", "presence", "blank")
     return {name: loss[name] for name in loss if name not in beyond}

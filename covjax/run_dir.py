@@ -20,12 +20,13 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def claim(workdir: Path, config: ml_collections.ConfigDict, *, phantom: bool) -> None:
     """Makes a folder this run's, or finds that it already is.
 
     Args:
       workdir: new, empty, or the folder of a run of the same config.
       config: of this run.
+      phantom: whether it is trained on synthetic films.
 
     Raises:
       UsageError: if the folder holds something else; nothing is changed then.
@@ -33,7 +34,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     check(workdir, config)
     path = workdir / CONFIG
     if not path.exists():
-        save_config(config, path, about(sys.argv))
+        save_config(config, path, about(sys.argv) | {"phantom": phantom})
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> None:

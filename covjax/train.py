@@ -13,6 +13,7 @@ from covjax import checkpoint, evaluate, parallel, run_dir
 from covjax.averaging import Rate, make_averaging
 from covjax.checkpoint import Checkpoints, best_of, read_variables
 from covjax.config import compile_patterns, validate_config
+from covjax.data.covidqu import is_phantom
 from covjax.data.pipeline import make_order, make_region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import Diverged, UsageError
@@ -75,7 +76,7 @@ def train_and_evaluate(
     if config.init_from and not checkpoint.exists(workdir):
         moved = _transfer(config, state)
     if parallel.is_main():
-        run_dir.claim(workdir, config)
+        run_dir.claim(workdir, config, phantom=is_phantom(root))
     films = evaluate.show_lungs(config, workdir, films, finder)
 
     with Checkpoints(workdir) as checkpoints:

@@ -5,6 +5,7 @@ float16, which halves the file; batch statistics, which are few and divide, stay
 float32. The file's metadata holds what the numbers mean, as JSON under "covjax":
 
     config             of the run, without the folders of the machine it ran on
+    commit             of the code that trained it, null where it is not known
     step, fingerprint  of the checkpoint
     operating_points   by region of interest, as the run's folder has them
     phantom            whether the films were synthetic
@@ -31,11 +32,13 @@ from covjax.train_state import inference_state
 from covjax.trained import Trained, check_fits
 
 SUFFIX = ".safetensors"
-ATTRIBUTION = (
-    "Trained on COVID-QU-Ex (A. M. Tahir, M. E. H. Chowdhury et al., Qatar University;"
-    " infection masks from QaTa-COV19), CC BY-SA 4.0. Research use; no medical device."
+FILMS = (
+    "Trained on films in the layout of COVID-QU-Ex. The published ones: A. M. Tahir et"
+    " al., COVID-QU-Ex, Qatar University; infection masks from QaTa-COV19; CC BY-SA 4.0"
+    " (https://creativecommons.org/licenses/by-sa/4.0/). For research: not a medical"
+    " device."
 )
-PHANTOMS = "Trained on phantoms: synthetic films, of no patient and no use to one."
+PHANTOMS = "Trained on phantoms, synthetic films of no patient: of no use to one."
 # Folders of a machine, or of another run there, and what stands for none.
 _FOLDERS = {"data.root": "", "data.cache": "auto", "data.lung_run": "", "init_from": ""}
 
@@ -45,36 +48,40 @@ class Weights:
     """What a file of weights holds.
 
     Attributes:
-      trained: the network; its `run` is the file.
+      trained: the network. Read from a file, its `run` is that file, and its config
+        names no other run: found lungs are to be had from wherever there are some.
       points: operating points, by region of interest, as `calibrate.read_points` gives
         them.
-      phantom: whether it has only seen synthetic films.
+      phantom: whether this stage was trained on synthetic films.
+      commit: of the code that trained it; None: not known.
     """
 
     trained: Trained
     points: dict[str, dict[str, Any]]
     phantom: bool
+    commit: str | None = None
 
 
 def write_weights(path: Path, weights: Weights) -> None:
     """Writes what `read_weights` reads, whole or not at all.
 
     Raises:
-      UsageError: if a parameter is not finite, or too large for float16; or the file
-        cannot be written.
+      UsageError: if a number is not finite, or a parameter too large for float16; or
+        the file cannot be written.
     """
     trained = weights.trained
-    arrays = {
-        leaf: _halve(leaf, np.asarray(array))
-        for leaf, array in _flatten(trained.state.variables()).items()
-    }
+    leaves: dict[str, Any] = flatten_dict(trained.state.variables(), sep="/")
+    arrays = {leaf: _narrow(leaf, np.asarray(array)) for leaf, array in leaves.items()}
+    config = ml_collections.ConfigDict(trained.config.to_dict())
+    config.update_from_flattened_dict(_FOLDERS)
     about = {
-        "config": _without_folders(trained.config),
+        "config": config.to_dict(),
+        "commit": weights.commit,
         "step": trained.step,
         "fingerprint": trained.fingerprint,
         "operating_points": weights.points,
         "phantom": weights.phantom,
-        "attribution": PHANTOMS if weights.phantom else ATTRIBUTION,
+        "attribution": PHANTOMS if weights.phantom else FILMS,
     }
     content = save(arrays, {"covjax": json.dumps(about, sort_keys=True)})
     try:
@@ -93,38 +100,36 @@ def read_weights(path: Path) -> Weights:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["covjax"])
             leaves = {leaf: file.get_tensor(leaf) for leaf in file.keys()}
-        config = fill_in(about["config"])
         points, phantom = about["operating_points"], bool(about["phantom"])
         for told in points.values():
             as_point(told)
         step, fingerprint = int(about["step"]), str(about["fingerprint"])
+        config = fill_in(about["config"])
         model = make_model(config)
+        floats = {leaf: array.astype(np.float32) for leaf, array in leaves.items()}
+        variables = {"params": {}, "batch_stats": {}} | unflatten_dict(floats, sep="/")
+        check_fits(variables, model, config.data, path)
     except (
-        OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError,
+        OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError,
     ) as error:  # fmt: skip
         raise UsageError(f"{path}: not weights of covjax ({error!r})") from None
-    floats = {leaf: array.astype(np.float32) for leaf, array in leaves.items()}
-    variables = {"params": {}, "batch_stats": {}} | unflatten_dict(floats, sep="/")
-    check_fits(variables, model, config.data, path)
     state = inference_state(model.apply, **variables).replace(step=step)
-    return Weights(Trained(path, config, step, fingerprint, state), points, phantom)
+    trained = Trained(path, config, step, fingerprint, state)
+    return Weights(trained, points, phantom, about.get("commit"))
 
 
-def _flatten(variables: Any) -> dict[str, Any]:
-    return flatten_dict(variables, sep="/")
+def _narrow(leaf: str, array: np.ndarray) -> np.ndarray:
+    """Returns a leaf as it is stored: in C order, which is all that safetensors knows.
 
-
-def _halve(leaf: str, array: np.ndarray) -> np.ndarray:
+    Raises:
+      UsageError: if it cannot be.
+    """
+    if not np.isfinite(array).all():
+        raise UsageError(f"{leaf} is not finite: no weights to keep")
     if not leaf.startswith("params/"):
-        return array.astype(np.float32)
-    with np.errstate(over="ignore"):  # said below, with a name
-        half = array.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise UsageError(f"{leaf} holds {abs(array).max():g}: no float16 can")
-    return half
-
-
-def _without_folders(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    copy = ml_collections.ConfigDict(config.to_dict())
-    copy.update_from_flattened_dict(_FOLDERS)
-    return copy.to_dict()
+        return np.ascontiguousarray(array, np.float32)
+    largest = np.finfo(np.float16).max
+    if np.abs(array).max(initial=0) > largest:
+        worst = array.flat[np.abs(array).argmax()]
+        raise UsageError(f"{leaf} holds {worst:g}: float16 ends at {largest:g}")
+    return np.ascontiguousarray(array, np.float16)

@@ -75,7 +75,7 @@ _PARTS: dict[str, Overrides] = {
         "loss.presence": 0.5,
         "transfer.fresh": (_HEAD, _PRESENCE),
     },
-    "blank films for the head alone": {"loss.blank": 0.0},
+    "blanks left to the head": {"loss.blank": 0.0},
     "batch Dice": {"loss.over": "batch"},
     "positives .8 to .4": {"data.positive_share": (0.8, 0.4)},
     "moving average": {"optim.average": "ema"},
@@ -89,7 +89,7 @@ _PARTS: dict[str, Overrides] = {
     "epoch chosen tuned": {"eval.choose": "tuned"},
 }
 # A part → the one that it means nothing without.
-_NEEDS = {"blank films for the head alone": "presence head"}
+_NEEDS = {"blanks left to the head": "presence head"}
 _STUDY, _RECIPE = (flatten(c.get_config()) for c in (infection, infection_best))
 
 
@@ -213,7 +213,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "What does the recipe lose without a part, and what would another part add?",
         {
             "recipe": Arm(config="infection_best"),
-            **{f"no {name}": arm for name in _PARTS if (arm := _without(name))},
+            **{f"without {name}": arm for name in _PARTS if (arm := _without(name))},
             "whole film": _recipe({"data.roi": "none", "data.roi_as": "cut"}),
             "film cut to found lungs": _recipe({"data.roi_as": "cut"}),
             "batch Dice": _recipe({"loss.over": "batch", "loss.blank": 1.0}),

@@ -92,7 +92,7 @@ def make_config(task: str, root: Path) -> ml_collections.ConfigDict:
 
 def write_run(workdir: Path, config: ml_collections.ConfigDict) -> Path:
     """Writes config and checkpoint of a run; returns its folder."""
-    run_dir.claim(workdir, config)
+    run_dir.claim(workdir, config, phantom=True)
     state = create_train_state(
         make_model(config),
         optax.identity(),

@@ -147,15 +147,15 @@ def test_the_recipe_lacks_one_part_in_each_arm():
     changed = {
         arm: set(differences(best, runs[0].config)) - by_itself
         for arm, runs in of_arm.items()
-        if arm.startswith("no ")
+        if arm.startswith("without ")
     }
-    assert changed["no residual"] == {"model.residual"}
-    assert changed["no presence head"] == {
+    assert changed["without residual"] == {"model.residual"}
+    assert changed["without presence head"] == {
         "model.presence", "loss.presence", "loss.blank",
     }  # fmt: skip
-    assert changed["no blank films for the head alone"] == {"loss.blank"}
+    assert changed["without blanks left to the head"] == {"loss.blank"}
     # Without the head, nothing would teach a network to be silent.
-    added = plan("recipe").of_arm["blank films for the head alone"][0].config
+    added = plan("recipe").of_arm["blanks left to the head"][0].config
     assert added.model.presence and added.loss.blank == 0
     study = plan("loss").runs[1].config
     for arm, fields in changed.items():

@@ -16,6 +16,7 @@ from covjax.config import (
     ROIS,
     differences,
     flatten,
+    read_about,
     read_config,
     save_config,
     validate_config,
@@ -202,7 +203,7 @@ RANGES = [
     ("loss.tversky_missed", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
     ("loss.over", ["images", ""], ["image", "batch"], "'image', 'batch'"),
     ("loss.presence", [-0.5], [0.0], "at least 0"),
-    ("loss.blank", [-0.1, 1.1], [0.0, 1.0], "from 0 to 1"),
+    ("loss.blank", [-0.1, 1.1], [0.1, 1.0], "from 0 to 1"),
     ("optim.lr", [0.0, -1e-3], [1e-9], "above 0"),
     ("optim.weight_decay", [-1e-4], [0.0], "at least 0"),
     ("optim.warmup_epochs", [-1.0], [0.0], "at least 0"),
@@ -269,6 +270,10 @@ COMBINATIONS = [
         ["model.presence", "every film has lungs"],
     ),
     ({"data.positive_share": (0.8, 0.4)}, ["positive_share", "every film has lungs"]),
+    (
+        INFECTION | {"loss.blank": 0.0},
+        ["loss.blank = 0", "above 0 where config.model.presence is False"],
+    ),
     (
         INFECTION | {"loss.blank": 0.9, "loss.over": "batch"},
         ["loss.blank = 0.9", "must be 1 where config.loss.over is 'batch'"],
@@ -413,6 +418,16 @@ def test_settings_of_the_loss_are_the_arguments_of_what_is_lowered():
         "focal_gamma",
         "tversky_missed",
     }
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '"about"', '{"about": 3}'])
+def test_a_config_that_tells_nothing_about_itself_is_no_error(tmp_path, text):
+    path = tmp_path / "config.json"
+    if text is not None:
+        path.write_text(text)
+    assert read_about(path) == {}
+    save_config(base.get_config(), path, {"commit": "1f3a"})
+    assert read_about(path) == {"commit": "1f3a"}
 
 
 def test_flatten_names_leaves_by_their_path_in_order():

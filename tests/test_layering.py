@@ -69,9 +69,9 @@ ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
     "kornia_rs": ["data.png"],
-    "safetensors": ["weights"],
     "optax": ["losses", "optim", "train_state", "steps", "train"],
     "orbax": ["checkpoint"],
+    "safetensors": ["weights"],
 }
 
 # data/ runs in worker processes, which must never start these.

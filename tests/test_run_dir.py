@@ -13,7 +13,7 @@ import pytest
 
 from configs import infection, lung
 from covjax import run_dir
-from covjax.config import differences, read_config
+from covjax.config import differences, read_about, read_config
 from covjax.errors import UsageError
 
 
@@ -29,7 +29,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 def refusal(workdir: Path, config) -> str:
     before = snapshot(workdir.parent)
     with pytest.raises(UsageError) as caught:
-        run_dir.claim(workdir, config)
+        run_dir.claim(workdir, config, phantom=True)
     assert snapshot(workdir.parent) == before  # nothing is changed after a refusal
     return str(caught.value)
 
@@ -41,28 +41,34 @@ def test_free_folder_gets_the_config(tmp_path, exists):
         workdir.mkdir(parents=True)
     config = lung.get_config("phantom")
     config.seed = 5
-    run_dir.claim(workdir, config)
+    run_dir.claim(workdir, config, phantom=True)
     assert [path.name for path in workdir.iterdir()] == ["config.json"]
     assert differences(read_config(workdir / "config.json"), config) == {}
 
 
+@pytest.mark.parametrize("phantom", [True, False])
+def test_a_run_says_whether_its_films_are_synthetic(tmp_path, phantom):
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"), phantom=phantom)
+    assert read_about(tmp_path / "run" / "config.json")["phantom"] is phantom
+
+
 def test_same_config_goes_on_and_changes_nothing(tmp_path):
-    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"), phantom=True)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     before = snapshot(tmp_path)
-    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"), phantom=True)
     assert snapshot(tmp_path) == before
 
 
 def test_moved_data_and_other_threads_are_the_same_run(tmp_path):
-    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"), phantom=True)
     config = lung.get_config("phantom")
     config.data.root, config.data.threads, config.train.log_every = "elsewhere", 9, 3
-    run_dir.claim(tmp_path / "run", config)
+    run_dir.claim(tmp_path / "run", config, phantom=True)
 
 
 def test_other_config_is_refused_with_both_values_of_each_field(tmp_path):
-    run_dir.claim(tmp_path / "run", lung.get_config("phantom"))
+    run_dir.claim(tmp_path / "run", lung.get_config("phantom"), phantom=True)
     config = lung.get_config("phantom")
     config.model.width, config.data.phantom_films = 16, (8, 4, 4)
     said = refusal(tmp_path / "run", config)
@@ -75,7 +81,7 @@ def test_other_config_is_refused_with_both_values_of_each_field(tmp_path):
 def test_stage_that_starts_elsewhere_is_another_run(tmp_path):
     config = infection.get_config("phantom")
     config.init_from = "runs/lung"
-    run_dir.claim(tmp_path / "run", config)
+    run_dir.claim(tmp_path / "run", config, phantom=True)
     said = refusal(tmp_path / "run", infection.get_config("phantom"))
     assert "config.init_from ('runs/lung' there, '' here)" in said
 
@@ -94,16 +100,16 @@ def test_folder_of_a_run_that_was_killed_as_it_began_is_free(tmp_path, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, OSError)):
         patch.setattr(os, "replace", die)
-        run_dir.claim(tmp_path, lung.get_config("phantom"))
+        run_dir.claim(tmp_path, lung.get_config("phantom"), phantom=True)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".config.json.")
-    run_dir.claim(tmp_path, lung.get_config("phantom"))
+    run_dir.claim(tmp_path, lung.get_config("phantom"), phantom=True)
     assert (tmp_path / "config.json").exists()
     # Of another file that is half there, nobody knows whose it is.
     (tmp_path / "config.json").unlink()
     (tmp_path / ".metrics.jsonl.x").touch()
     with pytest.raises(UsageError, match="files that are no run"):
-        run_dir.claim(tmp_path, lung.get_config("phantom"))
+        run_dir.claim(tmp_path, lung.get_config("phantom"), phantom=True)
 
 
 def test_file_in_place_of_a_folder_is_refused(tmp_path):
@@ -118,7 +124,7 @@ def test_config_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_versions_and_python_are_written_down(tmp_path):
-    run_dir.claim(tmp_path, lung.get_config())
+    run_dir.claim(tmp_path, lung.get_config(), phantom=True)
     about = json.loads((tmp_path / "config.json").read_text())["about"]
     assert about["python"] == "{}.{}.{}".format(*sys.version_info)
     assert {"jax", "flax", "optax", "orbax-checkpoint", "grain"} <= set(
@@ -138,7 +144,7 @@ def test_versions_and_python_are_written_down(tmp_path):
 )
 def test_command_can_be_given_to_a_shell_again(tmp_path, monkeypatch, arguments):
     monkeypatch.setattr(sys, "argv", ["/somewhere/covjax/main.py", *arguments])
-    run_dir.claim(tmp_path, lung.get_config())
+    run_dir.claim(tmp_path, lung.get_config(), phantom=True)
     about = json.loads((tmp_path / "config.json").read_text())["about"]
     command = shlex.split(about["command"])
     assert command == ["python", "-m", "covjax.main", *arguments]
@@ -158,7 +164,7 @@ def test_commit_of_the_code_is_written_down(tmp_path, monkeypatch, changes, expe
         return subprocess.CompletedProcess(command, 0, answer, "")
 
     monkeypatch.setattr(subprocess, "run", git)
-    run_dir.claim(tmp_path, lung.get_config())
+    run_dir.claim(tmp_path, lung.get_config(), phantom=True)
     about = json.loads((tmp_path / "config.json").read_text())["about"]
     assert about["commit"] == expected
 

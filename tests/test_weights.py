@@ -8,20 +8,18 @@ from typing import Any
 import ml_collections
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from configs import infection
-from covjax import export
-from covjax.calibrate import FILE
 from covjax.config import flatten
 from covjax.errors import UsageError
 from covjax.trained import read_trained
 from covjax.weights import Weights, read_weights, write_weights
 from saved_run import SIDE, outputs, write_run
 
-POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "chosen_on": "val"}
+POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "lungs": {"run": "lung"}}
 
 
 def make_config() -> ml_collections.ConfigDict:
@@ -119,14 +117,50 @@ def test_a_network_without_statistics_is_read(tmp_path):
     assert read_weights(path).trained.state.batch_stats == {}
 
 
-def test_a_parameter_that_no_half_can_hold_is_named(weights, tmp_path):
-    state = weights.trained.state
-    bias = {"head": dict(state.params["head"], bias=np.float32([7e4]))}
-    large = state.replace(params=dict(state.params) | bias)
-    trained = dataclasses.replace(weights.trained, state=large)
-    with pytest.raises(UsageError, match="params/head/bias holds 70000: no float16"):
-        write_weights(tmp_path / "x", dataclasses.replace(weights, trained=trained))
+def with_leaf(weights: Weights, name: str, value: Any) -> Weights:
+    """The same weights but for one leaf."""
+    trained = weights.trained
+    leaves = flatten_dict(trained.state.variables(), sep="/")
+    assert name in leaves
+    tree = unflatten_dict(leaves | {name: value}, sep="/")
+    state = trained.state.replace(**tree)
+    return dataclasses.replace(
+        weights, trained=dataclasses.replace(trained, state=state)
+    )
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "said"),
+    [
+        ("params/head/bias", 7e4, "head/bias holds 70000: float16 ends at 65504"),
+        ("params/head/bias", -7e4, "head/bias holds -70000: float16 ends at 65504"),
+        ("params/head/bias", np.nan, "params/head/bias is not finite"),
+        ("batch_stats/decoder_0/norm_0/var", np.inf, "norm_0/var is not finite"),
+    ],
+)
+def test_a_number_that_cannot_be_kept_is_named(weights, tmp_path, leaf, value, said):
+    spoilt = with_leaf(weights, leaf, np.float32([0.5, value]))
+    with pytest.raises(UsageError, match=said):
+        write_weights(tmp_path / "w.safetensors", spoilt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_large_statistics_are_kept(weights, tmp_path):
+    leaf = "batch_stats/decoder_0/norm_0/var"
+    value = np.float32([7e4, 1])
+    write_weights(tmp_path / "w.safetensors", with_leaf(weights, leaf, value))
+    np.testing.assert_array_equal(load_file(tmp_path / "w.safetensors")[leaf], value)
+
+
+def test_the_order_in_which_an_array_lies_in_memory_does_not_matter(
+    file, weights, tmp_path
+):
+    leaf = "params/decoder_0/conv_0/kernel"
+    kernel = flatten_dict(weights.trained.state.variables(), sep="/")[leaf]
+    for array in (np.asfortranarray(kernel), np.asarray(kernel)[::-1][::-1]):
+        path = tmp_path / "w.safetensors"
+        write_weights(path, with_leaf(weights, leaf, array))
+        assert path.read_bytes() == file.read_bytes()
 
 
 def test_a_folder_that_cannot_be_written_is_named(weights, tmp_path):
@@ -147,6 +181,7 @@ def change(file: Path, path: Path, **changes: Any) -> None:
     [
         {"config": None},
         {"config": {"model": {}}},
+        {"config": {"model": make_config().model.to_dict()}},
         {"step": None},
         {"operating_points": None},
         {"operating_points": {"truth": POINT | {"threshold": 2}}},
@@ -173,6 +208,24 @@ def test_a_file_of_something_else_is_named(file, tmp_path):
         read_weights(tmp_path / "none")
 
 
+def test_a_picture_that_is_no_picture_is_named(file, tmp_path):
+    path = tmp_path / "w.safetensors"
+    for size in ("16", None, 17):
+        config = about(file)["config"]
+        config["data"]["image_size"] = size
+        change(file, path, config=config)
+        with pytest.raises(UsageError, match="not weights of covjax"):
+            read_weights(path)
+
+
+def test_leaves_that_are_no_tree_are_named(file, tmp_path):
+    path = tmp_path / "w.safetensors"
+    leaves = load_file(file) | {"params/head": np.zeros(1, np.float32)}
+    save_file(leaves, path, {"covjax": json.dumps(about(file))})
+    with pytest.raises(UsageError, match="not weights of covjax|params/head"):
+        read_weights(path)
+
+
 def test_weights_of_another_network_are_named_by_their_first_leaf(file, tmp_path):
     path = tmp_path / "w.safetensors"
     config = about(file)["config"]
@@ -180,44 +233,3 @@ def test_weights_of_another_network_are_named_by_their_first_leaf(file, tmp_path
     change(file, path, config=config)
     with pytest.raises(UsageError, match=r"batch_stats/.* is \(4,\) in .*\(8,\) by"):
         read_weights(path)
-
-
-def write_evaluated(folder: Path, *, fingerprint: str | None = None) -> Path:
-    """A run whose results say as much as is asked of them."""
-    run = write_run(folder, make_config())
-    trained = read_trained(str(run.folder))
-    told = POINT | {"fingerprint": fingerprint or trained.fingerprint}
-    (folder / FILE).write_text(json.dumps({"predicted": told, "truth": POINT}))
-    (folder / "results").mkdir()
-    figures = {"all": {}, "positive": {}, "pooled": {}, "blank_rate": None}
-    results = figures | dict.fromkeys(
-        ("task", "split", "roi", "n", "n_empty", "threshold", "loss"), 0
-    )
-    path = folder / "results" / "val.json"
-    path.write_text(json.dumps(results | {"phantom": True}))
-    return folder
-
-
-def test_a_run_is_exported_beside_itself_with_the_points_of_its_checkpoint(
-    tmp_path, capsys
-):
-    run = write_evaluated(tmp_path / "infection")
-    assert export.main([str(run)]) == 0
-    path = tmp_path / "infection.safetensors"
-    assert capsys.readouterr().out.startswith(f"{path}: ")
-    found = read_weights(path)
-    assert found.trained.step == 3 and found.phantom
-    assert found.points.keys() == {"predicted"}  # the other is of another checkpoint
-    assert export.main([str(run), f"--out={tmp_path / 'other.safetensors'}"]) == 0
-    assert (tmp_path / "other.safetensors").read_bytes() == path.read_bytes()
-
-
-def test_what_cannot_be_exported_is_said_in_a_line_and_status_2(tmp_path, capsys):
-    run = write_evaluated(tmp_path / "infection", fingerprint="00000000")
-    assert export.main([str(run)]) == 2
-    assert "no operating point of the best checkpoint" in capsys.readouterr().err
-    assert export.main([str(tmp_path)]) == 2
-    assert "neither a run" in capsys.readouterr().err
-    assert export.main([str(run), "--out=x.npz"]) == 2
-    assert "--out: x.npz: must end in .safetensors" in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {"infection"}

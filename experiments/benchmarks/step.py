@@ -53,6 +53,7 @@ PEER_KNOWS = {
     "loss.focal": 0.0,
     "loss.tversky": 0.0,
     "loss.over": "image",
+    "loss.blank": 1.0,
     "model.intensity": "unit",
     "model.residual": False,
     "model.presence": False,
