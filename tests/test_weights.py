@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+import covjax
 from configs import infection
 from covjax.config import flatten
 from covjax.errors import UsageError
@@ -19,6 +20,7 @@ from covjax.trained import read_trained
 from covjax.weights import Weights, read_weights, write_weights
 from saved_run import SIDE, outputs, write_run
 
+PRETRAINED = Path(covjax.__file__).parent / "pretrained"
 POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "lungs": {"run": "lung"}}
 
 
@@ -195,6 +197,20 @@ def test_a_file_that_does_not_say_what_it_is_is_named(file, tmp_path, changes):
     with pytest.raises(UsageError, match="not weights of covjax") as caught:
         read_weights(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("stage", ["lung", "infection"])
+def test_weights_that_are_shipped_are_whole_and_say_whom_they_are_owed_to(stage):
+    path = PRETRAINED / f"{stage}.safetensors"
+    assert path.stat().st_size < 16 * 2**20
+    found = read_weights(path)
+    config = found.trained.config
+    assert (config.data.task, found.phantom) == (stage, False)
+    assert found.points.keys() >= {config.data.roi}
+    assert all(told["chosen_on"] == "val" for told in found.points.values())
+    assert "CC BY-SA 4.0" in about(path)["attribution"]
+    assert (config.data.root, config.init_from) == ("", "")
+    assert found.commit and len(found.commit) == 40
 
 
 def test_a_file_of_something_else_is_named(file, tmp_path):
