@@ -107,6 +107,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.train.epochs = 20
     config.train.batch_size = 32  # over all devices
     config.train.log_every = 20  # steps
+    config.train.checkpoint_every = 500  # steps, beside each epoch; 0: epochs alone
+    # A step whose loss, gradients or weights are not finite: "stop" the run, or "skip"
+    # its update (and stop after ten in a row).
+    config.train.on_nan = "stop"
 
     config.eval = ml_collections.ConfigDict()
     config.eval.threshold = 0.5  # probability above which a pixel is foreground

@@ -1,7 +1,8 @@
 """Checkpoints: Orbax writes them, keeps the latest and the best, and reads them.
 
 A checkpoint holds the state as numpy arrays of one device, so that a run may go on
-with another number of devices.
+with another number of devices. It carries digests of its files, written before Orbax
+gives it its name: one that was cut or changed since is never taken for whole.
 """
 
 import hashlib
@@ -14,11 +15,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from covjax.errors import UsageError
+from covjax import parallel
+from covjax.digests import check_digests, write_digests
+from covjax.errors import StorageError, UsageError, reason
 from covjax.train_state import TrainState
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"  # beside it: what was found not to be whole
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax is writing, or was when killed
 _STATE = "state"
+_ABOUT = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it
 _METRIC = "dice"  # of the Val split; the best has the highest
 
 
@@ -40,22 +46,37 @@ class Checkpoints:
         )
         folder = (workdir / FOLDER).absolute()
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda m: m[_METRIC], best_mode="max", preservation_policy=keep
+            best_fn=lambda m: m[_METRIC],
+            best_mode="max",
+            preservation_policy=keep,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._digest),
         )
+        self._folder = folder
+        self._logger = logging.getLogger("absl")
         try:  # reads the metrics of every checkpoint
             self._manager = ocp.CheckpointManager(
                 folder, item_names=(_STATE,), options=options
             )
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder}: not whole ({error})") from None
+        self._logger.addFilter(_is_not_of_orbax)
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Waits until all is written."""
-        self._manager.close()
+        """Waits until all is written.
+
+        Raises:
+          StorageError: if it could not be.
+        """
+        try:
+            self._manager.close()
+        except (OSError, ValueError) as error:
+            raise _unwritten(self._folder, error) from None
+        finally:
+            self._logger.removeFilter(_is_not_of_orbax)
 
     def latest(self) -> int | None:
         """Returns the step of the newest checkpoint, None if there is none."""
@@ -72,15 +93,53 @@ class Checkpoints:
           state: on the host, without a device axis (`parallel.unreplicate`).
           dice: mean Dice of the Val split, family `all`; None within an epoch: such
             a checkpoint is never the best, and goes when a later one is written.
+
+        Raises:
+          StorageError: if this one, or the one before it, cannot be written.
         """
         step = int(state.step)
         if step == self._manager.latest_step():
             return  # written at the end of an epoch, just before a signal
-        self._manager.save(
-            step,
-            metrics=None if dice is None else {_METRIC: dice},
-            args=ocp.args.Composite(**{_STATE: ocp.args.StandardSave(_tree(state))}),
-        )
+        metrics = None if dice is None else {_METRIC: dice}
+        args = ocp.args.Composite(**{_STATE: ocp.args.StandardSave(_tree(state))})
+        try:
+            self._manager.save(step, metrics=metrics, args=args)
+        except (OSError, ValueError) as error:
+            raise _unwritten(self._folder, error) from None
+
+    def _digest(self) -> None:
+        """Adds the digests to what is about to be renamed to a whole checkpoint."""
+        if parallel.is_main():
+            for folder in self._folder.glob(UNFINISHED):
+                write_digests(folder, unless=(_ABOUT,))
+
+    def restore_newest(self, state: TrainState) -> tuple[TrainState | None, list[str]]:
+        """Restores the newest checkpoint that is whole.
+
+        One that is not is moved to the folder `DAMAGED` of the run.
+
+        Args:
+          state: one of the same shape, on the host; its values do not matter.
+
+        Returns:
+          The state, None if nothing was ever written; and what was moved, and why.
+
+        Raises:
+          UsageError: if something was written, and nothing of it is whole.
+        """
+        told = []
+        while (step := self.latest()) is not None:
+            try:
+                return self.restore(state, step), told
+            except UsageError as error:
+                told.append(_set_aside(self._folder / str(step), error))
+                self._manager.reload()
+        if (aside := self._folder.parent / DAMAGED).exists():
+            raise UsageError(
+                f"{self._folder}: no whole checkpoint is left; the damaged ones lie in"
+                f" {aside}. Give another --workdir, or delete this one to begin anew"
+            )
+        return None, told
 
     def restore(self, state: TrainState, step: int) -> TrainState:
         """Returns the state of a checkpoint.
@@ -92,12 +151,13 @@ class Checkpoints:
         Raises:
           UsageError: if it cannot be read.
         """
+        check_digests(self._folder / str(step))
         target = jax.tree.map(np.asarray, _tree(state))
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
         try:
             restored = self._manager.restore(step, args=args)
         except (OSError, ValueError, KeyError) as error:
-            folder = Path(self._manager.directory) / str(step)
+            folder = self._folder / str(step)
             why = str(error).partition("\n")[0]
             raise UsageError(f"{folder}: not a whole checkpoint ({why})") from None
         return state.replace(**restored[_STATE])
@@ -113,12 +173,55 @@ def _tree(state: TrainState) -> dict[str, Any]:
     return tree if state.averaged is None else tree | {"averaged": state.averaged}
 
 
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """Tells a log's record from those of Orbax.
+
+    It logs tracebacks of errors that it raises as well, which are told in a line here,
+    and advises metrics for checkpoints that are not meant to be the best.
+    """
+    return "orbax" not in Path(record.pathname).parts
+
+
+def _unwritten(folder: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"{folder}: a checkpoint cannot be written ({reason(error)}). The ones before"
+        " it are whole: make room, and the same command goes on from the newest"
+    )
+
+
+def set_aside_damaged(workdir: Path) -> list[str]:
+    """Moves every checkpoint of a run that is no longer whole out of the way.
+
+    For the process alone that holds the run's folder; to be called before
+    `Checkpoints` opens it.
+
+    Returns:
+      What was moved, and why, a line each.
+    """
+    told = []
+    for folder in sorted((workdir / FOLDER).glob("*")):
+        if not folder.name.isdecimal():
+            continue
+        try:
+            check_digests(folder)
+        except UsageError as error:
+            told.append(_set_aside(folder, error))
+    return told
+
+
+def _set_aside(folder: Path, error: UsageError) -> str:
+    """Moves a checkpoint to `DAMAGED`; returns a line that says so."""
+    home = folder.parents[1] / DAMAGED
+    home.mkdir(exist_ok=True)
+    taken = len(list(home.glob(f"{folder.name}*")))
+    moved = home / (f"{folder.name}-{taken}" if taken else folder.name)
+    folder.rename(moved)
+    return f"WARNING: {error}. It was moved to {moved}"
+
+
 def exists(workdir: Path) -> bool:
-    """Tells whether a run has a checkpoint to go on from; makes no folder."""
-    if not (workdir / FOLDER).is_dir():
-        return False
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.latest() is not None
+    """Tells whether a run has come to a checkpoint, whole or not; makes no folder."""
+    return any(path.name.isdecimal() for path in (workdir / FOLDER).glob("*"))
 
 
 def best_of(path: str) -> Path:
@@ -157,7 +260,7 @@ def fingerprint(folder: Path) -> str:
       UsageError: if the checkpoint is not whole.
     """
     try:
-        written = (folder / "_CHECKPOINT_METADATA").read_bytes()
+        written = (folder / _ABOUT).read_bytes()
     except OSError as error:
         raise UsageError(f"{folder}: not a whole checkpoint ({error})") from None
     return hashlib.sha256(written).hexdigest()[:8]
@@ -177,6 +280,7 @@ def read_variables(folder: Path) -> dict[str, Any]:
     Raises:
       UsageError: if it cannot be read.
     """
+    check_digests(folder)
     # The handler, not a checkpointer around it: that one looks for a file that a
     # manager's checkpoints do not have, and warns.
     handler = ocp.PyTreeCheckpointHandler()

@@ -21,6 +21,8 @@ NOT_IDENTITY = {
     "data.workers",
     "data.prefetch",
     "train.log_every",
+    "train.checkpoint_every",
+    "train.on_nan",
 }
 
 # Fields that runs of before they existed lack, with the value that they go on with.
@@ -51,6 +53,8 @@ _SINCE = {
     "optim.average": "none",
     "optim.ema_decay": 0.998,
     "optim.average_epochs": 3,
+    "train.checkpoint_every": 0,
+    "train.on_nan": "stop",
     "eval.flip": False,
     "eval.choose": "untuned",
     "transfer.frozen": (),
@@ -143,6 +147,8 @@ _CHECKS: dict[str, _Check] = {
     "train.epochs": _at_least(1),
     "train.batch_size": _at_least(1),
     "train.log_every": _at_least(1),
+    "train.checkpoint_every": _at_least(0),
+    "train.on_nan": _one_of("stop", "skip"),
     "eval.threshold": (lambda v: 0 < v < 1, "above 0, below 1"),
     "eval.flip": _FLAG,
     "eval.choose": _one_of("untuned", "tuned"),

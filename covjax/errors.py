@@ -1,5 +1,10 @@
 """Errors that end the program with one or two lines, without a traceback."""
 
+import errno
+import os
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
 
 class Failure(Exception):
     """What is said in its message alone; see the kinds below."""
@@ -19,3 +24,33 @@ class DataError(UsageError):
 
 class Diverged(Failure):
     """Training whose loss is no longer a number."""
+
+
+class StorageError(Failure):
+    """A folder that cannot be written any more: full, taken away, or read-only."""
+
+
+def reason(error: BaseException) -> str:
+    """Returns why a system call failed, in a few words.
+
+    Orbax and TensorStore tell it within a text of many lines.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    for number in _STORAGE:
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return text.partition("\n")[0][:200]
+
+
+def as_failure(error: BaseException) -> Failure | None:
+    """Returns what an error is to its user: a failure; None if nobody foresaw it."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return StorageError(
+            f"{error.filename or 'a file'}: {reason(error)}. What is whole stays; with"
+            " that mended, the same command goes on"
+        )
+    return None

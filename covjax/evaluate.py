@@ -79,7 +79,8 @@ def evaluate_run(
     finder = make_finder(config)
     parallel.check_batch_size(config.train.batch_size)
     root, films = find_films(config)
-    evaluate_best(config, workdir, root, films, split, finder)
+    with run_dir.hold(workdir):
+        evaluate_best(config, workdir, root, films, split, finder)
 
 
 def _if_there(lung_run: str) -> str:

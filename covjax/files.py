@@ -8,6 +8,8 @@ from pathlib import Path
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 MODE = 0o666 & ~_UMASK
+# Ends the name of what is being written; a process that is killed leaves it behind.
+HALF = ".half"
 
 
 def cache_folder(setting: str = "auto") -> Path:
@@ -38,7 +40,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=HALF, dir=path.parent
+    )
     try:
         with os.fdopen(descriptor, "wb") as out:
             out.write(data)
@@ -46,6 +50,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(out.fileno())
         os.chmod(temporary, MODE)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError):  # which would name the other file, or none
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise

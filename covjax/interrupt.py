@@ -1,9 +1,13 @@
-"""SIGINT and SIGTERM, noted, so that a run can end at the next step."""
+"""SIGINT and SIGTERM: noted while a run trains, raised wherever else they come."""
 
+import contextlib
 import signal
 import types
+from collections.abc import Iterator
 
 from covjax.errors import Failure
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Failure):
@@ -15,10 +19,37 @@ class Interrupted(Failure):
         self.exit_status = 128 + number
 
 
+@contextlib.contextmanager
+def raise_signals() -> Iterator[None]:
+    """While entered, the first SIGINT or SIGTERM raises `Interrupted`.
+
+    A second one ends the process as it always would.
+    """
+
+    def stop(number: int, _: types.FrameType | None) -> None:
+        restore()
+        raise Interrupted(
+            number,
+            f"stopped by signal {number}; what is whole stays, and the same command"
+            " goes on from there",
+        )
+
+    before = {number: signal.signal(number, stop) for number in NUMBERS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield
+    finally:
+        restore()
+
+
 class Interrupt:
     """While entered, the first SIGINT or SIGTERM is only noted in `number`.
 
-    A second one ends the process as it always would.
+    A second one ends the process as it would before.
     """
 
     def __init__(self) -> None:
@@ -27,8 +58,7 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         """Takes over both signals."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {n: signal.signal(n, self._note) for n in numbers}
+        self._before = {n: signal.signal(n, self._note) for n in NUMBERS}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,16 +5,15 @@ python -m covjax.main --config=configs/infection.py --init_from=runs/lung
 python -m covjax.main --mode=evaluate --workdir=runs/lung --split=val
 """
 
-import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax import run_dir
-from covjax.command_line import parse
+from covjax.command_line import parse, plain_ending
 from covjax.compilation import keep_compiled
-from covjax.errors import Failure, UsageError
+from covjax.errors import UsageError
 from covjax.evaluate import evaluate_run
 from covjax.train import train_and_evaluate
 
@@ -42,8 +41,5 @@ def _main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_ending():
         app.run(_main, flags_parser=lambda argv: parse(argv, _CONFIG))
-    except Failure as failure:
-        print(f"covjax: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_status)

@@ -1,23 +1,75 @@
-"""A run's folder: whose it is, and what about it is written down."""
+"""A run's folder: whose it is, who is at work in it, and what is written down of it."""
 
+import contextlib
 import importlib.metadata
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import ml_collections
 
+from covjax import checkpoint
 from covjax.config import differences, read_config, save_config
-from covjax.errors import UsageError
+from covjax.errors import UsageError, reason
+from covjax.files import HALF
 
 CONFIG = "config.json"
+LOCK = ".lock"
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "albumentations",
     "numpy",
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Keeps every other process out of a folder, which is made if missing.
+
+    The system takes the lock away from a process that dies, however it does. What such
+    a process had half-written is removed.
+
+    Args:
+      workdir: the run's folder.
+
+    Raises:
+      UsageError: if another process holds it, or it cannot be written.
+    """
+    lock = filelock.FileLock(workdir / LOCK, blocking=False)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        _remove_half_written(workdir)
+    except filelock.Timeout:
+        raise UsageError(
+            f"--workdir={workdir}: another process is at work there; wait for it, or"
+            " give another folder"
+        ) from None
+    except NotImplementedError:  # a file system without locks
+        print(f"{workdir}: cannot be locked; see that one process alone writes there")
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir}: cannot be written ({reason(error)}); give another"
+            " folder, or the rights to this one"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_half_written(workdir: Path) -> None:
+    """Removes what dead processes left; the caller holds the folder."""
+    for path in (workdir / checkpoint.FOLDER).glob(checkpoint.UNFINISHED):
+        shutil.rmtree(path)
+    for folder in (workdir, workdir / "results", workdir / "figures"):
+        for path in folder.glob(f".*{HALF}"):
+            path.unlink()
 
 
 def claim(workdir: Path, config: ml_collections.ConfigDict, *, phantom: bool) -> None:
@@ -52,12 +104,14 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _is_free(workdir: Path) -> bool:
-    """Tells whether nobody's files are there: none, or a config not yet whole.
+    """Tells whether nobody's files are there: none, a lock, a config not yet whole.
 
-    That is another process's, which is beginning or was killed while it began.
+    Those are of a process that is beginning, or was killed while it began.
     """
     begun = f".{CONFIG}."  # the name that files.write_whole gives it
-    return workdir.is_dir() and all(p.name.startswith(begun) for p in workdir.iterdir())
+    return workdir.is_dir() and all(
+        path.name == LOCK or path.name.startswith(begun) for path in workdir.iterdir()
+    )
 
 
 def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:

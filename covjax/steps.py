@@ -20,6 +20,7 @@ def train_step(
     *,
     objective: Objective,
     averaging: Rate | None = None,
+    skip: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """Takes one optimizer step on the mean objective of the batch of all devices.
 
@@ -30,10 +31,12 @@ def train_step(
       objective: (prediction, masks) → what is lowered, [B].
       averaging: number of steps taken → how far the averages move to the newest
         weights; None: the state holds no averages.
+      skip: whether an update that is not finite is dropped: only the step is counted.
 
     Returns:
       The state after, and the means over all devices: `loss`, and `grad_norm` before
-      clipping.
+      clipping; `finite` is 1 if these two and the new weights and statistics are, 0 if
+      one of them is not.
     """
     key = jax.random.fold_in(rng, state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
@@ -55,12 +58,18 @@ def train_step(
     )
     # Every device has as many images, so the mean of means is the mean.
     grads, loss = jax.lax.pmean((grads, loss), AXIS)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+    norm = optax.tree.norm(grads)
+    new = state.apply_gradients(grads=grads, batch_stats=batch_stats)
     if averaging is not None:
-        rate = averaging(jnp.asarray(state.step))
-        state = state.replace(averaged=average(state.averaged, state.variables(), rate))
-    return state, metrics
+        rate = averaging(jnp.asarray(new.step))
+        new = new.replace(averaged=average(new.averaged, new.variables(), rate))
+    sums = jnp.stack([loss, norm, optax.tree.norm(new.variables())])
+    finite = jnp.isfinite(sums).all()
+    if skip:
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        new = kept.replace(step=new.step)
+    metrics = {"loss": loss, "grad_norm": norm, "finite": finite.astype(jnp.float32)}
+    return new, metrics
 
 
 def eval_step(

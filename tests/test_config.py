@@ -219,6 +219,8 @@ RANGES = [
     ("train.epochs", [0], [2], "at least 1"),
     ("train.batch_size", [0], [1], "at least 1"),
     ("train.log_every", [0], [1], "at least 1"),
+    ("train.checkpoint_every", [-1], [0, 1], "at least 0"),
+    ("train.on_nan", ["", "ignore"], ["stop", "skip"], "one of 'stop', 'skip'"),
     ("eval.threshold", [0.0, 1.0], [0.001, 0.999], "above 0, below 1"),
     ("eval.flip", [1, "True"], [True, False], "True or False"),
     ("eval.choose", ["best", ""], ["untuned", "tuned"], "'untuned', 'tuned'"),
@@ -476,6 +478,8 @@ def test_only_fields_without_effect_on_numbers_may_change():
         "data.workers",
         "data.prefetch",
         "train.log_every",
+        "train.checkpoint_every",
+        "train.on_nan",
     }
 
 

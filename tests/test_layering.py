@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parents[1]
 # A package's own `__init__.py` comes after its files. The empty name is covjax itself.
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
-    ["", "errors", "types", "files", "interrupt", "config"]
+    ["", "errors", "types", "files", "digests", "interrupt", "config"]
     + ["command_line", "compilation"],
     ["losses", "optim", "averaging", "parallel"]
     + ["models.conv", "models.intensity"]
@@ -53,14 +53,20 @@ FLOORS = [
     ["train_state", "steps", "checkpoint", "transfer", "run_dir", "trained"]
     + ["calibrate", "weights"],
     ["outputs", "results", "lungs", "compare"]
-    + ["report.log", "report.tables", "report.canvas", "report.figures"]
+    + [
+        "report.events",
+        "report.log",
+        "report.tables",
+        "report.canvas",
+        "report.figures",
+    ]
     + ["report.reliability", "report.severity", "report.sheets"]
     + ["report.split_figures"]
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
     + ["evaluate", "ensemble", "export"],
-    ["feed", "judge", "train"],
+    ["feed", "judge", "watch", "loop", "train"],
     ["main"],
 ]
 
@@ -69,7 +75,7 @@ ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
     "kornia_rs": ["data.png"],
-    "optax": ["losses", "optim", "train_state", "steps", "train"],
+    "optax": ["losses", "optim", "train_state", "steps", "loop"],
     "orbax": ["checkpoint"],
     "safetensors": ["weights"],
 }

@@ -67,6 +67,30 @@ def test_tensorboard_gets_the_same_numbers_but_for_none(tmp_path):
     assert read_events(tmp_path) == [(2, "train/loss", 0.5), (4, "val/loss", 0.25)]
 
 
+def test_a_run_that_goes_on_writes_its_events_anew(tmp_path):
+    with open_log(tmp_path) as run_log:
+        for step in (1, 2, 3):
+            run_log.write(step, "train", {"loss": 1.0 / step})
+    (old,) = tmp_path.glob("events.out.tfevents.*")
+    old.write_bytes(old.read_bytes()[:-3])  # killed while it wrote
+    old.rename(f"{old}-of-another-host")
+    with open_log(tmp_path, start=2) as run_log:
+        run_log.write(3, "train", {"loss": 9.0})
+    told = [(1, "train/loss", 1.0), (2, "train/loss", 0.5), (3, "train/loss", 9.0)]
+    assert read_events(tmp_path) == told
+
+
+def test_dropped_updates_of_before_are_known(tmp_path):
+    with open_log(tmp_path) as run_log:
+        assert run_log.dropped == []
+        run_log.write(1, "train", {"loss": 0.5})
+        run_log.write(2, "train", {"loss": None, "dropped": 1})
+        run_log.write(4, "train", {"loss": None, "dropped": 1})
+    for silent in (True, False):
+        with open_log(tmp_path, start=3, silent=silent) as run_log:
+            assert run_log.dropped == [2]
+
+
 TORN = ["", '{"step": 5, "spl', '{"step": 5, "split": "train", "loss": 0.1']
 
 

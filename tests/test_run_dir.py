@@ -112,6 +112,72 @@ def test_folder_of_a_run_that_was_killed_as_it_began_is_free(tmp_path, monkeypat
         run_dir.claim(tmp_path, lung.get_config("phantom"), phantom=True)
 
 
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from covjax import run_dir
+with run_dir.hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds a folder."""
+    env = os.environ | {"PYTHONPATH": str(Path(run_dir.__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        env=env, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_it_dies(holder, tmp_path):
+    (tmp_path / "run" / ".results.json.x.half").touch()
+    with pytest.raises(UsageError, match="another process is at work there") as error:
+        with run_dir.hold(tmp_path / "run"):
+            pytest.fail("held by two")
+    assert str(tmp_path / "run") in str(error.value)
+    assert (tmp_path / "run" / ".results.json.x.half").exists()  # it may be writing it
+    holder.kill()
+    holder.wait()
+    with run_dir.hold(tmp_path / "run"):
+        run_dir.claim(tmp_path / "run", lung.get_config("phantom"), phantom=True)
+
+
+def test_what_was_half_written_is_removed_and_nothing_else(tmp_path):
+    halves = [".config.json.x.half", "results/.test.json.y.half", "figures/.a.png.half"]
+    halves += ["checkpoints/9.orbax-checkpoint-tmp/state/d/1"]
+    whole = ["config.json", "results/test.json", "checkpoints/9/state/d/1", ".hidden"]
+    whole += ["lungs/3/.a.png.z.half"]  # of another run, which may be at work
+    for name in halves + whole:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with run_dir.hold(tmp_path):
+        left = {path for path, _ in snapshot(tmp_path).items()}
+    assert left == {*whole, run_dir.LOCK}
+
+
+def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written .*another folder"):
+        with run_dir.hold(tmp_path / "file" / "run"):
+            pytest.fail("held nothing")
+
+
+def test_a_folder_that_is_held_but_new_is_free(tmp_path):
+    config = lung.get_config("phantom")
+    with run_dir.hold(tmp_path / "run"):
+        run_dir.claim(tmp_path / "run", config, phantom=True)
+    assert differences(read_config(tmp_path / "run" / "config.json"), config) == {}
+
+
 def test_file_in_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "thesis").write_text("years of work")
     assert "no run of covjax" in refusal(tmp_path / "thesis", lung.get_config())

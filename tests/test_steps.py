@@ -265,6 +265,74 @@ def test_a_step_descends_the_objective_of_every_head_over_all_devices(devices):
     assert mean_objective(after) < before - 5e-4
 
 
+def one_weight(variables, images, *, train, mutable=(), rngs=None):
+    """A network of one weight, and a statistic that follows what it is shown."""
+    logits = variables["params"]["w"] * images
+    seen = variables["batch_stats"]["seen"] + 1
+    return Prediction(logits, None, ()), {"batch_stats": {"seen": seen}}
+
+
+def loss_of_first(prediction, masks):
+    """The logits' first pixel; not finite where the mask says so."""
+    value = prediction.logits[:, 0, 0, 0]
+    bad = masks.max(axis=(1, 2, 3)) > 1
+    return jnp.where(bad, value * jnp.inf, value)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_an_update_that_is_not_finite_is_dropped_whole_on_every_device(devices, skip):
+    tx = optax.adam(0.1)
+    state = start_state(one_weight, tx, {"w": jnp.float32(2)}, {"seen": jnp.float32(0)})
+    state = state.replace(averaged=state.variables())
+    step = parallel.compile_train_step(
+        functools.partial(
+            train_step,
+            objective=loss_of_first,
+            averaging=lambda _: jnp.float32(0.5),
+            skip=skip,
+        )
+    )
+    good, bad = make_batch(0), make_batch(0)
+    bad["mask"][-1] = 2  # of one film, on the last device
+    states, finite = [parallel.replicate(state)], []
+    for batch in (good, bad, good):
+        new, metrics = step(jax.tree.map(jnp.copy, states[-1]), on_devices(batch), KEY)
+        states.append(new)
+        finite.append(float(metrics["finite"][0]))
+    assert finite == ([1, 0, 1] if skip else [1, 0, 0])
+    first, second, third = (snapshot(s) for s in states[1:])
+    assert [int(s.step[0]) for s in states] == [0, 1, 2, 3]
+    if not skip:
+        assert np.isnan(second.params["w"]).all()
+        return
+    for name in ("params", "batch_stats", "opt_state", "averaged"):
+        before, after = getattr(first, name), getattr(second, name)
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (third.params["w"] != second.params["w"]).all()
+    assert np.ptp(third.params["w"]) == 0  # the same on every device
+
+
+@pytest.mark.parametrize("part", ["gradients", "weights"])
+def test_a_step_is_not_finite_if_its_gradients_or_its_weights_are_not(devices, part):
+    def objective(prediction, masks):
+        value = prediction.logits[:, 0, 0, 0]
+        if part == "gradients":  # the loss is 0, its slope at 0 is not
+            return jnp.sqrt(jnp.abs(value - jax.lax.stop_gradient(value)))
+        return value
+
+    rate = 1.0 if part == "gradients" else np.inf
+    state = start_state(
+        one_weight, optax.sgd(rate), {"w": jnp.float32(2)}, {"seen": jnp.float32(0)}
+    )
+    step = parallel.compile_train_step(
+        functools.partial(train_step, objective=objective)
+    )
+    _, metrics = step(parallel.replicate(state), on_devices(make_batch(0)), KEY)
+    assert np.isfinite(metrics["loss"][0])
+    assert metrics["finite"][0] == 0
+
+
 def harmonic(step: jax.Array) -> jax.Array:
     """An α of 1/2 after the first step, 1/3 after the second, and so on."""
     return 1 / (1 + step)

@@ -13,13 +13,14 @@ import optax
 import pytest
 
 from configs import infection, lung
-from covjax import evaluate, parallel, train
+from covjax import evaluate, loop, parallel, train
 from covjax.checkpoint import Checkpoints, read_variables
 from covjax.config import save_config
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
 from covjax.interrupt import Interrupted
 from covjax.judge import Verdict
+from covjax.steps import train_step
 
 STEPS_PER_EPOCH = 3
 
@@ -60,7 +61,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_epoch(
     config, tmp_path: Path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    # The first step of epoch 2 leaves no finite parameter; the second sees it.
+    # The first step of epoch 2 leaves no finite parameter, though its loss is one.
     monkeypatch.setattr(
         train,
         "make_schedule",
@@ -70,14 +71,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_epoch(
         ),
     )
     run = tmp_path / "run"
-    with pytest.raises(Diverged, match=f"step {STEPS_PER_EPOCH + 2}"):
+    with pytest.raises(Diverged, match=f"step {STEPS_PER_EPOCH + 1} is not"):
         train.train_and_evaluate(config, run)
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == checkpoints.best() == STEPS_PER_EPOCH
     params = read_variables(run / "checkpoints" / str(STEPS_PER_EPOCH))["params"]
     assert np.isfinite(params["head"]["kernel"]).all()
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines][-1] == STEPS_PER_EPOCH + 1
+    assert [json.loads(line)["step"] for line in lines][-1] == STEPS_PER_EPOCH
     assert not (run / "results").exists()
 
 
@@ -100,6 +101,131 @@ def test_a_signal_within_an_epoch_leaves_a_checkpoint_of_that_step(
         assert checkpoints.best() == STEPS_PER_EPOCH
 
 
+def poison(monkeypatch, bad: set[int]) -> None:
+    """Makes the loss of some steps, counted from 1, no number."""
+    make_feed = loop.make_feed
+
+    def feed_some_bad(films, *, config, steps):
+        feed = make_feed(films, config=config, steps=steps)
+        marked = (
+            batch | {"bad": jnp.full((8,), step in bad)}
+            for step, batch in enumerate(feed.batches, steps.start + 1)
+        )
+        return dataclasses.replace(feed, batches=marked)
+
+    def step_some_bad(state, batch, rng, *, objective, **settings):
+        def broken(prediction, masks):
+            return jnp.where(batch["bad"], jnp.nan, objective(prediction, masks))
+
+        return train_step(state, batch, rng, objective=broken, **settings)
+
+    monkeypatch.setattr(loop, "make_feed", feed_some_bad)
+    monkeypatch.setattr(loop, "train_step", step_some_bad)
+
+
+def read_lines(run: Path) -> list[dict]:
+    return [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_skips_goes_on_past_a_step_that_is_not_finite(
+    config, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "evaluate_best", lambda *_: None)
+    poison(monkeypatch, {2, 5})
+    run = tmp_path / "run"
+    with pytest.raises(Diverged, match="step 2 is not finite"):
+        train.train_and_evaluate(config, run)
+    config.train.on_nan = "skip"  # of the same run
+    train.train_and_evaluate(config, run)
+    lines = [line for line in read_lines(run) if line["split"] == "train"]
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert [line["step"] for line in lines if line["loss"] is None] == [2, 5]
+    assert [line["step"] for line in lines if "dropped" in line] == [2, 5]
+    said = capsys.readouterr().out
+    assert "step 5 is not finite" in said and "dropped, 2 so far" in said
+    params = read_variables(run / "checkpoints" / "9")["params"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert (run / "figures" / "curves.png").exists()
+
+
+def test_ten_steps_in_a_row_end_a_run_also_where_it_went_on_between(
+    config, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config.train.epochs, config.train.on_nan = 5, "skip"
+    poison(monkeypatch, set(range(2, 16)))
+    run, advance = tmp_path / "run", train.RunLog.advance
+
+    def stop(log, step: int, loss: float) -> None:
+        advance(log, step, loss)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.RunLog, "advance", stop)
+        with pytest.raises(Interrupted):
+            train.train_and_evaluate(config, run)
+    with pytest.raises(Diverged, match="step 11 is not finite.*nor were the 9 before"):
+        train.train_and_evaluate(config, run)
+
+
+def test_checkpoints_are_written_within_an_epoch_as_often_as_asked(
+    config, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "evaluate_best", lambda *_: None)
+    config.train.checkpoint_every = 2
+    saved, save = [], Checkpoints.save
+
+    def note(checkpoints, state, *, dice):
+        saved.append((int(state.step), dice is not None))
+        save(checkpoints, state, dice=dice)
+
+    monkeypatch.setattr(Checkpoints, "save", note)
+    run = tmp_path / "run"
+    train.train_and_evaluate(config, run)
+    assert saved == [
+        (2, False),
+        (3, True),
+        (4, False),
+        (6, True),
+        (8, False),
+        (9, True),
+    ]
+    assert not [line for line in read_lines(run) if line["step"] not in range(1, 10)]
+    names = {p.name for p in (run / "checkpoints").iterdir()}
+    assert names <= {"3", "6", "9"} and "9" in names
+
+
+def test_a_signal_in_the_last_pass_over_val_ends_the_run_before_its_evaluation(
+    config, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        evaluate, "evaluate_best", lambda *_: pytest.fail("evaluated all the same")
+    )
+    make_judge = loop.make_judge
+
+    def interrupted(config, films):
+        judge = make_judge(config, films)
+
+        def judge_late(state) -> Verdict:
+            if int(state.step[0]) == 9:
+                os.kill(os.getpid(), signal.SIGINT)
+            return judge(state)
+
+        return judge_late
+
+    monkeypatch.setattr(loop, "make_judge", interrupted)
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted, match="after step 9 of 9") as stop:
+        train.train_and_evaluate(config, run)
+    assert stop.value.exit_status == 130
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.latest() == 9
+
+
 def test_the_judge_chooses_the_epoch_and_its_averages_are_kept(
     config, tmp_path: Path, monkeypatch, capsys
 ):
@@ -118,7 +244,7 @@ def test_the_judge_chooses_the_epoch_and_its_averages_are_kept(
         assert {film.split for film in films} == {"Val"}
         return judge
 
-    monkeypatch.setattr(train, "make_judge", make_judge)
+    monkeypatch.setattr(loop, "make_judge", make_judge)
     monkeypatch.setattr(
         evaluate, "evaluate_best", lambda *given: evaluated_on.append(given[4])
     )
@@ -288,7 +414,9 @@ def test_training_on_found_lungs_is_shown_them_and_leaves_test_alone(
         return [dataclasses.replace(f, found_lung=Path(f"{f.name}.png")) for f in films]
 
     monkeypatch.setattr(evaluate, "find_lungs", find_lungs)
-    monkeypatch.setattr(train, "_fit", lambda _, films, *__: trained_on.append(films))
+    monkeypatch.setattr(
+        train, "fit", lambda _, films, *__, **___: trained_on.append(films)
+    )
     monkeypatch.setattr(
         evaluate, "evaluate_best", lambda *given: evaluated_on.append(given[3])
     )

@@ -63,7 +63,8 @@ def test_a_run_leaves_what_its_folder_promises(lung_run):
         *(f"figures/{k}.png" for k in ("curves", "qualitative", "worst")),
     } <= names
     assert any("tfevents" in name for name in names)
-    assert not [name for name in names if Path(name).name.startswith(".")]
+    hidden = [name for name in names if Path(name).name.startswith(".")]
+    assert hidden == [".lock"]
     assert str(run / "report.html") in out
 
 

@@ -14,9 +14,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
 
 from covjax.files import write_whole
+from covjax.report.events import Events
 
 METRICS = "metrics.jsonl"
 
@@ -26,12 +26,18 @@ class RunLog:
 
     On a terminal, a bar shows loss, images a second and time left; elsewhere a line
     an epoch does. A silent log (another process than the first) does nothing.
+
+    Attributes:
+      dropped: steps before `start` whose updates were dropped.
     """
 
     def __init__(
         self, workdir: Path, *, start: int, total: int, batch_size: int, silent: bool
     ):
         """Opens the logs; what an earlier attempt wrote beyond `start` is dropped.
+
+        TensorBoard's events are written anew from the lines that stay: a process that
+        was killed may have left half of one.
 
         Args:
           workdir: the run's folder.
@@ -42,12 +48,15 @@ class RunLog:
         """
         self._silent = silent
         self._batch_size = batch_size
+        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
+        self.dropped = [line["step"] for line in kept if "dropped" in line]
         if silent:
             return
         self._path = workdir / METRICS
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._events = SummaryWriter(str(workdir), purge_step=start + 1)
+        self._events = Events(workdir)
+        for line in kept:
+            self._events.add(line)
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -105,11 +114,10 @@ class RunLog:
         """
         if self._silent:
             return
+        line = {"step": step, "split": split} | dict(numbers)
         with self._path.open("a") as out:
-            out.write(json.dumps({"step": step, "split": split} | dict(numbers)) + "\n")
-        for name, value in numbers.items():
-            if value is not None:
-                self._events.add_scalar(f"{split}/{name}", value, step)
+            out.write(json.dumps(line) + "\n")
+        self._events.add(line)
 
 
 def read_metrics(workdir: Path) -> list[dict]:

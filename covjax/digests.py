@@ -1,0 +1,63 @@
+"""Digests of the files of a folder: whether they still are what was written."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from covjax.errors import UsageError
+from covjax.files import write_whole
+
+NAME = "digests.json"
+
+
+def write_digests(folder: Path, *, unless: Sequence[str] = ()) -> None:
+    """Writes down length and digest of every file below a folder, in `NAME`.
+
+    Args:
+      folder: of which nothing changes any more.
+      unless: names of files that still may.
+
+    Raises:
+      OSError: if a file cannot be read, or `NAME` not be written.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    told = {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, _digest(path)]
+        for path in files
+        if path.name not in (NAME, *unless)
+    }
+    write_whole(folder / NAME, json.dumps(told, indent=1) + "\n")
+
+
+def check_digests(folder: Path) -> None:
+    """Refuses a folder of which a file is no longer what it was.
+
+    Files that came later are not looked at; a folder without `NAME` is not either.
+
+    Raises:
+      UsageError: naming the first file that is gone, cut or changed.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return
+    try:
+        told = dict(json.loads(path.read_text()))
+        for name, (size, digest) in told.items():
+            file = folder / name
+            if not file.is_file():
+                raise UsageError(f"{folder}: not whole: {name} is gone")
+            found = file.stat().st_size
+            if found != size:
+                raise UsageError(
+                    f"{folder}: not whole: {name} has {found} of its {size} bytes"
+                )
+            if _digest(file) != digest:
+                raise UsageError(f"{folder}: not whole: {name} has changed")
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{folder}: not whole: {error}") from None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]

@@ -1,0 +1,60 @@
+"""Signals: raised, or noted; a second one does what it always did."""
+
+import os
+import signal
+
+import pytest
+
+from covjax.interrupt import Interrupt, Interrupted, raise_signals
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.fixture(autouse=True)
+def told_before():
+    """Handlers of before, which note the signals that come to them."""
+    told = []
+    old = {n: signal.signal(n, lambda n, _: told.append(n)) for n, _ in SIGNALS}
+    yield told
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_signal_is_raised_with_its_status(told_before, number, status):
+    with pytest.raises(Interrupted, match=f"signal {number:d};.*goes on") as error:
+        with raise_signals():
+            os.kill(os.getpid(), number)
+    assert error.value.exit_status == status
+    os.kill(os.getpid(), number)
+    assert told_before == [number]
+
+
+@pytest.mark.parametrize(("number", "_"), SIGNALS)
+def test_a_second_signal_does_what_it_did_before(told_before, number, _):
+    with raise_signals():
+        try:
+            os.kill(os.getpid(), number)
+        except Interrupted:
+            os.kill(os.getpid(), number)
+    assert told_before == [number]
+
+
+@pytest.mark.parametrize(("number", "_"), SIGNALS)
+def test_where_it_is_only_noted_nothing_is_raised(told_before, number, _):
+    with raise_signals(), Interrupt() as interrupt:
+        assert interrupt.number is None
+        os.kill(os.getpid(), number)
+        assert interrupt.number == number
+    assert told_before == []
+
+
+def test_after_the_noting_a_signal_is_raised_again():
+    with pytest.raises(Interrupted), raise_signals():
+        with Interrupt():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted), raise_signals(), Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.number == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
