@@ -72,34 +72,71 @@ def _one_of(*allowed: str) -> _Check:
     return (lambda v: v in allowed, "one of " + ", ".join(map(repr, allowed)))
 
 
+def _whole(low: int, high: float = math.inf) -> _Check:
+    limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+    return (
+        lambda v: type(v) is int and low <= v <= high,  # True is no number here
+        f"a whole number, {limits}",
+    )
+
+
 def _at_least(low: float) -> _Check:
-    return (lambda v: v >= low, f"at least {low}")
+    return (lambda v: _is_number(v) and v >= low, f"at least {low}")
 
 
 def _between(low: float, high: float) -> _Check:
-    return (lambda v: low <= v <= high, f"from {low} to {high}")
+    return (lambda v: _is_number(v) and low <= v <= high, f"from {low} to {high}")
+
+
+def _above(low: float, high: float, *, with_high: bool = False) -> _Check:
+    if with_high:
+        return (
+            lambda v: _is_number(v) and low < v <= high,
+            f"above {low}, at most {high}",
+        )
+    limits = f"above {low}" + (f", below {high}" if high < math.inf else "")
+    return (lambda v: _is_number(v) and low < v < high, limits)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _text(allowed: str) -> _Check:
+    return (lambda v: type(v) is str and v.isprintable(), allowed)
+
+
+def _are_patterns(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(type(v) is str for v in value)
 
 
 _PROBABILITY = _between(0, 1)
+_FRACTION = (lambda v: _is_number(v) and 0 <= v < 1, "from 0, below 1")
 _FLAG = (lambda v: isinstance(v, bool), "True or False")
+_PATTERNS = (_are_patterns, "regular expressions in a tuple, or ()")
 
 _CHECKS: dict[str, _Check] = {
-    "seed": _between(0, 2**32 - 1),
+    "seed": _whole(0, 2**32 - 1),
+    "init_from": _text("a run or a checkpoint, or ''"),
+    "data.root": _text("a folder, or ''"),
     "data.task": _one_of("lung", "infection"),
     "data.roi": _one_of(*ROIS),
-    "data.roi_dilate": _at_least(0),
+    "data.roi_dilate": _whole(0),
     "data.roi_as": _one_of("cut", "channel"),
-    "data.train_share": (lambda v: 0 < v <= 1, "above 0, at most 1"),
+    "data.train_share": _above(0, 1, with_high=True),
     "data.positive_share": (
-        lambda v: len(v) in (0, 2) and all(0 <= share <= 1 for share in v),
+        lambda v: (
+            len(v) in (0, 2)
+            and all(_is_number(share) and 0 <= share <= 1 for share in v)
+        ),
         "(first, last), each from 0 to 1, or () for films as they come",
     ),
-    "data.lung_run": (lambda v: isinstance(v, str), "a run's folder, or ''"),
-    "data.cache": (lambda v: isinstance(v, str), "a folder, 'auto' or ''"),
-    "data.image_size": _at_least(8),
-    "data.threads": _at_least(1),
-    "data.workers": _at_least(-1),
-    "data.prefetch": _at_least(1),
+    "data.lung_run": _text("a run's folder, or ''"),
+    "data.cache": _text("a folder, 'auto' or ''"),
+    "data.image_size": _whole(8),
+    "data.threads": _whole(1),
+    "data.workers": _whole(-1),
+    "data.prefetch": _whole(1),
     "data.phantom_films": (
         lambda v: len(v) in (0, 3) and all(type(n) is int and n > 0 for n in v),
         "(Train, Val, Test), whole numbers above 0, or () for the films of data.root",
@@ -108,7 +145,7 @@ _CHECKS: dict[str, _Check] = {
     "augment.flip_prob": _PROBABILITY,
     "augment.affine_prob": _PROBABILITY,
     "augment.shift": _between(0, 1),
-    "augment.scale": (lambda v: 0 <= v < 1, "from 0, below 1"),
+    "augment.scale": _FRACTION,
     "augment.rotate": _between(0, 180),
     "augment.tone_prob": _PROBABILITY,
     "augment.brightness": _between(0, 1),
@@ -117,17 +154,17 @@ _CHECKS: dict[str, _Check] = {
     "augment.gamma": _between(0, 0.99),  # Albumentations wants exponents from .01
     "augment.noise_prob": _PROBABILITY,
     "augment.noise": _between(0, 1),
-    "model.width": _at_least(1),
-    "model.depth": _between(1, 8),
+    "model.width": _whole(1),
+    "model.depth": _whole(1, 8),
     "model.norm": _one_of("batch", "group"),
     "model.upsample": _one_of("transpose", "depth_to_space"),
-    "model.dropout": (lambda v: 0 <= v < 1, "from 0, below 1"),
+    "model.dropout": _FRACTION,
     "model.dtype": _one_of("float32", "bfloat16"),
     "model.remat": _FLAG,
     "model.intensity": _one_of("unit", "standard", "equal"),
     "model.residual": _FLAG,
     "model.presence": _FLAG,
-    "model.deep_supervision": _at_least(0),
+    "model.deep_supervision": _whole(0),
     "loss.dice": _at_least(0),
     "loss.bce": _at_least(0),
     "loss.focal": _at_least(0),
@@ -137,22 +174,24 @@ _CHECKS: dict[str, _Check] = {
     "loss.over": _one_of("image", "batch"),
     "loss.presence": _at_least(0),
     "loss.blank": _between(0, 1),
-    "optim.lr": (lambda v: v > 0, "above 0"),
+    "optim.lr": _above(0, math.inf),
     "optim.weight_decay": _at_least(0),
     "optim.warmup_epochs": _at_least(0),
     "optim.clip_norm": _at_least(0),
     "optim.average": _one_of("none", "ema", "epochs"),
-    "optim.ema_decay": (lambda v: 0 < v < 1, "above 0, below 1"),
-    "optim.average_epochs": _at_least(1),
-    "train.epochs": _at_least(1),
-    "train.batch_size": _at_least(1),
-    "train.log_every": _at_least(1),
-    "train.checkpoint_every": _at_least(0),
+    "optim.ema_decay": _above(0, 1),
+    "optim.average_epochs": _whole(1),
+    "train.epochs": _whole(1),
+    "train.batch_size": _whole(1),
+    "train.log_every": _whole(1),
+    "train.checkpoint_every": _whole(0),
     "train.on_nan": _one_of("stop", "skip"),
-    "eval.threshold": (lambda v: 0 < v < 1, "above 0, below 1"),
+    "eval.threshold": _above(0, 1),
     "eval.flip": _FLAG,
     "eval.choose": _one_of("untuned", "tuned"),
-    "transfer.frozen_epochs": _at_least(0),
+    "transfer.fresh": _PATTERNS,
+    "transfer.frozen": _PATTERNS,
+    "transfer.frozen_epochs": _whole(0),
 }
 
 
@@ -171,9 +210,15 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             right = holds(value)
         except TypeError:  # None, or a string among numbers
             right = False
-        finite = not isinstance(value, float) or math.isfinite(value)
-        if not right or not finite:
+        if not right:
             raise UsageError(f"config.{name} = {value!r}: must be {allowed}")
+    unknown = min(fields.keys() - _CHECKS.keys(), default=None)
+    if unknown is not None:
+        raise UsageError(
+            f"config.{unknown}: there is no such field (it may be of a later version)"
+        )
+    for name in ("transfer.fresh", "transfer.frozen"):
+        compile_patterns(fields[name], name)
     if not any(config.loss[name] for name in PIXEL_LOSSES):
         raise UsageError(
             f"config.loss: {', '.join(PIXEL_LOSSES)} are all 0; one has to be above"

@@ -31,9 +31,7 @@ SOURCES = Path(__file__).parents[1] / "covjax"
 STAGES = {"lung": lung, "infection": infection}
 BEST = {"lung": lung_best, "infection": infection_best}
 FIELDS = flatten(base.get_config())
-# Paths and names, which are looked up where they are used.
-FREE = {"init_from", "data.root", "transfer.fresh", "transfer.frozen"}
-CHECKED = sorted(FIELDS.keys() - FREE)
+CHECKED = sorted(FIELDS)
 WHOLE = [name for name in CHECKED if type(FIELDS[name]) is int]
 REAL = [name for name in CHECKED if type(FIELDS[name]) is float]
 WORDS = [name for name in CHECKED if type(FIELDS[name]) is str]
@@ -89,6 +87,7 @@ def test_fields_of_all_kinds_are_covered():
     flags = [name for name in CHECKED if type(FIELDS[name]) is bool]
     kinds = [*WHOLE, *REAL, *WORDS, *flags]
     kinds += ["data.phantom_films", "data.positive_share"]
+    kinds += ["transfer.fresh", "transfer.frozen"]
     assert sorted(kinds) == CHECKED
 
 
@@ -123,6 +122,7 @@ def test_number_for_a_word_is_refused_by_name(name):
     config = base.get_config()
     change(config, name, 3)
     texts = {"data.lung_run": "a run's folder", "data.cache": "a folder"}
+    texts |= {"data.root": "a folder", "init_from": "a run or a checkpoint"}
     allowed = texts.get(name, "one of '")
     assert refusal(config).startswith(f"config.{name} = 3: must be {allowed}")
 
@@ -138,6 +138,28 @@ def test_infinity_is_refused_by_name(name):
 def test_fraction_cannot_be_given_for_a_whole_number(name):
     with pytest.raises(TypeError):
         base.get_config().update_from_flattened_dict({name: 2.5})
+
+
+@pytest.mark.parametrize("value", [2.0, True], ids=["a float", "a flag"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_only_equal_to_a_whole_number_is_refused(name, value):
+    config = base.get_config()
+    change(config, name, value)
+    assert refusal(config).startswith(f"config.{name} = {value!r}: must be a whole")
+
+
+def test_a_field_that_there_is_not_is_named():
+    content = base.get_config().to_dict()
+    content["optim"]["momentum"] = 0.9
+    said = refusal(ml_collections.ConfigDict(content))
+    assert said.startswith("config.optim.momentum: there is no such field")
+
+
+@pytest.mark.parametrize("name", ["transfer.fresh", "transfer.frozen"])
+def test_a_pattern_that_is_none_is_refused_before_anything_is_read(name):
+    config = base.get_config()
+    change(config, name, ("^params/(head",))
+    assert refusal(config).startswith(f"config.{name} = ('^params/(head',): ")
 
 
 # Field, values that are refused, values at the edge of what is allowed, what is said.
@@ -224,6 +246,10 @@ RANGES = [
     ("eval.threshold", [0.0, 1.0], [0.001, 0.999], "above 0, below 1"),
     ("eval.flip", [1, "True"], [True, False], "True or False"),
     ("eval.choose", ["best", ""], ["untuned", "tuned"], "'untuned', 'tuned'"),
+    ("init_from", [("runs/lung",), "a\nb"], ["", "runs/lung"], "a run or a checkpoint"),
+    ("data.root", [0, "a\0b"], ["", "/data", "Röntgen 1"], "a folder, or ''"),
+    ("transfer.fresh", ["^params", (1,)], [(), ["^params/head"]], "in a tuple"),
+    ("transfer.frozen", ["^params", (None,)], [()], "in a tuple, or ()"),
     ("transfer.frozen_epochs", [-1], [0], "at least 0"),
 ]
 
