@@ -1,6 +1,7 @@
 """Training of one stage: config and folder in, checkpoints and results out."""
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def train_and_evaluate(
     moved = None
     if config.init_from and not checkpoint.exists(workdir):
         moved = _transfer(config, state)
+    parallel.wait_for_all()  # all have seen the folder as it was before
     if parallel.is_main():
         run_dir.claim(workdir, config, phantom=is_phantom(root))
     films = evaluate.show_lungs(config, workdir, films, finder)
@@ -190,14 +192,16 @@ def _fit(
     )
     judge = make_judge(config, films["Val"])
 
+    agree_to_stop = parallel.compile_agreement()
     pending = None  # (step, metrics) whose numbers were not read yet
     for step, batch in enumerate(feed.batches, start + 1):
-        if interrupt.number:
+        if agree_to_stop(step, interrupt.number is not None):
+            number = interrupt.number or signal.SIGTERM  # another process got one
             _read(pending, log, schedule, config.train.log_every)
             checkpoints.save(parallel.unreplicate(device_state), dice=None)
             raise Interrupted(
-                interrupt.number,
-                f"stopped by signal {interrupt.number} after step {step - 1} of"
+                number,
+                f"stopped by signal {number} after step {step - 1} of"
                 f" {total}; the same command goes on from there",
             )
         device_state, result = step_fn(device_state, batch, dropout_key)

@@ -1,0 +1,144 @@
+"""Several processes as one run: how they find each other, and how one leaves.
+
+JAX's own ending suits a run that went well: each process waits for all. One that fails
+must not wait, or it would keep the others from noticing; and where another has failed,
+JAX aborts this process from C++, past every `except`. A companion says the line then.
+"""
+
+import atexit
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+from jax._src.clusters import ClusterEnv  # no public name tells what JAX would find
+
+from covjax.errors import UsageError
+
+LOST = (
+    "another process of the run has stopped, or this one was killed. Start all of them"
+    " again with the same command: they go on from the newest checkpoint"
+)
+_HEARTBEAT = 40  # seconds without a sign of life after which a process counts as dead
+_A_DAY = 24 * 3600  # one may write the report while the others have nothing to do
+_PATIENCE = 5  # seconds that a process that fails gives the others to fail as well
+_CLUSTERS = ("slurm", "ompi", "gcetpu", "gketpu")  # JAX's names of what it finds itself
+
+# Reads to the end of its input, which comes when the process has gone, however it went.
+_COMPANION = """
+import signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+if not sys.stdin.buffer.read():
+    print(sys.argv[1], file=sys.stderr)
+"""
+_companion: subprocess.Popen[bytes] | None = None
+
+
+def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
+    """Makes this process one of several, where there are several.
+
+    By hand, with all three arguments; or, with none, where JAX finds a cluster (SLURM,
+    a TPU pod, Open MPI) in which the job has more than one process. To be called before
+    anything asks for devices.
+
+    Args:
+      coordinator: "HOST:PORT" of the process of rank 0, a free port there.
+      count: how many processes the run has.
+      rank: of this one, from 0.
+
+    Raises:
+      UsageError: if only some are given, one cannot be, or the others are not found.
+    """
+    given = {"coordinator": coordinator, "num_processes": count, "process_id": rank}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if not missing:
+        _check(**given)
+    elif len(missing) < len(given):
+        raise UsageError(
+            f"{' and '.join(missing)}: missing; processes that are started by hand need"
+            " all of --coordinator=HOST:PORT --num_processes=N --process_id=I"
+        )
+    try:
+        cluster = _find_cluster() if missing else "deactivate"
+        if cluster is None:
+            return
+        jax.distributed.initialize(
+            coordinator, count, rank,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+            shutdown_timeout_seconds=_A_DAY,
+            cluster_detection_method=cluster,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise UsageError(
+            f"the processes of the run did not find each other ({why}): start each with"
+            " --coordinator=HOST:PORT, a free port that all reach, --num_processes=N"
+            " and --process_id=I"
+        ) from None
+    # JAX notes SIGTERM for itself, and would have it end nothing but a training loop.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    _accompany()
+
+
+def leave(status: int) -> None:
+    """Ends a process that failed; where it is one of several, without waiting for them.
+
+    Unless the others fail as well, at the same place: then all end in order.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    _silence()
+    ending = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    ending.start()
+    ending.join(_PATIENCE)
+    os._exit(status)
+
+
+def _check(*, coordinator: str, num_processes: int, process_id: int) -> None:
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise UsageError(f"--coordinator={coordinator}: not HOST:PORT")
+    if num_processes < 1:
+        raise UsageError(f"--num_processes={num_processes}: must be at least 1")
+    if not 0 <= process_id < num_processes:
+        raise UsageError(
+            f"--process_id={process_id}: must be from 0 to {num_processes - 1}"
+            f" (--num_processes={num_processes})"
+        )
+
+
+def _find_cluster() -> str | None:
+    """Returns JAX's name of the cluster that this job of several processes runs on.
+
+    A job of one process is none: JAX would take all of its GPUs but one away.
+    """
+    for kind in ClusterEnv._cluster_types:
+        if kind.name in _CLUSTERS and kind.is_env_present():
+            return kind.name if kind.get_process_count() > 1 else None
+    return None
+
+
+def _accompany() -> None:
+    """Starts the process that says `LOST`, unless it is told that all is well."""
+    global _companion
+    _companion = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _COMPANION, f"covjax: {LOST}"],
+        stdin=subprocess.PIPE,
+    )
+    atexit.register(_end_in_order)
+
+
+def _end_in_order() -> None:
+    """Waits until all processes have come here."""
+    jax.distributed.shutdown()
+    _silence()
+
+
+def _silence() -> None:
+    if _companion is not None and _companion.stdin is not None:
+        _companion.communicate(b"well")

@@ -1,0 +1,380 @@
+"""Several processes as one run, on tiny phantoms: equal to one, stopped, killed.
+
+  python -m experiments.faults.hosts [--folder=DIR]
+
+Two processes of two virtual devices, which meet over loopback, against one process of
+four: both stages, with lungs found by the first, training and evaluation. Then the two
+are stopped by a signal that only one of them gets, and one of them is killed, each of
+the two in training and one in evaluation; the same command goes on, and has to end in
+the bits of the run that nobody disturbed. The last line is a JSON object of counts; the
+exit status is 1 if anything failed. About ten minutes on two cores.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from covjax.checkpoint import FOLDER, best_of, read_variables
+from covjax.hosts import LOST
+from covjax.report.log import read_metrics
+
+PROJECT = Path(__file__).parents[2]
+SMALL = (
+    "--config.data.phantom_films=(24, 8, 12)",
+    "--config.data.image_size=32",
+    "--config.model.width=4",
+    "--config.model.depth=2",
+    "--config.train.batch_size=8",
+    "--config.train.log_every=1",
+)
+_STEPS_PER_EPOCH = 3
+_LIMIT = 300  # seconds that a process may take
+# Adam divides by the size of a gradient: of one that is all rounding, a sign is left.
+_TOLERANCE = 1e-3
+# Of a result, what tells one run from another rather than what it came to.
+_NAMES = {"fingerprint", "run"}
+
+
+class Group:
+    """Processes of one run, which are ended with the `with` that holds them."""
+
+    def __init__(
+        self,
+        cwd: Path,
+        flags: Sequence[str],
+        *,
+        processes: int = 2,
+        devices: int = 2,
+        program: Sequence[str] = ("-m", "covjax.main"),
+    ):
+        """Starts them.
+
+        Args:
+          cwd: a folder that stands for the project's.
+          flags: of the command line, the same for all.
+          processes: 1 or more.
+          devices: virtual CPU devices of each.
+          program: what Python is to run.
+        """
+        others = os.environ.get("XLA_FLAGS", "").split()
+        others = [flag for flag in others if "host_platform_device_count" not in flag]
+        count = f"--xla_force_host_platform_device_count={devices}"
+        env = {"JAX_COMPILATION_CACHE_DIR": str(cwd / "xla")} | os.environ
+        env |= {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
+        env |= {"XLA_FLAGS": " ".join([*others, count])}
+        env.pop("COVJAX_DATA", None)
+        self._outputs, self.processes = [], list[subprocess.Popen[bytes]]()
+        port = _free_port()
+        for rank in range(processes):
+            by_hand = (
+                f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
+                f"--process_id={rank}",
+            ) if processes > 1 else ()  # fmt: skip
+            # A file takes all that is said, while nobody reads it.
+            self._outputs.append(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                [sys.executable, *program, *flags, *by_hand],
+                cwd=cwd,
+                env=env,
+                stdout=self._outputs[-1],
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self.processes.append(process)
+
+    def __enter__(self) -> "Group":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kills what is left of them, and of what they started."""
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        for output in self._outputs:
+            output.close()
+
+    def said(self, rank: int) -> str:
+        """Returns what a process has printed so far."""
+        output = self._outputs[rank].fileno()
+        # Without moving the place where the process writes on.
+        return os.pread(output, os.fstat(output).st_size, 0).decode(errors="replace")
+
+    def wait(self) -> list[int]:
+        """Returns the exit statuses, once all have ended.
+
+        Raises:
+          subprocess.TimeoutExpired: if one does not.
+        """
+        return [process.wait(_LIMIT) for process in self.processes]
+
+    def finish(self, *statuses: int) -> None:
+        """Waits for the end.
+
+        Raises:
+          AssertionError: with what was said, if the statuses are others.
+        """
+        found = self.wait()
+        told = "\n".join(self.said(rank)[-3000:] for rank in range(len(found)))
+        assert found == list(statuses), f"{found}, not {list(statuses)}:\n{told}"
+
+    def wait_for_words(self, rank: int, words: str) -> None:
+        """Waits for what the companion of an ended process says, which outlives it.
+
+        Raises:
+          AssertionError: if it does not say so in ten seconds.
+        """
+        deadline = time.monotonic() + 10
+        while words not in self.said(rank):
+            assert time.monotonic() < deadline, self.said(rank)[-3000:]
+            time.sleep(0.05)
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Returns once something holds, while all processes run.
+
+        Raises:
+          AssertionError: if one ends before, or it takes too long.
+        """
+        deadline = time.monotonic() + _LIMIT
+        while not holds():
+            ended = [p.poll() for p in self.processes]
+            assert set(ended) == {None}, f"{ended}: {self.said(0)}\n{self.said(-1)}"
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+def make_project(folder: Path) -> Path:
+    """Makes a folder stand for the project's: configs in it, data made in it."""
+    (folder / "configs").symlink_to(PROJECT / "configs")
+    return folder
+
+
+def newest(run: Path) -> int:
+    """Returns the step of a run's newest whole checkpoint, 0 if there is none."""
+    names = [path.name for path in (run / FOLDER).glob("*")]
+    return max([int(name) for name in names if name.isdecimal()], default=0)
+
+
+def gap(a: Path, b: Path) -> float:
+    """Returns the largest difference of two runs, over all that they came to.
+
+    Parameters and batch statistics of the newest and the best checkpoint, every number
+    of metrics.jsonl and of the results. Infinite, if they do not have the same.
+    """
+    gaps = [0.0]
+    steps = newest(a), newest(b)
+    assert steps[0] == steps[1], f"{a} is at step {steps[0]}, {b} at {steps[1]}"
+    for checkpoints in (
+        [run / FOLDER / str(steps[0]) for run in (a, b)],
+        [best_of(str(run)) for run in (a, b)],
+    ):
+        one, other = map(read_variables, checkpoints)
+        assert jax.tree.structure(one) == jax.tree.structure(other)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            gaps.append(float(np.abs(x - y).max()))
+    results = sorted(path.name for path in (a / "results").glob("*.json"))
+    assert results == sorted(path.name for path in (b / "results").glob("*.json"))
+    one, other = (
+        [read_metrics(run)]
+        + [json.loads((run / "results" / name).read_text()) for name in results]
+        for run in (a, b)
+    )
+    return max([*gaps, *_gaps(one, other)])
+
+
+def _gaps(a: Any, b: Any) -> Iterator[float]:
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        for key in a.keys() - _NAMES:
+            yield from _gaps(a[key], b[key])
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for x, y in zip(a, b, strict=True):
+            yield from _gaps(x, y)
+    elif isinstance(a, float) and isinstance(b, float):
+        yield abs(a - b)
+    else:
+        yield 0.0 if a == b else math.inf
+
+
+def _same_bits(a: Path, b: Path) -> bool:
+    """Tells whether two runs of the same processes came to the same, to the bit."""
+    tables = [(run / "results" / "test.csv").read_bytes() for run in (a, b)]
+    return gap(a, b) == 0 and tables[0] == tables[1]
+
+
+class _Faults:
+    """The checks, and their counts."""
+
+    def __init__(self, cwd: Path):
+        self._cwd, self._runs = cwd, cwd / "runs"
+        self.counts: dict[str, Any] = {"equal": 0, "stopped": 0, "killed": 0}
+        self.counts |= {"largest_gap": 0.0, "slowest_stop_s": 0.0, "failed": []}
+
+    def check(self, name: str, kind: str, passes: Callable[[], None]) -> None:
+        began = time.monotonic()
+        try:
+            passes()
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            self.counts["failed"].append(name)
+            told = f"FAILED: {error}"
+        else:
+            self.counts[kind] += 1
+            told = "passed"
+        print(f"{name}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
+
+    def equal(self, stage: str, epochs: int) -> None:
+        """Trains and evaluates on 2 x 2 and 1 x 4."""
+        for name, layout in (("two", (2, 2)), ("one", (1, 4))):
+            with self._start(f"{stage}-{name}", epochs, layout) as group:
+                group.finish(*[0] * layout[0])
+        ours = self._runs / f"{stage}-two"
+        found = gap(ours, self._runs / f"{stage}-one")
+        self.counts["largest_gap"] = max(self.counts["largest_gap"], found)
+        assert found < _TOLERANCE, f"they differ by {found:.1e}"
+        if stage == "infection":
+            told = [
+                sorted(
+                    (path.name, path.read_bytes())
+                    for path in (self._runs / f"lung-{name}" / "lungs").rglob("*.png")
+                )
+                for name in ("two", "one")
+            ]
+            assert len(told[0]) == 24 + 8 + 12 and told[0] == told[1], "other lungs"
+
+    def evaluated_again(self) -> None:
+        """Evaluates on 2 x 2 what was trained on 1 x 4."""
+        run, results = self._runs / "lung-one", self._runs / "lung-one" / "results"
+        copy = self._runs / "copy"
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "results")
+        flags = ("--mode=evaluate", f"--workdir={copy}")
+        for split in ("test", "val"):
+            with Group(self._cwd, [*flags, f"--split={split}"]) as group:
+                group.finish(0, 0)
+        assert {p.name for p in results.iterdir()} == {
+            p.name for p in (copy / "results").iterdir()
+        }
+        assert gap(run, copy) < _TOLERANCE
+
+    def calm(self) -> None:
+        """Trains on 2 x 2 without a fault, for the others to compare with."""
+        with self._start("calm") as group:
+            group.finish(0, 0)
+
+    def stopped(self, number: int, victims: tuple[int, ...]) -> None:
+        """Sends a signal to some, and goes on."""
+        name = f"stopped-{number}-{len(victims)}"
+        run = self._runs / name
+        with self._start(name) as group:
+            group.wait_until(lambda: newest(run) > 0)
+            for k, victim in enumerate(victims):
+                time.sleep(0.3 * k)  # not at the same step
+                group.processes[victim].send_signal(number)
+            statuses = group.wait()
+            said = [line for line in group.said(0).splitlines() if "stopped by" in line]
+        # A process that got none ends as after SIGTERM.
+        allowed = {128 + number, 128 + signal.SIGTERM}
+        assert set(statuses) <= allowed, statuses
+        assert said and f"after step {newest(run)} of" in said[0], said
+        self._goes_on(name)
+
+    def killed(self, victim: int, when: str) -> None:
+        """Kills one of the two, sees the other stop with a line, and goes on."""
+        name = f"killed-{victim}-{when}"
+        run = self._runs / name
+        with self._start(name) as group:
+            if when == "training":
+                group.wait_until(lambda: newest(run) > 0)
+            else:
+                group.wait_until(lambda: "Test, 12 films" in group.said(0))
+            group.processes[victim].kill()
+            began = time.monotonic()
+            status = group.processes[1 - victim].wait(60)
+            took = time.monotonic() - began
+            group.processes[victim].wait()
+            group.wait_for_words(1 - victim, LOST)
+            said = group.said(1 - victim)
+        self.counts["slowest_stop_s"] = max(self.counts["slowest_stop_s"], took)
+        assert status not in (0, None), status
+        assert "Traceback" not in said, said[-3000:]
+        self._goes_on(name)
+
+    def _start(
+        self, name: str, epochs: int = 24, layout: tuple[int, int] = (2, 2)
+    ) -> Group:
+        flags = [f"--config=configs/{_task(name)}.py:phantom", *SMALL]
+        flags += [f"--config.train.epochs={epochs}", f"--workdir=runs/{name}"]
+        if _task(name) == "infection":
+            flags += [f"--init_from=runs/{name.replace('infection', 'lung')}"]
+            flags += ["--config.data.roi=predicted"]
+        return Group(self._cwd, flags, processes=layout[0], devices=layout[1])
+
+    def _goes_on(self, name: str) -> None:
+        with self._start(name) as group:
+            group.finish(0, 0)
+            assert "resumed at step" in group.said(0)
+        run, calm = self._runs / name, self._runs / "calm"
+        assert newest(run) == 24 * _STEPS_PER_EPOCH
+        steps = [line["step"] for line in read_metrics(run) if line["split"] == "train"]
+        assert steps == list(range(1, newest(run) + 1)), "not each step once"
+        assert _same_bits(run, calm), f"{name} came to something else"
+
+
+def _task(name: str) -> str:
+    return "infection" if name.startswith("infection") else "lung"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the checks; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.faults.hosts")
+    parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
+    folder = parser.parse_args(argv).folder
+    with tempfile.TemporaryDirectory(prefix="covjax-hosts-") as temporary:
+        cwd = folder or Path(temporary)
+        cwd.mkdir(parents=True, exist_ok=True)
+        faults = _Faults(make_project(cwd.absolute()))
+        check = faults.check
+        check("stage 1, 2 x 2 and 1 x 4", "equal", lambda: faults.equal("lung", 7))
+        check("stage 2, 2 x 2 and 1 x 4", "equal", lambda: faults.equal("infection", 3))
+        check("evaluated on 2 x 2", "equal", faults.evaluated_again)
+        check("undisturbed on 2 x 2", "equal", faults.calm)
+        for number, victims in (
+            (signal.SIGTERM, (1,)), (signal.SIGINT, (0,)), (signal.SIGTERM, (0, 1)),
+        ):  # fmt: skip
+            check(
+                f"{signal.Signals(number).name} to {victims}", "stopped",
+                lambda n=number, v=victims: faults.stopped(n, v),
+            )  # fmt: skip
+        for victim, when in ((1, "training"), (0, "training"), (1, "evaluation")):
+            check(
+                f"kill -9 of process {victim} in {when}", "killed",
+                lambda v=victim, w=when: faults.killed(v, w),
+            )  # fmt: skip
+    print(json.dumps(faults.counts))
+    return 1 if faults.counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
