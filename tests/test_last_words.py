@@ -89,17 +89,10 @@ def test_a_process_that_is_gone_is_told_among_several(capsys, monkeypatch, error
     assert capsys.readouterr().err == f"covjax: {LOST}\n"
 
 
-@pytest.mark.parametrize(
-    ("raised", "status", "said"),
-    [
-        ("MemoryError('8 GiB')", 1, "covjax: out of memory (of the host: 8 GiB)"),
-        ("KeyError('sex')", 1, "Traceback"),
-    ],
-)
-def test_the_command_line_ends_with_it(tmp_path, raised, status, said):
+def test_the_command_line_ends_with_it(tmp_path):
     program = (
         "import runpy, covjax.train\n"
-        f"def fail(*_): raise {raised}\n"
+        "def fail(*_): raise MemoryError('8 GiB')\n"
         "covjax.train.train_and_evaluate = fail\n"
         "runpy.run_module('covjax.main', run_name='__main__')"
     )
@@ -112,6 +105,6 @@ def test_the_command_line_ends_with_it(tmp_path, raised, status, said):
         text=True,
         timeout=120,
     )
-    assert found.returncode == status
-    assert found.stderr.startswith(said), found.stderr
-    assert ("Traceback" in found.stderr) == (said == "Traceback")
+    assert found.returncode == 1
+    assert found.stderr.startswith("covjax: out of memory (of the host: 8 GiB)")
+    assert len(found.stderr.splitlines()) == 2
