@@ -71,6 +71,7 @@ def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
             heartbeat_timeout_seconds=_HEARTBEAT,
             shutdown_timeout_seconds=_A_DAY,
             cluster_detection_method=cluster,
+            local_device_ids=_own_devices(),
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         why = str(error).partition("\n")[0]
@@ -121,6 +122,18 @@ def _find_cluster() -> str | None:
         if kind.name in _CLUSTERS and kind.is_env_present():
             return kind.name if kind.get_process_count() > 1 else None
     return None
+
+
+def _own_devices() -> list[int] | None:
+    """Returns what JAX is to be told of this process's devices: nothing, or all.
+
+    Told nothing, it takes one GPU a process under SLURM and Open MPI. That is right for
+    several processes on a machine, and leaves GPUs idle where there is one.
+    """
+    told = os.environ
+    tasks, nodes = told.get("SLURM_NTASKS"), told.get("SLURM_STEP_NUM_NODES")
+    alone = told.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1" or (tasks and tasks == nodes)
+    return [] if alone and "JAX_LOCAL_DEVICE_IDS" not in told else None
 
 
 def _accompany() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from covjax import hosts, parallel
 from covjax.errors import UsageError
@@ -17,6 +18,7 @@ from experiments.faults.hosts import Group
 SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_NUM_NODES": "1",
     "SLURM_NTASKS": "2",
     "SLURM_PROCID": "1",
     "SLURM_LOCALID": "0",
@@ -27,6 +29,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_SIZE": "2",
     "OMPI_COMM_WORLD_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
 
 
@@ -88,6 +91,25 @@ def test_a_cluster_is_found_by_jax(joined, monkeypatch, environment, name):
     assert joined[0]["heartbeat_timeout_seconds"] < 60  # within a minute
 
 
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        (SLURM, None),  # two on a machine: one GPU each, says JAX
+        (SLURM | {"SLURM_STEP_NUM_NODES": "2"}, []),  # all that JAX sees
+        (OPEN_MPI, None),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
+        (SLURM | {"SLURM_STEP_NUM_NODES": "2", "JAX_LOCAL_DEVICE_IDS": "1"}, None),
+    ],
+)
+def test_one_process_a_machine_has_all_its_gpus(
+    joined, monkeypatch, environment, devices
+):
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    hosts.join(None, None, None)
+    assert joined[0]["local_device_ids"] == devices
+
+
 def test_processes_that_do_not_meet_are_told_how(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nTrace: …")
@@ -101,14 +123,15 @@ def test_processes_that_do_not_meet_are_told_how(monkeypatch):
 def test_alone_a_process_stops_when_it_wants_or_is_told(devices, monkeypatch):
     agree_to_stop = parallel.compile_agreement()
     assert [agree_to_stop(step, step == 2) for step in (1, 2)] == [False, True]
-    told = jax.experimental.multihost_utils
-    monkeypatch.setattr(told, "reached_preemption_sync_point", lambda step: step == 4)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: step == 4
+    )
     assert [agree_to_stop(step, False) for step in (3, 4)] == [False, True]
 
     def fail(_):
         raise RuntimeError("the preemption service is disabled")
 
-    monkeypatch.setattr(told, "reached_preemption_sync_point", fail)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", fail)
     assert [agree_to_stop(step, step == 6) for step in (5, 6)] == [False, True]
 
 

@@ -6,9 +6,10 @@ Two processes of two virtual devices, which meet over loopback, against one proc
 four: both stages, with lungs found by the first, training and evaluation; stage 1 also
 on one device, two and eight, and begun on eight, then gone on with on two and one. Then
 the two get a signal, one of them alone or both at different steps, and one of them is
-killed, each of the two in training and one in evaluation; the same command goes on, and
-has to end in the bits of the run that nobody disturbed. The last line is a JSON object
-of counts; the exit status is 1 if anything failed. About twenty minutes on two cores.
+killed in training or evaluation, or frozen, as a machine that is gone; the same command
+goes on, and has to end in the bits of the run that nobody disturbed. The last line is a
+JSON object of counts; the exit status is 1 if anything failed. About twenty minutes on
+two cores.
 """
 
 import argparse
@@ -338,18 +339,21 @@ class _Faults:
         self._goes_on(name)
 
     def killed(self, victim: int, when: str) -> None:
-        """Kills one of the two, sees the other stop with a line, and goes on."""
-        name = f"killed-{victim}-{when}"
+        """Takes one of the two, sees the other stop with a line, and goes on."""
+        name = f"killed-{victim}-{when.replace(' ', '-')}"
         run = self._runs / name
         with self._start(name) as group:
-            if when == "training":
-                group.wait_until(lambda: newest(run) > 0)
-            else:
+            if when == "in evaluation":
                 group.wait_until(lambda: "Test, 12 films" in group.said(0))
-            group.processes[victim].kill()
+            else:
+                group.wait_until(lambda: newest(run) > 0)
+            # A frozen process is as a machine that is gone: no connection is closed.
+            number = signal.SIGSTOP if when == "frozen" else signal.SIGKILL
+            group.processes[victim].send_signal(number)
             began = time.monotonic()
             status = group.processes[1 - victim].wait(60)
             took = time.monotonic() - began
+            group.processes[victim].kill()
             group.processes[victim].wait()
             group.wait_for_words(1 - victim, LOST)
             said = group.said(1 - victim)
@@ -405,9 +409,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{signal.Signals(number).name} to {victims}", "stopped",
                 lambda n=number, v=victims: faults.stopped(n, v),
             )  # fmt: skip
-        for victim, when in ((1, "training"), (0, "training"), (1, "evaluation")):
+        for victim, when in (
+            (1, "in training"), (0, "in training"), (1, "in evaluation"), (1, "frozen"),
+        ):  # fmt: skip
             check(
-                f"kill -9 of process {victim} in {when}", "killed",
+                f"process {victim} killed, {when}", "killed",
                 lambda v=victim, w=when: faults.killed(v, w),
             )  # fmt: skip
     print(json.dumps(faults.counts))
