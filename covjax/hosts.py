@@ -9,6 +9,7 @@ import atexit
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,18 +23,25 @@ LOST = (
     "another process of the run has stopped, or this one was killed. Start all of them"
     " again with the same command: they go on from the newest checkpoint"
 )
+_APART = (
+    "the processes of the run did not find each other: start all of them, each with"
+    " --coordinator=HOST:PORT, a free port of the first that all reach,"
+    " --num_processes=N and --process_id=I"
+)
 _HEARTBEAT = 40  # seconds without a sign of life after which a process counts as dead
 _A_DAY = 24 * 3600  # one may write the report while the others have nothing to do
 _PATIENCE = 5  # seconds that a process that fails gives the others to fail as well
 _CLUSTERS = ("slurm", "ompi", "gcetpu", "gketpu")  # JAX's names of what it finds itself
 
-# Reads to the end of its input, which comes when the process has gone, however it went.
+# Its input ends when the process has gone, however it went; the last thing that it was
+# told is what is to be said then, and nothing if that is nothing.
 _COMPANION = """
 import signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-if not sys.stdin.buffer.read():
-    print(sys.argv[1], file=sys.stderr)
+last = sys.stdin.buffer.read().decode().splitlines()[-1]
+if last:
+    print("covjax:", last, file=sys.stderr)
 """
 _companion: subprocess.Popen[bytes] | None = None
 
@@ -57,6 +65,8 @@ def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if not missing:
         _check(**given)
+        if rank == 0:
+            _check_free(coordinator)
     elif len(missing) < len(given):
         raise UsageError(
             f"{' and '.join(missing)}: missing; processes that are started by hand need"
@@ -66,6 +76,7 @@ def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
         cluster = _find_cluster() if missing else "deactivate"
         if cluster is None:
             return
+        _accompany()
         jax.distributed.initialize(
             coordinator, count, rank,
             heartbeat_timeout_seconds=_HEARTBEAT,
@@ -75,14 +86,12 @@ def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         why = str(error).partition("\n")[0]
-        raise UsageError(
-            f"the processes of the run did not find each other ({why}): start each with"
-            " --coordinator=HOST:PORT, a free port that all reach, --num_processes=N"
-            " and --process_id=I"
-        ) from None
+        _let_say("")
+        raise UsageError(f"{_APART} ({why})") from None
     # JAX notes SIGTERM for itself, and would have it end nothing but a training loop.
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    _accompany()
+    _let_say(LOST)
+    atexit.register(_end_in_order)
 
 
 def leave(status: int) -> None:
@@ -94,7 +103,7 @@ def leave(status: int) -> None:
     sys.stderr.flush()
     if not jax.distributed.is_initialized():
         sys.exit(status)
-    _silence()
+    _let_say("")
     ending = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     ending.start()
     ending.join(_PATIENCE)
@@ -102,7 +111,8 @@ def leave(status: int) -> None:
 
 
 def _check(*, coordinator: str, num_processes: int, process_id: int) -> None:
-    if not re.fullmatch(r".+:\d+", coordinator):
+    parts = re.fullmatch(r".+:(\d+)", coordinator)
+    if parts is None or int(parts[1]) > 65535:
         raise UsageError(f"--coordinator={coordinator}: not HOST:PORT")
     if num_processes < 1:
         raise UsageError(f"--num_processes={num_processes}: must be at least 1")
@@ -111,6 +121,15 @@ def _check(*, coordinator: str, num_processes: int, process_id: int) -> None:
             f"--process_id={process_id}: must be from 0 to {num_processes - 1}"
             f" (--num_processes={num_processes})"
         )
+
+
+def _check_free(coordinator: str | None) -> None:
+    """Refuses a port that is taken, of which JAX's service would die."""
+    port = int(str(coordinator).rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UsageError(f"--coordinator={coordinator}: port {port}: {error}") from None
 
 
 def _find_cluster() -> str | None:
@@ -137,21 +156,21 @@ def _own_devices() -> list[int] | None:
 
 
 def _accompany() -> None:
-    """Starts the process that says `LOST`, unless it is told that all is well."""
+    """Starts the process that speaks for this one, should it be ended from without."""
     global _companion
-    _companion = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _COMPANION, f"covjax: {LOST}"],
-        stdin=subprocess.PIPE,
-    )
-    atexit.register(_end_in_order)
+    command = [sys.executable, "-I", "-S", "-c", _COMPANION]
+    _companion = subprocess.Popen(command, stdin=subprocess.PIPE)
+    _let_say(_APART)
 
 
 def _end_in_order() -> None:
     """Waits until all processes have come here."""
     jax.distributed.shutdown()
-    _silence()
+    _let_say("")
 
 
-def _silence() -> None:
+def _let_say(words: str) -> None:
+    """Tells the companion what to say if this process ends now."""
     if _companion is not None and _companion.stdin is not None:
-        _companion.communicate(b"well")
+        _companion.stdin.write(f"{words}\n".encode())
+        _companion.stdin.flush()

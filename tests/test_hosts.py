@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,12 +40,14 @@ def joined(monkeypatch) -> list:
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: asked.append(k))
     monkeypatch.setattr(hosts, "_accompany", lambda: None)
+    monkeypatch.setattr(hosts.atexit, "register", lambda _: None)
     return asked
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        (("a:70000", 2, 0), "--coordinator=a:70000: not HOST:PORT"),
         (("a:1", None, None), "--num_processes and --process_id: missing"),
         ((None, 2, 0), "--coordinator: missing"),
         (("a:1", 2, None), "--process_id: missing"),
@@ -115,9 +118,19 @@ def test_processes_that_do_not_meet_are_told_how(monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nTrace: …")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(UsageError, match="did not find each other .DEADLINE_EXC") as e:
-        hosts.join("a:1", 2, 0)
+    monkeypatch.setattr(hosts, "_accompany", lambda: None)
+    with pytest.raises(UsageError, match="did not find each .*DEADLINE_EXCEEDED") as e:
+        hosts.join("a:1", 2, 1)
     assert "\n" not in str(e.value)
+
+
+def test_a_port_that_is_taken_is_refused(joined):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port}: .*Address already in use"):
+            hosts.join(f"127.0.0.1:{port}", 2, 0)
+    hosts.join(f"127.0.0.1:{port}", 2, 0)
+    assert len(joined) == 1
 
 
 def test_alone_a_process_stops_when_it_wants_or_is_told(devices, monkeypatch):
