@@ -133,6 +133,7 @@ class Checkpoints:
                 return self.restore(state, step), told
             except UsageError as error:
                 told.append(_set_aside(self._folder / str(step), error))
+                parallel.wait_for_all()
                 self._manager.reload()
         if (aside := self._folder.parent / DAMAGED).exists():
             raise UsageError(
@@ -212,10 +213,11 @@ def set_aside_damaged(workdir: Path) -> list[str]:
 def _set_aside(folder: Path, error: UsageError) -> str:
     """Moves a checkpoint to `DAMAGED`; returns a line that says so."""
     home = folder.parents[1] / DAMAGED
-    home.mkdir(exist_ok=True)
     taken = len(list(home.glob(f"{folder.name}*")))
     moved = home / (f"{folder.name}-{taken}" if taken else folder.name)
-    folder.rename(moved)
+    if parallel.is_main():
+        home.mkdir(exist_ok=True)
+        folder.rename(moved)
     return f"WARNING: {error}. It was moved to {moved}"
 
 

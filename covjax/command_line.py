@@ -1,31 +1,8 @@
-"""What a user typed, parsed; what is wrong with it, or went wrong, said in one line."""
-
-import contextlib
-import sys
-from collections.abc import Iterator
+"""What a user typed, parsed; what is wrong with it, said in one line."""
 
 from absl import flags
 
-from covjax.errors import UsageError, as_failure
-from covjax.interrupt import raise_signals
-
-
-@contextlib.contextmanager
-def plain_ending() -> Iterator[None]:
-    """Ends the process with the line and the status of a failure, not a traceback.
-
-    SIGINT and SIGTERM are failures as well, with status 130 and 143. What nobody
-    foresaw keeps its traceback.
-    """
-    try:
-        with raise_signals():
-            yield
-    except Exception as error:
-        failure = as_failure(error)
-        if failure is None:
-            raise
-        print(f"covjax: {failure}", file=sys.stderr)
-        sys.exit(failure.exit_status)
+from covjax.errors import UsageError
 
 
 def parse(argv: list[str], config: flags.FlagHolder) -> list[str]:

@@ -3,7 +3,7 @@
 import errno
 import os
 
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class Failure(Exception):
@@ -38,19 +38,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error)
-    for number in _STORAGE:
+    for number in STORAGE:
         if os.strerror(number) in text:
             return os.strerror(number)
     return text.partition("\n")[0][:200]
-
-
-def as_failure(error: BaseException) -> Failure | None:
-    """Returns what an error is to its user: a failure; None if nobody foresaw it."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, OSError) and error.errno in _STORAGE:
-        return StorageError(
-            f"{error.filename or 'a file'}: {reason(error)}. What is whole stays; with"
-            " that mended, the same command goes on"
-        )
-    return None

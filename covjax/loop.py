@@ -1,6 +1,7 @@
 """The loop: one step after another, Val and a checkpoint after every epoch."""
 
 import dataclasses
+import signal
 from typing import Any
 
 import jax
@@ -72,6 +73,8 @@ def fit(
         log, Watch(skip=skip, dropped=log.dropped), schedule, config.train.log_every
     )
 
+    agree_to_stop = parallel.compile_agreement()
+    step = start
     with Interrupt() as interrupt:
         for step, batch in enumerate(feed.batches, start + 1):
             device_state, result = step_fn(device_state, batch, dropout_key)
@@ -81,8 +84,8 @@ def fit(
             if step == start + 1:
                 jax.block_until_ready(result)
                 log.restart_clock(step)  # compilation is no training
-            stop = interrupt.number
-            if step % steps_per_epoch == 0:
+            ended = step % steps_per_epoch == 0
+            if ended:
                 reader.read()
                 rate = log.images_per_second(step)
                 verdict = judge(device_state)
@@ -93,16 +96,21 @@ def fit(
                     f" {step}  {rate:.0f} images/s  val: {verdict.text}"
                 )
                 log.restart_clock(step)
-                stop = interrupt.number
-            elif stop or _is_due(step, config.train.checkpoint_every):
+            stop = agree_to_stop(step, interrupt.number is not None)
+            if not ended and (stop or _is_due(step, config.train.checkpoint_every)):
                 reader.read()
                 checkpoints.save(parallel.unreplicate(device_state), dice=None)
             if stop:
-                raise Interrupted(
-                    stop,
-                    f"stopped by signal {stop} after step {step} of {total}; the same"
-                    " command goes on from there",
-                )
+                break
+        else:  # a signal that came to another process with the last step counts, too
+            stop = agree_to_stop(total + 1, interrupt.number is not None)
+        if stop:
+            number = interrupt.number or signal.SIGTERM  # another process got one
+            raise Interrupted(
+                number,
+                f"stopped by signal {number:d} after step {step} of {total}; the same"
+                " command goes on from there",
+            )
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -10,11 +10,13 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from covjax import run_dir
-from covjax.command_line import parse, plain_ending
+from covjax import hosts, run_dir
+from covjax.command_line import parse
 from covjax.compilation import keep_compiled
 from covjax.errors import UsageError
 from covjax.evaluate import evaluate_run
+from covjax.interrupt import raise_signals
+from covjax.last_words import tell
 from covjax.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -22,11 +24,16 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Run's folder; default runs/STAG
 _INIT_FROM = flags.DEFINE_string("init_from", None, "Run or checkpoint to start from")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate"], "What to do")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "val", "test"], "To evaluate")
+# Several processes as one run; a cluster that JAX knows needs none of these.
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
+_COUNT = flags.DEFINE_integer("num_processes", None, "How many processes the run has")
+_RANK = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0")
 
 
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     keep_compiled()
+    hosts.join(_COORDINATOR.value, _COUNT.value, _RANK.value)
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config is not None and _INIT_FROM.value is not None:
         config.init_from = _INIT_FROM.value
@@ -41,5 +48,8 @@ def _main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with plain_ending():
-        app.run(_main, flags_parser=lambda argv: parse(argv, _CONFIG))
+    try:
+        with raise_signals():
+            app.run(_main, flags_parser=lambda argv: parse(argv, _CONFIG))
+    except Exception as error:
+        hosts.leave(tell(error))

@@ -164,6 +164,38 @@ def wait_for_all() -> None:
         multihost_utils.sync_global_devices("covjax")
 
 
+def compile_agreement() -> Callable[[int, bool], bool]:
+    """Returns `agree_to_stop(step, wants)`, which a loop asks before every step.
+
+    Every process gets the same answer for the same step: yes, if any of them wants to
+    stop or the cluster has told any of them that it will be taken away. So all of them
+    stop after the same step, and write one checkpoint. Among several processes the
+    wish counts at the next call: the devices have exchanged it by then, beside the step
+    in between, and nobody had to wait for it.
+    """
+    pending = None
+    exchange = jax.pmap(lambda wants: jax.lax.pmax(wants, AXIS), axis_name=AXIS)
+
+    def agree_to_stop(step: int, wants: bool) -> bool:
+        nonlocal pending
+        noticed = _is_preempted(step)
+        if jax.process_count() == 1:
+            return wants or noticed
+        before = pending
+        pending = exchange(np.full(jax.local_device_count(), wants))
+        return noticed or (before is not None and bool(unreplicate(before)))
+
+    return agree_to_stop
+
+
+def _is_preempted(step: int) -> bool:
+    """Tells whether a cluster's notice stops all processes at this step."""
+    try:
+        return multihost_utils.reached_preemption_sync_point(step)
+    except RuntimeError:  # JAX was told not to listen for one
+        return False
+
+
 def _free(device: Any) -> int:
     """Returns the bytes that a device has free; 0 where it does not say (a CPU)."""
     stats = device.memory_stats() or {}

@@ -13,8 +13,9 @@ from typing import Any
 
 import filelock
 import ml_collections
+import numpy as np
 
-from covjax import checkpoint
+from covjax import checkpoint, parallel
 from covjax.config import differences, read_config, save_config
 from covjax.errors import UsageError, reason
 from covjax.files import HALF
@@ -133,8 +134,13 @@ def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def default(config: ml_collections.ConfigDict) -> Path:
-    """Returns a folder that names stage and time: runs/lung-20261123-134501."""
-    return Path("runs") / f"{config.data.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Returns a folder that names stage and time: runs/lung-20261123-134501.
+
+    All processes of a run get the same, by the clock of the first.
+    """
+    now = np.frombuffer(time.strftime("%Y%m%d-%H%M%S").encode(), np.uint8)
+    told = parallel.from_main(now).tobytes().decode()
+    return Path("runs") / f"{config.data.task}-{told}"
 
 
 def about(argv: list[str]) -> dict[str, Any]:

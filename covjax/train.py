@@ -68,6 +68,7 @@ def train_and_evaluate(
     moved = None
     if config.init_from and not checkpoint.exists(workdir):
         moved = _transfer(config, state)
+    parallel.wait_for_all()  # all have seen the folder as it was before
     with run_dir.hold(workdir):
         if parallel.is_main():
             run_dir.claim(workdir, config, phantom=is_phantom(root))

@@ -1,8 +1,5 @@
 """The command line: what is wrong with it is said in one line."""
 
-import errno
-import os
-import signal
 import sys
 from pathlib import Path
 
@@ -10,8 +7,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from covjax.command_line import parse, plain_ending
-from covjax.errors import Diverged, UsageError
+from covjax.command_line import parse
+from covjax.errors import UsageError
 
 # Of ml_collections, where it reads a config's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -63,35 +60,3 @@ def test_what_is_wrong_is_named_in_one_line(parse_words, words, said):
     with pytest.raises(UsageError, match=said) as error:
         parse_words(["program", *words])
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (UsageError("config.seed: no"), 2, "config.seed: no"),
-        (Diverged("step 3 is not finite"), 1, "step 3 is not finite"),
-        (OSError(errno.ENOSPC, "full", "runs/a"), 1, "runs/a: full"),
-    ],
-)
-def test_a_failure_ends_the_process_with_its_line_and_status(
-    capsys, error, status, said
-):
-    with pytest.raises(SystemExit) as end, plain_ending():
-        raise error
-    assert end.value.code == status
-    assert capsys.readouterr().err.startswith(f"covjax: {said}")
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
-)
-def test_a_signal_ends_the_process_with_a_line_and_its_status(capsys, number, status):
-    with pytest.raises(SystemExit) as end, plain_ending():
-        os.kill(os.getpid(), number)
-    assert end.value.code == status
-    assert f"stopped by signal {number:d}" in capsys.readouterr().err
-
-
-def test_what_nobody_foresaw_is_not_hidden():
-    with pytest.raises(ZeroDivisionError), plain_ending():
-        raise ZeroDivisionError

@@ -1,0 +1,66 @@
+"""What a program says when it fails: a line where the user can help, else a traceback.
+
+Beside covjax's own failures these are memory that does not suffice, on a device or on
+the host, a disk that is full, and another process of the run that has gone.
+"""
+
+import sys
+import traceback
+from collections.abc import Iterator
+
+import jax
+
+from covjax.errors import STORAGE, Failure, StorageError, reason
+from covjax.hosts import LOST
+
+OUT_OF_MEMORY = (
+    "out of memory ({}). Lower config.train.batch_size, config.data.image_size or"
+    " config.model.width, or set config.model.remat=True;\nwith augment.where='device',"
+    " data.cache='' keeps the films off the device; on the host, lower data.workers and"
+    " data.prefetch"
+)
+# What the errors of collectives and of the service behind them have in common.
+_OF_OTHERS = ("gloo", "nccl", "peer", "coordination", "barrier", "unavailable")
+
+
+def tell(error: BaseException, program: str = "covjax") -> int:
+    """Says on stderr what went wrong; returns the exit status."""
+    failure = error if isinstance(error, Failure) else explained(error)
+    if failure is None:
+        traceback.print_exception(error)
+        return 1
+    print(f"{program}: {failure}", file=sys.stderr)
+    return failure.exit_status
+
+
+def explained(error: BaseException) -> Failure | None:
+    """Returns a failure that says what the user can do about an error of the machine.
+
+    None for any other error. An error counts if it, or one that led to it, is of memory
+    or storage or, in a run of several processes, of another process.
+    """
+    for cause in _causes(error):
+        said = str(cause)
+        # XLA's errors come as RuntimeError or ValueError; their texts are what is sure.
+        on_device = "RESOURCE_EXHAUSTED" in said
+        if on_device or isinstance(cause, MemoryError):
+            where = "of a device" if on_device else "of the host"
+            first = said.partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+            return Failure(
+                OUT_OF_MEMORY.format(f"{where}: {first}" if first else where)
+            )
+        if isinstance(cause, OSError) and cause.errno in STORAGE:
+            return StorageError(
+                f"{cause.filename or 'a file'}: {reason(cause)}. What is whole stays;"
+                " with that mended, the same command goes on"
+            )
+        if jax.distributed.is_initialized():
+            if any(word in said.lower() for word in _OF_OTHERS):
+                return Failure(LOST)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,426 @@
+"""Several processes as one run, on tiny phantoms: equal to one, stopped, killed.
+
+  python -m experiments.faults.hosts [--folder=DIR]
+
+Two processes of two virtual devices, which meet over loopback, against one process of
+four: both stages, with lungs found by the first, training and evaluation; stage 1 also
+on one device, two and eight, and begun on eight, then gone on with on two and one. Then
+the two get a signal, one of them alone or both at different steps, and one of them is
+killed in training or evaluation, or frozen, as a machine that is gone; the same command
+goes on, and has to end in the bits of the run that nobody disturbed. The last line is a
+JSON object of counts; the exit status is 1 if anything failed. About twenty minutes on
+two cores.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from covjax.checkpoint import FOLDER, best_of, read_variables
+from covjax.hosts import LOST
+from covjax.report.log import METRICS, read_metrics
+
+PROJECT = Path(__file__).parents[2]
+SMALL = (
+    "--config.data.phantom_films=(24, 8, 12)",
+    "--config.data.image_size=32",
+    "--config.model.width=4",
+    "--config.model.depth=2",
+    "--config.train.batch_size=8",
+    "--config.train.log_every=1",
+)
+_STEPS_PER_EPOCH = 3
+# Names → processes and devices of each, the first of which the others are compared to.
+_TWO_AND_ONE = {"two": (2, 2), "one": (1, 4)}
+_LAYOUTS = _TWO_AND_ONE | {f"alone-{n}": (1, n) for n in (1, 2, 8)}
+_LIMIT = 300  # seconds that a process may take
+# Rounding: sums are taken in another order. The loss hardly shows it; but Adam divides
+# by the size of a gradient, so that of one that is all rounding a sign is left, and a
+# pixel at the threshold falls to the one side or the other.
+TOLERANCES = {"loss": 1e-4, "parameters": 5e-3, "metrics": 5e-3, "pixels": 4e-3}
+
+
+class Group:
+    """Processes of one run, which are ended with the `with` that holds them."""
+
+    def __init__(
+        self,
+        cwd: Path,
+        flags: Sequence[str],
+        *,
+        processes: int = 2,
+        devices: int = 2,
+        program: Sequence[str] = ("-m", "covjax.main"),
+    ):
+        """Starts them.
+
+        Args:
+          cwd: a folder that stands for the project's.
+          flags: of the command line, the same for all.
+          processes: 1 or more.
+          devices: virtual CPU devices of each.
+          program: what Python is to run.
+        """
+        others = os.environ.get("XLA_FLAGS", "").split()
+        others = [flag for flag in others if "host_platform_device_count" not in flag]
+        count = f"--xla_force_host_platform_device_count={devices}"
+        env = {"JAX_COMPILATION_CACHE_DIR": str(cwd / "xla")} | os.environ
+        env |= {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
+        env |= {"XLA_FLAGS": " ".join([*others, count])}
+        env.pop("COVJAX_DATA", None)
+        self._outputs, self.processes = [], list[subprocess.Popen[bytes]]()
+        port = _free_port()
+        for rank in range(processes):
+            by_hand = (
+                f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}",
+                f"--process_id={rank}",
+            ) if processes > 1 else ()  # fmt: skip
+            # A file takes all that is said, while nobody reads it.
+            self._outputs.append(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                [sys.executable, *program, *flags, *by_hand],
+                cwd=cwd,
+                env=env,
+                stdout=self._outputs[-1],
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self.processes.append(process)
+
+    def __enter__(self) -> "Group":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kills what is left of them, and of what they started."""
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        for output in self._outputs:
+            output.close()
+
+    def said(self, rank: int) -> str:
+        """Returns what a process has printed so far."""
+        output = self._outputs[rank].fileno()
+        # Without moving the place where the process writes on.
+        return os.pread(output, os.fstat(output).st_size, 0).decode(errors="replace")
+
+    def wait(self) -> list[int]:
+        """Returns the exit statuses, once all have ended.
+
+        Raises:
+          subprocess.TimeoutExpired: if one does not.
+        """
+        return [process.wait(_LIMIT) for process in self.processes]
+
+    def finish(self, *statuses: int) -> None:
+        """Waits for the end.
+
+        Raises:
+          AssertionError: with what was said, if the statuses are others.
+        """
+        found = self.wait()
+        told = "\n".join(self.said(rank)[-3000:] for rank in range(len(found)))
+        assert found == list(statuses), f"{found}, not {list(statuses)}:\n{told}"
+
+    def wait_for_words(self, rank: int, words: str) -> None:
+        """Waits for what the companion of an ended process says, which outlives it.
+
+        Raises:
+          AssertionError: if it does not say so in ten seconds.
+        """
+        deadline = time.monotonic() + 10
+        while words not in self.said(rank):
+            assert time.monotonic() < deadline, self.said(rank)[-3000:]
+            time.sleep(0.05)
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Returns once something holds, while all processes run.
+
+        Raises:
+          AssertionError: if one ends before, or it takes too long.
+        """
+        deadline = time.monotonic() + _LIMIT
+        while not holds():
+            ended = [p.poll() for p in self.processes]
+            assert set(ended) == {None}, f"{ended}: {self.said(0)}\n{self.said(-1)}"
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+def make_project(folder: Path) -> Path:
+    """Makes a folder stand for the project's: configs in it, data made in it."""
+    (folder / "configs").symlink_to(PROJECT / "configs")
+    return folder
+
+
+def newest(run: Path) -> int:
+    """Returns the step of a run's newest whole checkpoint, 0 if there is none."""
+    names = [path.name for path in (run / FOLDER).glob("*")]
+    return max([int(name) for name in names if name.isdecimal()], default=0)
+
+
+def gaps(a: Path, b: Path) -> dict[str, float]:
+    """Returns by how much two runs differ at most, over all that they came to.
+
+    Returns:
+      "loss": in metrics.jsonl; "parameters": of parameters and batch statistics, of the
+      newest checkpoint and of the best; "metrics": of the other numbers in
+      metrics.jsonl; "pixels": of the counts of a film in any table of results, as a
+      share of its pixels.
+
+    Raises:
+      AssertionError: if they do not have the same checkpoints, steps and films.
+    """
+    assert newest(a) == newest(b), f"at step {newest(a)} and {newest(b)}"
+    found = dict.fromkeys(TOLERANCES, 0.0)
+    for run, other in (
+        [run / FOLDER / str(newest(a)) for run in (a, b)],
+        [best_of(str(run)) for run in (a, b)],
+    ):
+        one, two = read_variables(run), read_variables(other)
+        assert jax.tree.structure(one) == jax.tree.structure(two)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+            found["parameters"] = max(found["parameters"], float(np.abs(x - y).max()))
+    for x, y in zip(read_metrics(a), read_metrics(b), strict=True):
+        assert (x.keys(), x["step"]) == (y.keys(), y["step"]), f"{x}, {y}"
+        for name in x.keys() - {"split"}:
+            kind = "loss" if name == "loss" else "metrics"
+            if x[name] is not None or y[name] is not None:
+                found[kind] = max(found[kind], abs(x[name] - y[name]))
+    tables = [sorted((run / "results").glob("*.csv")) for run in (a, b)]
+    assert [t.name for t in tables[0]] == [t.name for t in tables[1]] != []
+    for paths in zip(*tables, strict=True):
+        for x, y in zip(*map(_counts, paths), strict=True):
+            assert x[0] == y[0], f"{x[0]} and {y[0]} in {paths[0].name}"
+            apart = max(abs(m - n) for m, n in zip(x[1], y[1], strict=True))
+            found["pixels"] = max(found["pixels"], apart / sum(x[1]))
+    return found
+
+
+def _counts(table: Path) -> list[tuple[str, list[int]]]:
+    rows = [row.split(",") for row in table.read_text().splitlines()[1:]]
+    return [(row[0], [int(count) for count in row[2:6]]) for row in rows]
+
+
+def check_equal(a: Path, b: Path) -> dict[str, float]:
+    """Returns the `gaps` of two runs.
+
+    Raises:
+      AssertionError: if they differ by more than rounding does.
+    """
+    found = gaps(a, b)
+    assert all(found[kind] < most for kind, most in TOLERANCES.items()), found
+    return found
+
+
+def check_same_bits(a: Path, b: Path) -> None:
+    """Compares two runs that had the same processes and devices.
+
+    Raises:
+      AssertionError: if they did not come to the same bits.
+    """
+    assert not any(gaps(a, b).values()), gaps(a, b)
+    for name in (METRICS, "results/test.csv"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+class _Faults:
+    """The checks, and their counts."""
+
+    def __init__(self, cwd: Path):
+        self._cwd, self._runs = cwd, cwd / "runs"
+        self.counts: dict[str, Any] = {"equal": 0, "stopped": 0, "killed": 0}
+        self.counts |= {"largest_gaps": dict.fromkeys(TOLERANCES, 0.0)}
+        self.counts |= {"slowest_stop_s": 0.0, "failed": []}
+
+    def check(self, name: str, kind: str, passes: Callable[[], None]) -> None:
+        began = time.monotonic()
+        try:
+            passes()
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            self.counts["failed"].append(name)
+            told = f"FAILED: {error}"
+        else:
+            self.counts[kind] += 1
+            told = "passed"
+        print(f"{name}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
+
+    def equal(self, stage: str, epochs: int) -> None:
+        """Trains and evaluates on 2 x 2 and, each alone, on 1, 2, 4 and 8."""
+        for name, layout in (_LAYOUTS if stage == "lung" else _TWO_AND_ONE).items():
+            with self._start(f"{stage}-{name}", epochs, layout) as group:
+                group.finish(*[0] * layout[0])
+            self._compare(self._runs / f"{stage}-two", self._runs / f"{stage}-{name}")
+        if stage == "infection":
+            told = [
+                sorted(
+                    (path.name, path.read_bytes())
+                    for path in (self._runs / f"lung-{name}" / "lungs").rglob("*.png")
+                )
+                for name in ("two", "one")
+            ]
+            assert len(told[0]) == 24 + 8 + 12 and told[0] == told[1], "other lungs"
+
+    def _compare(self, a: Path, b: Path) -> None:
+        largest = self.counts["largest_gaps"]
+        for kind, found in check_equal(a, b).items():
+            largest[kind] = max(largest[kind], found)
+
+    def on_fewer(self) -> None:
+        """Begins on 8 devices and goes on on 2, and again on 1."""
+        for count in (2, 1):
+            run = self._runs / f"fewer-{count}"
+            with self._start(run.name, 24, (1, 8)) as group:
+                group.wait_until(lambda run=run: newest(run) > 0)
+                group.processes[0].send_signal(signal.SIGTERM)
+                group.finish(128 + signal.SIGTERM)
+            assert newest(run) < 24 * _STEPS_PER_EPOCH, "stopped too late"
+            with self._start(run.name, 24, (1, count)) as group:
+                group.finish(0)
+                assert "resumed at step" in group.said(0)
+            self._compare(self._runs / "calm", run)
+
+    def evaluated_again(self) -> None:
+        """Evaluates on 2 x 2 what was trained on 1 x 4."""
+        run, results = self._runs / "lung-one", self._runs / "lung-one" / "results"
+        copy = self._runs / "copy"
+        shutil.copytree(run, copy)
+        shutil.rmtree(copy / "results")
+        flags = ("--mode=evaluate", f"--workdir={copy}")
+        for split in ("test", "val"):
+            with Group(self._cwd, [*flags, f"--split={split}"]) as group:
+                group.finish(0, 0)
+        assert {p.name for p in results.iterdir()} == {
+            p.name for p in (copy / "results").iterdir()
+        }
+        self._compare(run, copy)
+
+    def calm(self) -> None:
+        """Trains on 2 x 2 without a fault, for the others to compare with."""
+        with self._start("calm") as group:
+            group.finish(0, 0)
+
+    def stopped(self, number: int, victims: tuple[int, ...]) -> None:
+        """Sends a signal to some, and goes on."""
+        name = f"stopped-{number}-{len(victims)}"
+        run = self._runs / name
+        with self._start(name) as group:
+            group.wait_until(lambda: newest(run) > 0)
+            for k, victim in enumerate(victims):
+                time.sleep(0.3 * k)  # not at the same step
+                group.processes[victim].send_signal(number)
+            statuses = group.wait()
+            said = [line for line in group.said(0).splitlines() if "stopped by" in line]
+        # A process that got none ends as after SIGTERM.
+        allowed = {128 + number, 128 + signal.SIGTERM}
+        assert set(statuses) <= allowed, statuses
+        assert said and f"after step {newest(run)} of" in said[0], said
+        self._goes_on(name)
+
+    def killed(self, victim: int, when: str) -> None:
+        """Takes one of the two, sees the other stop with a line, and goes on."""
+        name = f"killed-{victim}-{when.replace(' ', '-')}"
+        run = self._runs / name
+        with self._start(name) as group:
+            if when == "in evaluation":
+                group.wait_until(lambda: "Test, 12 films" in group.said(0))
+            else:
+                group.wait_until(lambda: newest(run) > 0)
+            # A frozen process is as a machine that is gone: no connection is closed.
+            number = signal.SIGSTOP if when == "frozen" else signal.SIGKILL
+            group.processes[victim].send_signal(number)
+            began = time.monotonic()
+            status = group.processes[1 - victim].wait(60)
+            took = time.monotonic() - began
+            group.processes[victim].kill()
+            group.processes[victim].wait()
+            group.wait_for_words(1 - victim, LOST)
+            said = group.said(1 - victim)
+        self.counts["slowest_stop_s"] = max(self.counts["slowest_stop_s"], took)
+        assert status not in (0, None), status
+        assert "Traceback" not in said, said[-3000:]
+        self._goes_on(name)
+
+    def _start(
+        self, name: str, epochs: int = 24, layout: tuple[int, int] = (2, 2)
+    ) -> Group:
+        flags = [f"--config=configs/{_task(name)}.py:phantom", *SMALL]
+        flags += [f"--config.train.epochs={epochs}", f"--workdir=runs/{name}"]
+        if _task(name) == "infection":
+            flags += [f"--init_from=runs/{name.replace('infection', 'lung')}"]
+            flags += ["--config.data.roi=predicted"]
+        return Group(self._cwd, flags, processes=layout[0], devices=layout[1])
+
+    def _goes_on(self, name: str) -> None:
+        with self._start(name) as group:
+            group.finish(0, 0)
+            assert "resumed at step" in group.said(0)
+        run, calm = self._runs / name, self._runs / "calm"
+        assert newest(run) == 24 * _STEPS_PER_EPOCH
+        steps = [line["step"] for line in read_metrics(run) if line["split"] == "train"]
+        assert steps == list(range(1, newest(run) + 1)), "not each step once"
+        check_same_bits(run, calm)
+
+
+def _task(name: str) -> str:
+    return "infection" if name.startswith("infection") else "lung"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the checks; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.faults.hosts")
+    parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
+    folder = parser.parse_args(argv).folder
+    with tempfile.TemporaryDirectory(prefix="covjax-hosts-") as temporary:
+        cwd = folder or Path(temporary)
+        cwd.mkdir(parents=True, exist_ok=True)
+        faults = _Faults(make_project(cwd.absolute()))
+        check = faults.check
+        check("stage 1 on any devices", "equal", lambda: faults.equal("lung", 7))
+        check("stage 2, 2 x 2 and 1 x 4", "equal", lambda: faults.equal("infection", 3))
+        check("evaluated on 2 x 2", "equal", faults.evaluated_again)
+        check("undisturbed on 2 x 2", "equal", faults.calm)
+        check("begun on 8, gone on on 2 and on 1", "equal", faults.on_fewer)
+        for number, victims in (
+            (signal.SIGTERM, (1,)), (signal.SIGINT, (0,)), (signal.SIGTERM, (0, 1)),
+        ):  # fmt: skip
+            check(
+                f"{signal.Signals(number).name} to {victims}", "stopped",
+                lambda n=number, v=victims: faults.stopped(n, v),
+            )  # fmt: skip
+        for victim, when in (
+            (1, "in training"), (0, "in training"), (1, "in evaluation"), (1, "frozen"),
+        ):  # fmt: skip
+            check(
+                f"process {victim} killed, {when}", "killed",
+                lambda v=victim, w=when: faults.killed(v, w),
+            )  # fmt: skip
+    print(json.dumps(faults.counts))
+    return 1 if faults.counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
