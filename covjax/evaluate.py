@@ -48,6 +48,7 @@ from covjax.results import (
     summarize_evaluated,
     write_results,
 )
+from covjax.run_films import choose_films
 from covjax.trained import read_trained
 
 
@@ -79,7 +80,9 @@ def evaluate_run(
     finder = make_finder(config)
     parallel.check_batch_size(config.train.batch_size)
     root, films = find_films(config)
-    evaluate_best(config, workdir, root, films, split, finder)
+    chosen = choose_films(config, workdir, films, ("Val", split), training=False)
+    chosen.write(workdir)
+    evaluate_best(config, workdir, root, chosen.films, split, finder)
 
 
 def _if_there(lung_run: str) -> str:
