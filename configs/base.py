@@ -46,6 +46,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # the steps run on an accelerator, else none (covjax/data/concurrency.py).
     config.data.workers = -1
     config.data.prefetch = 4  # batches that wait on the host
+    # All films and masks are looked at before the first step. One that cannot be used
+    # is an "error", or, up to 1 % of a split, left out and listed: "skip".
+    config.data.on_bad_record = "error"
 
     config.augment = ml_collections.ConfigDict()  # the study's three transforms
     config.augment.where = "host"  # or "device", where the host cannot keep up

@@ -20,6 +20,7 @@ NOT_IDENTITY = {
     "data.threads",
     "data.workers",
     "data.prefetch",
+    "data.on_bad_record",  # once it has begun, a run keeps to its films (run_films.py)
     "train.log_every",
     "train.checkpoint_every",
     "train.on_nan",
@@ -33,6 +34,7 @@ _SINCE = {
     "data.train_share": 1.0,
     "data.positive_share": (),
     "data.cache": "auto",
+    "data.on_bad_record": "error",
     "augment.where": "host",
     "augment.gamma_prob": 0.0,
     "augment.gamma": 0.3,
@@ -137,6 +139,7 @@ _CHECKS: dict[str, _Check] = {
     "data.threads": _whole(1),
     "data.workers": _whole(-1),
     "data.prefetch": _whole(1),
+    "data.on_bad_record": _one_of("error", "skip"),
     "data.phantom_films": (
         lambda v: len(v) in (0, 3) and all(type(n) is int and n > 0 for n in v),
         "(Train, Val, Test), whole numbers above 0, or () for the films of data.root",

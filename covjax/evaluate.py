@@ -48,6 +48,7 @@ from covjax.results import (
     summarize_evaluated,
     write_results,
 )
+from covjax.run_films import choose_films
 from covjax.trained import read_trained
 
 
@@ -79,8 +80,10 @@ def evaluate_run(
     finder = make_finder(config)
     parallel.check_batch_size(config.train.batch_size)
     root, films = find_films(config)
+    chosen = choose_films(config, workdir, films, ("Val", split), training=False)
     with run_dir.hold(workdir):
-        evaluate_best(config, workdir, root, films, split, finder)
+        chosen.write(workdir)
+        evaluate_best(config, workdir, root, chosen.films, split, finder)
 
 
 def _if_there(lung_run: str) -> str:

@@ -19,6 +19,7 @@ from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
 from covjax.report.figures import draw_curves
 from covjax.report.log import RunLog, read_metrics
+from covjax.run_films import choose_films
 from covjax.train_state import TrainState, create_train_state, start_state
 from covjax.transfer import Transfer, format_transfer, transfer
 
@@ -48,6 +49,10 @@ def train_and_evaluate(
     parallel.check_batch_size(config.train.batch_size)
     run_dir.check(workdir, config)
     root, films = find_films(config)
+    chosen = choose_films(
+        config, workdir, films, ("Train", "Val", split), training=True
+    )
+    films = chosen.films
     steps_per_epoch = len(films["Train"]) // config.train.batch_size
     if not steps_per_epoch:
         raise UsageError(
@@ -74,6 +79,7 @@ def train_and_evaluate(
             run_dir.claim(workdir, config, phantom=is_phantom(root))
             for line in checkpoint.set_aside_damaged(workdir):
                 print(line, flush=True)
+        chosen.write(workdir)
         parallel.wait_for_all()
         films = evaluate.show_lungs(config, workdir, films, finder)
         with Checkpoints(workdir) as checkpoints:

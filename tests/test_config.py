@@ -174,6 +174,7 @@ RANGES = [
     ),
     ("data.roi_dilate", [-1], [0], "at least 0"),
     ("data.roi_as", ["mask", ""], ["cut"], "'cut', 'channel'"),
+    ("data.on_bad_record", ["raise", ""], ["error", "skip"], "'error', 'skip'"),
     ("data.train_share", [0.0, -0.5, 1.5], [0.001, 1.0], "above 0, at most 1"),
     (
         "data.positive_share",
@@ -503,6 +504,7 @@ def test_only_fields_without_effect_on_numbers_may_change():
         "data.threads",
         "data.workers",
         "data.prefetch",
+        "data.on_bad_record",
         "train.log_every",
         "train.checkpoint_every",
         "train.on_nan",
@@ -553,6 +555,7 @@ SINCE = {
     "data.roi_as": "cut",
     "data.train_share": 1.0,
     "data.positive_share": (),
+    "data.on_bad_record": "error",
     "augment.gamma_prob": 0.0,
     "augment.gamma": 0.3,
     "augment.noise_prob": 0.0,

@@ -1,6 +1,7 @@
-"""The published layout, and the reading of films in every kind of file."""
+"""The published layout, and films with their masks."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +104,62 @@ def test_ignores_files_that_are_not_films(tmp_path):
     assert len(covidqu.list_films(tmp_path, "infection", "Test")) == 1
 
 
-def test_missing_mask_names_the_film(tmp_path):
+def test_missing_mask_is_told_to_whoever_reads_the_film(tmp_path):
     split = tmp_path / INFECTION / "Test"
     write_film(split)
-    (split / "Normal" / "infection masks" / "a.png").unlink()
-    with pytest.raises(DataError, match=r"a\.png.*'infection masks'"):
+    mask = split / "Normal" / "infection masks" / "a.png"
+    mask.unlink()
+    (film,) = covidqu.list_films(tmp_path, "infection", "Test")
+    with pytest.raises(DataError, match=r"infection masks/a\.png: no such file"):
+        covidqu.read_film(film, 8)
+
+
+@pytest.mark.parametrize("above", ["images", ""], ids=["folder", "class"])
+@pytest.mark.parametrize("to", ["nowhere", "Normal"], ids=["dangling", "circle"])
+def test_folder_that_cannot_be_listed_is_no_empty_class(tmp_path, above, to):
+    split = tmp_path / INFECTION / "Test"
+    write_film(split, "COVID-19")
+    if above:
+        (split / "Normal").mkdir()
+        (split / "Normal" / "images").symlink_to("images" if to == "Normal" else to)
+    else:
+        (split / "Normal").symlink_to(to)
+    with pytest.raises(DataError) as caught:
         covidqu.list_films(tmp_path, "infection", "Test")
+    assert str(caught.value).startswith(str(split / "Normal"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_class_behind_a_link_may_lack_a_folder(tmp_path):
+    split = tmp_path / INFECTION / "Test"
+    write_film(split, "COVID-19")
+    (tmp_path / "elsewhere").mkdir()
+    (split / "Normal").symlink_to(tmp_path / "elsewhere")
+    assert len(covidqu.list_films(tmp_path, "infection", "Test")) == 1
+
+
+@pytest.mark.parametrize(
+    "name", [b"a\nb.png", b"a\x7fb.png", b"a\xffb.png", "a\u2028b.png".encode()]
+)
+def test_name_that_no_table_can_hold_is_refused_in_one_line(tmp_path, name):
+    split = tmp_path / INFECTION / "Test"
+    write_film(split)
+    images = split / "Normal" / "images"
+    os.rename(images / "a.png", os.fsencode(images) + b"/" + name)
+    with pytest.raises(DataError, match=r"images/a.*b\.png: a name that no") as caught:
+        covidqu.list_films(tmp_path, "infection", "Test")
+    assert len(str(caught.value).encode().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["ä b.png", "肺 1.png", "ن\u200cو.png", "a\u00a0b.png"]
+)
+def test_names_of_other_scripts_are_read(tmp_path, name):
+    split = tmp_path / INFECTION / "Test"
+    write_film(split, name=name)
+    (film,) = covidqu.list_films(tmp_path, "infection", "Test")
+    assert film.name == name
+    assert covidqu.read_film(film, 8)["lung"].any()
 
 
 def test_two_films_of_one_name_are_refused(tmp_path):
@@ -143,89 +194,6 @@ def test_phantom_is_told_by_its_marker(tmp_path):
     assert covidqu.is_phantom(tmp_path)
 
 
-def palette() -> Image.Image:
-    # Index 0 is white and 1 is black: reading the indices would turn them round.
-    picture = Image.fromarray(np.array([[0, 1], [1, 1]], np.uint8), "P")
-    picture.putpalette([255, 255, 255, 0, 0, 0])
-    return picture
-
-
-def with_alpha(mode: str) -> Image.Image:
-    picture = Image.fromarray(RAMP).convert(mode)
-    picture.putalpha(0)  # wholly transparent: the colour below must still come out
-    return picture
-
-
-@pytest.mark.parametrize(
-    ("picture", "expected"),
-    [
-        (lambda: Image.fromarray(RAMP), RAMP),
-        (lambda: Image.fromarray(RAMP).convert("RGB"), RAMP),
-        (lambda: with_alpha("RGB"), RAMP),
-        (lambda: with_alpha("L"), RAMP),
-        (palette, [[255, 0], [0, 0]]),
-        (lambda: Image.new("1", (1, 1), 1), [[255]]),
-        # Luma of pure red, green and blue: .299, .587 and .114 of 255.
-        (
-            lambda: Image.fromarray(np.eye(3, dtype=np.uint8)[None] * 255),
-            [[76, 150, 29]],
-        ),
-        (
-            lambda: Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)),
-            [[0, 100, 255]],
-        ),
-    ],
-    ids=["L", "RGB", "RGBA", "LA", "P", "1", "luma", "I;16"],
-)
-def test_reads_every_mode_as_8_bit_grey(tmp_path, picture, expected):
-    picture().save(tmp_path / "x.png")
-    grey = covidqu.read_grey(tmp_path / "x.png")
-    assert grey.dtype == np.uint8
-    np.testing.assert_array_equal(grey, expected)
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_reads_16_bit_tiff(tmp_path, dtype):
-    write(tmp_path / "x.tif", np.array([[0, 257 * 7, 65535]], dtype))
-    np.testing.assert_array_equal(covidqu.read_grey(tmp_path / "x.tif"), [[0, 7, 255]])
-
-
-def test_reads_jpeg(tmp_path):
-    Image.fromarray(RAMP).save(tmp_path / "x.jpg", quality=95)
-    grey = covidqu.read_grey(tmp_path / "x.jpg")
-    np.testing.assert_allclose(grey.astype(int), RAMP, atol=6)
-
-
-def test_refuses_floats(tmp_path):
-    write(tmp_path / "x.tif", np.full((2, 2), 0.5, np.float32))
-    with pytest.raises(DataError, match=r"x\.tif: neither 8 nor 16 bits"):
-        covidqu.read_grey(tmp_path / "x.tif")
-
-
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
-def test_truncated_file_is_refused_wherever_it_is_cut(tmp_path, share):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
-    whole = write(tmp_path / "x.png", noise).read_bytes()
-    # The last 12 bytes are the end marker, after all pixels.
-    (tmp_path / "x.png").write_bytes(whole[: int(share * (len(whole) - 12))])
-    with pytest.raises(DataError, match=r"x\.png: cannot be read"):
-        covidqu.read_grey(tmp_path / "x.png")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"no picture at all\n"], ids=["empty", "text"]
-)
-def test_file_that_is_no_picture_is_refused(tmp_path, content):
-    (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.png: cannot be read"):
-        covidqu.read_grey(tmp_path / "x.png")
-
-
-def test_missing_file_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"x\.png: no such file"):
-        covidqu.read_grey(tmp_path / "x.png")
-
-
 def test_binarize_cuts_many_values_at_mid_grey():
     levels = np.array([[0, 1, 127, 128, 255]], np.uint8)
     np.testing.assert_array_equal(covidqu.binarize(levels), [[0, 0, 0, 1, 1]])
@@ -239,6 +207,61 @@ def test_binarize_takes_the_one_other_value_for_foreground(value):
     stored = np.array([[0, value, 0, value]], dtype)
     np.testing.assert_array_equal(covidqu.binarize(stored), [[0, 1, 0, 1]])
     assert covidqu.binarize(stored[:, :1]).sum() == 0
+
+
+DISC = (np.hypot(*(np.indices((20, 20)) - 9.5)) < 7).astype(np.uint8)
+
+
+def read_stored(folder: Path, stored: np.ndarray, name: str = "m.png") -> np.ndarray:
+    return covidqu.read_mask(write(folder / name, stored))
+
+
+def test_mask_is_read_whatever_its_white(tmp_path):
+    for white in (1, 38, 128, 255, 65535):
+        stored = DISC.astype(np.uint16 if white > 255 else np.uint8) * white
+        np.testing.assert_array_equal(read_stored(tmp_path, stored), DISC)
+    assert not read_stored(tmp_path, 0 * DISC).any()
+
+
+def test_negative_of_a_mask_is_refused(tmp_path):
+    for mask in (DISC, 0 * DISC):  # of a blank one, too
+        with pytest.raises(DataError, match=r"m\.png: corners .* are exchanged"):
+            read_stored(tmp_path, 255 * (1 - mask))
+
+
+def test_mask_that_touches_the_border_is_no_negative(tmp_path):
+    wide = np.ones((20, 20), np.uint8)  # all but one corner
+    wide[-1, -1] = 0
+    corners = np.zeros((20, 20), np.uint8)
+    corners[:6, :6] = corners[-6:, :6] = corners[:6, -6:] = corners[-6:, -6:] = 1
+    for mask in (wide, corners):  # 46 of 76 pixels of the border are the corners'
+        np.testing.assert_array_equal(read_stored(tmp_path, 255 * mask), mask)
+
+
+def test_edges_of_a_mask_may_be_grey(tmp_path):
+    soft = np.asarray(
+        Image.fromarray(255 * DISC).resize((80, 80), Image.Resampling.BICUBIC)
+    )
+    assert len(np.unique(soft)) > 30
+    np.testing.assert_array_equal(read_stored(tmp_path, soft), soft > 127)
+    path = tmp_path / "m.jpg"
+    Image.fromarray(255 * DISC).save(path, quality=60)
+    np.testing.assert_array_equal(covidqu.read_mask(path), DISC)
+
+
+@pytest.mark.parametrize("grey", [64, 127, 128, 200])
+def test_area_of_a_third_level_is_refused(tmp_path, grey):
+    stored = 255 * DISC
+    stored[:, 10:][DISC[:, 10:] > 0] = grey  # the left lung and the right one
+    with pytest.raises(DataError, match=r"m\.png: \d+% of it grey"):
+        read_stored(tmp_path, stored)
+
+
+def test_labels_are_not_read_as_a_blank_mask(tmp_path):
+    stored = DISC.copy()
+    stored[:, 10:] *= 2
+    with pytest.raises(DataError, match=r"m\.png: levels up to 2 alone"):
+        read_stored(tmp_path, stored)
 
 
 def test_image_shrinks_by_averaging():

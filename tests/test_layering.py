@@ -28,18 +28,21 @@ FLOORS = [
     + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
     + [
         "data.png",
+        "data.decode",
         "data.covidqu",
         "data.phantom_film",
         "data.phantom",
         "data.source",
         "data.masks",
         "data.progress",
+        "data.readable",
         "data.packed",
         "data.order",
         "data.strengths",
         "data.augment",
         "data.concurrency",
         "data.pipeline",
+        "data.checked",
     ]
     + [
         "data.leaks",
@@ -50,7 +53,8 @@ FLOORS = [
         "data",
     ]
     + ["device_augment"],
-    ["train_state", "steps", "checkpoint", "transfer", "run_dir", "trained"]
+    ["train_state", "steps", "checkpoint", "transfer", "run_dir"]
+    + ["run_films", "trained"]
     + ["calibrate", "weights"],
     ["outputs", "results", "lungs", "compare"]
     + [

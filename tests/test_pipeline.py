@@ -34,6 +34,7 @@ def picture(seed: int, kind: str) -> np.ndarray:
     rng = np.random.default_rng(seed)
     film = rng.integers(80, 256, (SIDE, SIDE), np.uint8)
     lung = np.kron(rng.integers(0, 2, (4, 4), np.uint8), np.ones((4, 4), np.uint8))
+    lung[0, 0] = 0  # by chance, none is to look like a negative
     sick = lung * rng.integers(0, 2, (SIDE, SIDE), np.uint8)
     found = np.kron(rng.integers(0, 2, (8, 8), np.uint8), np.ones((2, 2), np.uint8))
     of_kind = {"image": film, "lung": lung, "infection": sick, "found_lung": found}

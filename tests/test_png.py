@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax.data.png import decode_grey_png
+from covjax.data.png import chunks_are_whole, decode_grey_png
 
 # Wider than high; noise and a ramp, for which an encoder chooses other filters.
 GREY = np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8)
@@ -47,20 +47,20 @@ def test_every_filter_of_a_row_is_undone_by_hand():
     # None; Sub adds the left, Up the upper, Average half of both, Paeth the nearest of
     # left, upper and upper left to left + upper - upper left; all of them modulo 256.
     rows = [
-        bytes([0, 10, 20, 250]),
-        bytes([1, 1, 2, 3]),  # 1, 3, 6
-        bytes([2, 9, 255, 0]),  # 10, 2, 6
-        bytes([3, 5, 1, 1]),  # 10, 7, 7
-        bytes([4, 1, 1, 1]),  # 11, 8, 9
+        bytes([0, 10, 20, 250, 0]),
+        bytes([1, 1, 2, 3, 4]),  # 1, 3, 6, 10
+        bytes([2, 9, 255, 0, 0]),  # 10, 2, 6, 10
+        bytes([3, 5, 1, 1, 1]),  # 10, 7, 7, 9
+        bytes([4, 1, 1, 1, 1]),  # 11, 8, 9, 10
     ]
-    decoded = decode_grey_png(png(rows, 3))
+    decoded = decode_grey_png(png(rows, 4))
     assert decoded is not None
     assert decoded.tolist() == [
-        [10, 20, 250],
-        [1, 3, 6],
-        [10, 2, 6],
-        [10, 7, 7],
-        [11, 8, 9],
+        [10, 20, 250, 0],
+        [1, 3, 6, 10],
+        [10, 2, 6, 10],
+        [10, 7, 7, 9],
+        [11, 8, 9, 10],
     ]
 
 
@@ -101,3 +101,37 @@ def test_no_room_is_made_for_what_a_broken_header_says(monkeypatch):
     broken[16] ^= 64  # a width of a billion
     assert decode_grey_png(bytes(broken)) is None
     assert asked == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (40, 3)])
+def test_picture_of_a_few_pixels_is_left_to_others(size):
+    assert decode_grey_png(saved(Image.new("L", size))) is None
+    assert decode_grey_png(saved(Image.new("L", (4, 4)))) is not None
+
+
+def test_no_room_is_made_for_more_pixels_than_a_film_has(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        kornia_rs.io, "decode_image_png_u8", lambda *args: asked.append(args)
+    )
+    whole = saved(PICTURE)
+    size = (2**13).to_bytes(4, "big") + (2**13 + 1).to_bytes(4, "big")
+    head = chunk(b"IHDR", size + b"\x08\0\0\0\0")
+    assert decode_grey_png(whole[:8] + head + whole[33:]) is None
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", [b"acTL", b"eXIf"])
+def test_animation_and_picture_to_be_turned_are_left_to_others(name):
+    whole = saved(PICTURE)
+    assert decode_grey_png(whole[:33] + chunk(name, bytes(8)) + whole[33:]) is None
+
+
+def test_every_chunk_is_checked_to_the_last():
+    whole = saved(PICTURE.convert("RGB"))
+    assert chunks_are_whole(whole) and chunks_are_whole(whole + b"rest")
+    for k in range(8, len(whole)):
+        assert not chunks_are_whole(whole[:k])
+        broken = bytearray(whole)
+        broken[k] ^= 1
+        assert not chunks_are_whole(bytes(broken))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from covjax.data import covidqu, near_duplicates
+from covjax.data.decode import decode, read_grey
 from covjax.data.leaks import Place
 from covjax.errors import DataError
 
@@ -122,7 +123,7 @@ def read_entry(entry: Entry) -> Reading:
     found: list[Finding] = []
 
     def read(
-        path: Path, reader: Callable[[Path], np.ndarray] = covidqu.decode
+        path: Path, reader: Callable[[Path], np.ndarray] = decode
     ) -> np.ndarray | None:
         try:
             return reader(path)
@@ -131,7 +132,7 @@ def read_entry(entry: Entry) -> Reading:
             found.append(("unreadable", {"path": path, "reason": reason}))
             return None
 
-    image = read(entry.image, covidqu.read_grey)
+    image = read(entry.image, read_grey)
     masks = {}
     for kind, path in entry.masks.items():
         mask = read(path)

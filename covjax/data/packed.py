@@ -9,9 +9,9 @@ renamed once it is whole: a half-written one is never opened, and two runs that 
 once write the same.
 """
 
-import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import shutil
@@ -22,14 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
-from covjax.data.covidqu import Film, read_film, read_masks, read_shape
+from covjax.data.covidqu import Film, read_film, read_masks
+from covjax.data.decode import read_shape
 from covjax.data.progress import Progress, progress_bar
+from covjax.data.readable import read_all
 from covjax.errors import DataError
 from covjax.files import MODE
 
-FORMAT = 1  # of the files; part of the key
+FORMAT = 2  # of the files, and of what is refused; part of the key
 _DAY = 86_400  # seconds; what is half-written for longer was left by a run that died
-_AT_ONCE = 256  # films decoded before they are written
 _HALF = ".half-"
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
@@ -85,8 +86,9 @@ def pack(
       progress: told how far the writing is.
 
     Raises:
-      DataError: if a film cannot be read (it is named), or a copy does not fit on the
-        disk or cannot be written; nothing half-written is left behind then.
+      BadFilms: if films cannot be read, once all were looked at.
+      DataError: if a copy does not fit on the disk or cannot be written. Nothing
+        half-written is left behind in either case.
     """
     copies = {
         name: cache / f"{name}-{_key(name, paths, size)}.npy"
@@ -148,10 +150,10 @@ def _key(name: str, paths: Sequence[Path], size: int) -> str:
     for path in paths:
         try:
             told = os.stat(path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        line = f"{os.path.join(here, path)}\0{told.st_size}\0{told.st_mtime_ns}\n"
-        digest.update(line.encode())
+            state = f"{told.st_size}\0{told.st_mtime_ns}"
+        except OSError:
+            state = ""  # no copy has this name: the reading says what is wrong
+        digest.update(os.fsencode(f"{os.path.join(here, path)}\0{state}\n"))
     return digest.hexdigest()[:32]
 
 
@@ -171,20 +173,14 @@ def _write(
     progress: Progress | None,
 ) -> None:
     with contextlib.ExitStack() as stack:
-        threads = stack.enter_context(
-            concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-        )
         files = {
             name: stack.enter_context(_Growing(path, (len(films), *_row(name, size))))
             for name, path in copies.items()
         }
-        for start in range(0, len(films), _AT_ONCE):
-            some = films[start : start + _AT_ONCE]
-            records = list(threads.map(lambda f: _encode(f, size, copies), some))
+        read = functools.partial(_encode, size=size, wanted=copies)
+        for records in read_all(films, read, progress):
             for name, file in files.items():
                 file.append(np.stack([record[name] for record in records]))
-            if progress:
-                progress(start + len(some), len(films))
 
 
 def _encode(film: Film, size: int, wanted: Mapping[str, Path]) -> Record:

@@ -1,12 +1,14 @@
 """The data source of a run: which films its config means, and where they lie."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from covjax.data.covidqu import SPLITS, Film, data_root, is_phantom, list_films
+from covjax.data.decode import shown
 from covjax.data.phantom import write_phantoms
 from covjax.errors import DataError
 
@@ -32,10 +34,12 @@ def find_films(config: Any) -> tuple[Path, Films]:
         write_phantoms(root, films=counts, size=size, seed=0)
     else:
         root = data_root(config.data.root, Path.cwd())
+        if shown(root) != str(root):
+            raise DataError(f"{shown(root)}: a folder that no run can name: rename it")
     try:
         films = {split: list_films(root, config.data.task, split) for split in SPLITS}
     except DataError as error:
-        if root.is_dir():
+        if os.path.isdir(root):
             raise
         raise DataError(
             f"no data: {error}.\nGet it (python -m covjax.data.download, then set"
