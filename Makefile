@@ -11,7 +11,7 @@ DEMO := runs/demo
 export NO_ALBUMENTATIONS_UPDATE := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help setup demo test test-browser lint format clean
+.PHONY: help setup demo test test-browser faults lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,10 @@ test: .venv/.dev ## run the tests; ARGS="-k losses" goes to pytest
 
 test-browser: .venv/.dev ## look at the report in Chromium (CHROMIUM= names another)
 	@$(PY) -m pytest -m browser $(ARGS)
+
+faults: .venv/.dev ## break runs on purpose, for an hour; ARGS="kills" runs a part
+	@$(PIP_INSTALL) -e '.[dev,faults]'
+	@$(PY) -m experiments.faults $(ARGS)
 
 lint: .venv/.dev ## check style and types
 	@$(PY) -m ruff check
