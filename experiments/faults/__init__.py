@@ -1,0 +1,1 @@
+"""What a run has to survive, made by scripts: see the modules."""
