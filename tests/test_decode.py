@@ -285,6 +285,20 @@ def test_no_bit_of_a_png_changes_unseen(mode):
         np.testing.assert_array_equal(pixels, whole)
 
 
+@pytest.mark.parametrize("colour", [0, 2, 6])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_png_whose_writer_failed_is_refused(colour, depth):
+    """Check values are right, and what they check is not."""
+    head = bytes([depth, colour, 0, 0, 0])
+    row = b"\0" + bytes(8 * depth // 8 * {0: 1, 2: 3, 6: 4}[colour])
+    assert decode_content(png([row] * 8, 8, head)).shape == (8, 8)
+    refuse(png([row] * 7 + [row[:-1]], 8, head), "cannot be read as a picture")
+    refuse(png([b"\x09" + row[1:]] * 8, 8, head), "cannot be read as a picture")
+    whole = png([row] * 8, 8, head)
+    noise = chunk(b"IDAT", b"\x78\x9c" + bytes(range(99))) + chunk(b"IEND", b"")
+    refuse(whole[:33] + noise, "cannot be read as a picture")
+
+
 def test_progressive_jpeg_of_very_many_scans_is_refused():
     content = saved(Image.fromarray(NOISE), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]

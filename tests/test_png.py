@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax.data.png import chunks_are_whole, decode_grey_png
+from covjax.data.png import decode_grey_png, is_whole
 
 # Wider than high; noise and a ramp, for which an encoder chooses other filters.
 GREY = np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8)
@@ -129,9 +129,44 @@ def test_animation_and_picture_to_be_turned_are_left_to_others(name):
 
 def test_every_chunk_is_checked_to_the_last():
     whole = saved(PICTURE.convert("RGB"))
-    assert chunks_are_whole(whole) and chunks_are_whole(whole + b"rest")
+    assert is_whole(whole) and is_whole(whole + b"rest")
     for k in range(8, len(whole)):
-        assert not chunks_are_whole(whole[:k])
+        assert not is_whole(whole[:k])
         broken = bytearray(whole)
         broken[k] ^= 1
-        assert not chunks_are_whole(bytes(broken))
+        assert not is_whole(bytes(broken))
+
+
+# Bytes of 5 columns and 6 rows, counted by hand: each row is named by one more.
+@pytest.mark.parametrize(
+    ("head", "length"),
+    [
+        ((8, 0, 0, 0, 0), 6 * (1 + 5)),
+        ((1, 0, 0, 0, 0), 6 * (1 + 1)),
+        ((4, 0, 0, 0, 0), 6 * (1 + 3)),
+        ((16, 0, 0, 0, 0), 6 * (1 + 10)),
+        ((8, 2, 0, 0, 0), 6 * (1 + 15)),
+        ((16, 6, 0, 0, 0), 6 * (1 + 40)),
+        ((8, 4, 0, 0, 0), 6 * (1 + 10)),
+        # Adam7: 1x1, 1x1 (column 4), 2x1 (row 4; columns 0, 4), 1 column by 2 rows,
+        # 3x1 (row 2), 2 columns by 3 rows, 5x3.
+        ((8, 0, 0, 0, 1), 2 + 2 + 3 + 2 * 2 + 4 + 3 * 3 + 3 * 6),
+    ],
+)
+def test_a_value_is_there_for_each_pixel(head, length):
+    def made(length: int) -> bytes:
+        size = b"\0\0\0\5\0\0\0\6" + bytes(head)
+        data = chunk(b"IDAT", zlib.compress(bytes(length)))
+        start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size)
+        return start + data + chunk(b"IEND", b"")
+
+    assert is_whole(made(length)) and is_whole(made(length + 9))
+    assert not is_whole(made(length - 1))
+    assert Image.open(io.BytesIO(made(length))).convert("L").size == (5, 6)
+
+
+def test_palette_has_to_be_there():
+    whole = saved(PICTURE.convert("P"))
+    at = whole.index(b"PLTE") - 4
+    end = at + 12 + int.from_bytes(whole[at : at + 4], "big")
+    assert is_whole(whole) and not is_whole(whole[:at] + whole[end:])

@@ -6,6 +6,7 @@ of a size that a film may have.
 """
 
 import io
+import logging
 import os
 import stat
 import warnings
@@ -22,7 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from covjax.data.png import MAX_PIXELS, MIN_SIDE, chunks_are_whole, decode_grey_png
+from covjax.data.png import MAX_PIXELS, MIN_SIDE, decode_grey_png, is_whole
 from covjax.errors import DataError
 
 MAX_BYTES = 2**28  # of a file
@@ -30,6 +31,7 @@ _MOST = 100  # pages that are counted; scans that a progressive JPEG may have
 
 # What Pillow remarks on in a file (an odd tag, say) is nothing to whoever trains.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 # First bytes → who reads what follows. `Image.open` would try some forty formats, one
 # of which starts a program, and warn of a large picture where it is to be refused.
@@ -108,12 +110,15 @@ def decode_content(content: bytes) -> np.ndarray:
     if grey is not None:
         return grey
     picture = _open(content)
+    if picture.format == "PNG" and not is_whole(content):
+        raise ValueError("cannot be read as a picture (broken or cut short)")
     try:
         picture.load()  # the whole file: a truncated one fails here
         grey = picture if picture.mode.startswith("I") else picture.convert("L")
         pixels = np.asarray(grey)
     except Exception as error:  # Pillow's decoders raise many kinds
         raise _unreadable(error) from None
+    _check_upright(picture)
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.min() < 0 or pixels.max() > 65535:
@@ -152,8 +157,6 @@ def _open(content: bytes) -> Any:
         _check_size(*_webp_size(content))  # its decoder makes room at once
     if start == b"\xff\xd8\xff" and content.count(b"\xff\xda") > _MOST:
         raise ValueError(f"a JPEG of more than {_MOST} scans")  # each takes its time
-    if start.startswith(b"\x89PNG") and not chunks_are_whole(content):
-        raise ValueError("cannot be read as a picture (broken or cut short)")
     try:
         picture = _KINDS[start](io.BytesIO(content))
         _check_size(*picture.size)
@@ -223,10 +226,20 @@ def _check_depth(picture: Any) -> None:
             raise ValueError(f"{bits[0]} bits a pixel, neither 8 nor 16")
         if deep and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
             raise ValueError("16 bits with black and white exchanged")
+        # Pillow would turn it, and forget that it had to be.
+        _refuse_turned(tags.get(ExifTags.Base.Orientation))
+
+
+def _check_upright(picture: Any) -> None:
+    """Refuses a picture, of which the pixels were read, that is shown otherwise."""
     try:
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        turned = picture.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # it says nothing, then
-        turned = 1
+        turned = None
+    _refuse_turned(turned)
+
+
+def _refuse_turned(turned: Any) -> None:
     if turned in range(2, 9):
         # Whether the masks were drawn on it before it was turned, nobody can tell.
         raise ValueError(

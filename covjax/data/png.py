@@ -18,6 +18,14 @@ _GREY_8 = b"\x08\x00"
 # Of an animation, and of a picture to be turned: decode.py looks at those.
 _SPECIAL = (b"acTL", b"eXIf")
 
+_PALETTE = 3  # a kind of colour
+_SAMPLES = {0: 1, 2: 3, _PALETTE: 1, 4: 2, 6: 4}  # of a pixel, by the kind of colour
+_ADAM7 = [
+    (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+    (1, 0, 2, 1),
+]  # fmt: skip
+_AT_ONCE = 1 << 20  # bytes that are inflated
+
 
 def decode_grey_png(content: bytes) -> np.ndarray | None:
     """Decodes a file that is a grey PNG of 8 bits.
@@ -47,22 +55,59 @@ def decode_grey_png(content: bytes) -> np.ndarray | None:
     return pixels[..., 0]
 
 
-def chunks_are_whole(content: bytes) -> bool:
-    """Tells whether the chunks of a PNG follow one another up to the last, unharmed.
+def is_whole(content: bytes) -> bool:
+    """Tells whether a PNG of any kind is unharmed, and holds a value for each pixel.
 
-    Pillow leaves the check values of the pixels aside, and the end.
+    Pillow looks neither at the check values of the pixels nor at the end of the file,
+    and takes what is missing for black.
 
     Args:
       content: of the file.
     """
-    at = 8  # behind the signature
-    while at + 12 <= len(content):
-        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
-        if int.from_bytes(content[end : end + 4], "big") != zlib.crc32(
-            memoryview(content)[at + 4 : end]
-        ):
-            return False
-        if content[at + 4 : at + 8] == b"IEND":
-            return True
+    chunks = _chunks(content)
+    names = [name for name, _ in chunks]
+    if not names or names[0] != b"IHDR" or names[-1] != b"IEND":
+        return False
+    header = bytes(chunks[0][1])
+    if len(header) != 13 or header[9] not in _SAMPLES:
+        return False
+    if header[9] == _PALETTE and b"PLTE" not in names:
+        return False
+    missing = _length(header)
+    inflate = zlib.decompressobj()
+    try:
+        for data in (data for name, data in chunks if name == b"IDAT"):
+            while data and missing > 0:
+                missing -= len(inflate.decompress(data, _AT_ONCE))
+                data = inflate.unconsumed_tail
+    except zlib.error:
+        return False
+    return missing <= 0
+
+
+def _chunks(content: bytes) -> list[tuple[bytes, memoryview]]:
+    """Returns names and contents of a PNG's chunks, up to the first that is harmed."""
+    chunks, at = [], 8  # behind the signature
+    whole = memoryview(content)
+    while at + 12 <= len(content) and (not chunks or chunks[-1][0] != b"IEND"):
+        end = at + 8 + int.from_bytes(whole[at : at + 4], "big")
+        check = int.from_bytes(whole[end : end + 4], "big")
+        if len(whole) < end + 4 or check != zlib.crc32(whole[at + 4 : end]):
+            break
+        chunks.append((bytes(whole[at + 4 : at + 8]), whole[at + 8 : end]))
         at = end + 4
-    return False
+    return chunks
+
+
+def _length(header: bytes) -> int:
+    """Returns the bytes that a PNG's pixels are before they are compressed."""
+    width, height = (int.from_bytes(header[k : k + 4], "big") for k in (0, 4))
+    bits = header[8] * _SAMPLES[header[9]]
+    # As (first row, first column, step of rows, of columns) of each pass.
+    passes = _ADAM7 if header[12] else [(0, 0, 1, 1)]
+    sizes = [
+        (len(range(row, height, down)), len(range(column, width, right)))
+        for row, column, down, right in passes
+    ]
+    # Each row has a byte that names its filter.
+    return sum(h * (1 + -(-w * bits // 8)) for h, w in sizes if w)
