@@ -90,6 +90,27 @@ def test_every_interval_of_the_laptop_pages_is_of_a_file(name, least):
     assert [text for text in shown if text not in known] == []
 
 
+STUDY = ("roi", "transfer", "loss")  # experiments on the page study.md
+
+
+def test_every_interval_of_the_page_on_the_study_stands_in_a_table():
+    page = (LAPTOP.parent / "study.md").read_text()
+    interval = r"[+-]?\d\.\d{4} \[[+-]?\d\.\d{4}, [+-]?\d\.\d{4}\]"
+    tables = "".join((LAPTOP.parent / f"{e}/table.md").read_text() for e in STUDY)
+    shown = re.findall(interval, page)
+    assert len(shown) == 28
+    assert [text for text in shown if text not in tables] == []
+    bold = re.findall(rf"\*\*{interval}\*\*", page)
+    assert len(bold) == 17 and [text for text in bold if text not in tables] == []
+
+
+@pytest.mark.parametrize("name", [*STUDY, "recipe_changed"])
+def test_tables_of_experiments_name_no_folder_of_any_machine(name):
+    text = (LAPTOP.parent / name / "table.md").read_text()
+    assert not re.search(r"(?<![\w./])/(tmp|home|root|work)\b", text)
+    assert "PHANTOM" not in text
+
+
 def test_published_results_name_no_folder_of_any_machine():
     for path in LAPTOP.rglob("*.json"):
         assert not re.search(r'"[^"]*/[^"]*"', path.read_text()), path
