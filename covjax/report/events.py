@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
 _PATIENCE = 30  # seconds until what was written can be seen
@@ -34,10 +34,13 @@ class Events:
         """
         for name, value in line.items():
             if name not in ("step", "split") and value is not None:
-                summary = scalar(f"{line['split']}/{name}", value)
-                self._writer.write_event(
-                    Event(wall_time=time.time(), step=line["step"], summary=summary)
+                # Its classes are made when it is imported, unseen by pyright.
+                event = event_pb2.Event(  # type: ignore[attr-defined]
+                    wall_time=time.time(),
+                    step=line["step"],
+                    summary=scalar(f"{line['split']}/{name}", value),
                 )
+                self._writer.write_event(event)
         if time.monotonic() - self._flushed > _PATIENCE:
             self._writer.flush()
             self._flushed = time.monotonic()

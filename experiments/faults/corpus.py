@@ -387,6 +387,7 @@ def _masks(spot: _Spot) -> Iterator[Case]:
 
 def _missing(spot: _Spot) -> Iterator[Case]:
     folder, name = f"{spot.split}/{LABEL}", spot.name
+    of_class = {k: None for k in spot.whole.films if k.startswith(f"{folder}/")}
     for part in FOLDERS:
 
         def remove(root: Path, part: str = part) -> None:
@@ -411,7 +412,6 @@ def _missing(spot: _Spot) -> Iterator[Case]:
         def folder_gone(root: Path, part: str = part) -> None:
             shutil.rmtree(spot.path(root, part).parent)
 
-        of_class = {k: None for k in spot.whole.films if k.startswith(f"{folder}/")}
         if part == "image":
             yield spot.change("images-missing", folder_gone, "read", "", of_class)
         else:

@@ -13,6 +13,7 @@ object; exit status 1 after a crash.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -36,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=600, help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="for crashes")
     flags = parser.parse_args(argv)
-    try:
-        import atheris  # noqa: F401
-    except ImportError:
+    if not importlib.util.find_spec("atheris"):
         print("no atheris here: pip install -e '.[faults]'", file=sys.stderr)
         return 2
     flags.out.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,7 @@ def look_at_all(work: Path) -> None:
     """Looks at the sets that are left, one after another, under a limit of memory."""
     # Threads and libraries that a first look starts are not the sets' own.
     parallel.process()
-    look(_config(work / "none"), work / "run")
+    look(make_config(work / "none"), work / "run")
     for k in json.loads((work / "left.json").read_text()):
         folder = work / str(k)
         with (folder / "printed").open("wb") as printed:
@@ -157,7 +157,7 @@ def look_at_all(work: Path) -> None:
             _, hard = resource.getrlimit(resource.RLIMIT_AS)
             resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, hard))
             try:
-                outcome, arrays = look(_config(folder / "SET"), folder / "run")
+                outcome, arrays = look(make_config(folder / "SET"), folder / "run")
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -167,7 +167,7 @@ def look_at_all(work: Path) -> None:
         outcome["memory"] = max(0, _status("VmHWM") - before)
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         outcome["printed"] = (folder / "printed").read_text(errors="replace")
-        np.savez(folder / "read.npz", **arrays)
+        np.savez(folder / "read.npz", **arrays)  # pyright: ignore[reportArgumentType]
         draft = folder / "draft.json"
         draft.write_text(json.dumps(outcome))
         draft.rename(folder / "outcome.json")
@@ -181,7 +181,8 @@ def _status(field: str) -> int:
     raise KeyError(field)
 
 
-def _config(root: Path) -> Any:
+def make_config(root: Path) -> Any:
+    """Returns the config of a training on a set; every second number has a cache."""
     from configs import infection
 
     config = infection.get_config("phantom")
