@@ -33,7 +33,8 @@ def hold(workdir: Path) -> Iterator[None]:
     """Keeps every other process out of a folder, which is made if missing.
 
     The system takes the lock away from a process that dies, however it does. What such
-    a process had half-written is removed.
+    a process had half-written is removed. Of the processes of one run, the main one
+    holds the folder for all.
 
     Args:
       workdir: the run's folder.
@@ -41,6 +42,9 @@ def hold(workdir: Path) -> Iterator[None]:
     Raises:
       UsageError: if another process holds it, or it cannot be written.
     """
+    if not parallel.is_main():
+        yield
+        return
     lock = filelock.FileLock(workdir / LOCK, blocking=False)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -223,7 +223,9 @@ def test_a_run_begins_and_is_evaluated_with_the_films_that_are_left(
     seen = {}
     for module in (train, evaluate):
         monkeypatch.setattr(module, "find_films", lambda _: (tmp_path, dict(films)))
-    monkeypatch.setattr(train, "_fit", lambda _, films, *rest: seen.update(fit=films))
+    monkeypatch.setattr(
+        train, "fit", lambda _, films, *rest, **others: seen.update(fit=films)
+    )
     monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     monkeypatch.setattr(
         evaluate, "evaluate_best", lambda *given: seen.update(best=given[3])
