@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from covjax.data import decode
-from covjax.data.decode import decode_content, read_grey, read_shape, shown
+from covjax.data.decode import decode_content, read_grey, shown
 from covjax.errors import DataError
 from test_png import chunk, png, saved
 
@@ -329,9 +329,8 @@ def test_file_is_named_with_what_is_wrong(tmp_path):
     with pytest.raises(DataError, match=r"x\.png: cannot be read .*empty"):
         read_grey(path)
     path.write_text("text")
-    for read in (read_grey, read_shape):
-        with pytest.raises(DataError, match=r"x\.png: cannot be read as a picture"):
-            read(path)
+    with pytest.raises(DataError, match=r"x\.png: cannot be read as a picture"):
+        read_grey(path)
 
 
 def test_nothing_but_a_regular_file_is_opened(tmp_path):
@@ -354,12 +353,6 @@ def test_long_file_is_refused_unread(tmp_path):
         file.truncate(decode.MAX_BYTES + 1)  # takes no room on the disk
     with pytest.raises(DataError, match="268,435,457 bytes, more than 268,435,456"):
         read_grey(tmp_path / "x.png")
-
-
-def test_shape_is_that_of_the_pixels(tmp_path):
-    for name in ("x.png", "x.jpg", "x.tif", "x.webp"):
-        path = write(tmp_path / name, NOISE)
-        assert read_shape(path) == read_grey(path).shape == (24, 32)
 
 
 def test_path_is_shown_in_one_line():

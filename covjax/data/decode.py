@@ -87,19 +87,6 @@ def read_grey(path: Path) -> np.ndarray:
     return (grey // 257 + (grey % 257 > 128)).astype(np.uint8)
 
 
-def read_shape(path: Path) -> tuple[int, int]:
-    """Returns height and width of a picture, from its header alone.
-
-    Raises:
-      DataError: if the file is missing or no picture.
-    """
-    try:
-        picture = _open(_read(path))
-    except ValueError as error:
-        raise DataError(f"{shown(path)}: {error}") from None
-    return picture.height, picture.width
-
-
 def decode_content(content: bytes) -> np.ndarray:
     """Returns what `decode` does, of the bytes of a file.
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from covjax.data.covidqu import Film, read_film, read_masks
-from covjax.data.decode import read_shape
+from covjax.data.decode import decode
 from covjax.data.progress import Progress, progress_bar
 from covjax.data.readable import read_all
 from covjax.errors import DataError
@@ -187,7 +187,7 @@ def _encode(film: Film, size: int, wanted: Mapping[str, Path]) -> Record:
     if "image" in wanted:
         record = read_film(film, size)
     else:  # its size is all that is asked of the film
-        record = read_masks(film, size, film_shape=read_shape(film.image))
+        record = read_masks(film, size, film_shape=decode(film.image).shape)
     return {k: v if k == "image" else np.packbits(v) for k, v in record.items()}
 
 

@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return 1
                 continue
             crashes = [str(path) for path in found]
-            reason = re.findall(r"=== Uncaught.*?\n(.*)|(ERROR: libFuzzer.*)", said)
-            print(f"{crashes[-1]}: {' '.join(reason[-1]) if reason else said[-300:]}")
+            reason = re.search(r"(?<=exception: ===\n).*|ERROR: libFuzzer.*", said)
+            print(f"{crashes[-1]}: {reason[0] if reason else said[-300:]}", flush=True)
     told = {"seconds": flags.seconds, "executions": executions, "coverage": coverage}
     print(json.dumps(told | {"features": features, "crashes": crashes}))
     return 1 if crashes else 0
