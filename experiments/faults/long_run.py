@@ -73,7 +73,8 @@ def judge(looks: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Returns the figures of a run from what was seen of it."""
 
     def between(low: float, high: float) -> list[dict[str, Any]]:
-        return [look for look in looks if low * steps <= look["step"] <= high * steps]
+        # At the last step it stands through the evaluation: that is no training.
+        return [look for look in looks if low * steps <= look["step"] < high * steps]
 
     def pace(low: float, high: float) -> float:
         part = between(low, high)
