@@ -55,7 +55,7 @@ def hold(workdir: Path) -> Iterator[None]:
             f"--workdir={workdir}: another process is at work there; wait for it, or"
             " give another folder"
         ) from None
-    except NotImplementedError:  # a file system without locks
+    except NotImplementedError:  # so filelock calls a file system without locks
         print(f"{workdir}: cannot be locked; see that one process alone writes there")
     except OSError as error:
         raise UsageError(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
 from configs import infection, lung
@@ -162,6 +163,18 @@ def test_what_was_half_written_is_removed_and_nothing_else(tmp_path):
     with run_dir.hold(tmp_path):
         left = {path for path, _ in snapshot(tmp_path).items()}
     assert left == {*whole, run_dir.LOCK}
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+    def acquire(*_, **__):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    half = tmp_path / ".config.json.x.half"
+    half.touch()
+    with run_dir.hold(tmp_path):
+        assert half.exists()  # who knows that nobody is writing it
+    assert f"{tmp_path}: cannot be locked" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):

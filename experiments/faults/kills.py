@@ -79,6 +79,11 @@ MOMENTS = {
 
 def start(cwd: Path, stage: str) -> subprocess.Popen[bytes]:
     """Starts a stage as a user would, in a folder that stands for the project's."""
+    return start_command(cwd, f"--workdir={stage}", *STAGES[stage], *SMALL)
+
+
+def start_command(cwd: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """Starts covjax.main on one CPU device; what it prints is added to `cwd`/log."""
     environment = os.environ | {
         "PYTHONPATH": str(PROJECT),
         "JAX_PLATFORMS": "cpu",
@@ -86,10 +91,9 @@ def start(cwd: Path, stage: str) -> subprocess.Popen[bytes]:
         "JAX_COMPILATION_CACHE_DIR": str(cwd.parent / "xla"),
     }
     environment.pop("XLA_FLAGS", None)
-    words = ("-m", "covjax.main", f"--workdir={stage}", *STAGES[stage], *SMALL)
     with (cwd / "log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, "-m", "covjax.main", *flags],
             cwd=cwd, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 

@@ -10,7 +10,6 @@ end than then, or if the last tenth of the steps takes 10 % longer than the seco
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from experiments.faults.kills import PROJECT, make_project
+from experiments.faults.kills import make_project, start_command
 
 STEPS_PER_EPOCH = 50
 GROWTH, SLOWDOWN = 1.02, 1.10
@@ -104,22 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="covjax-long-") as folder:
         cwd = Path(folder) / "project"
         make_project(cwd)
-        environment = os.environ | {
-            "PYTHONPATH": str(PROJECT),
-            "JAX_PLATFORMS": "cpu",
-            "COVJAX_CACHE": str(cwd / "cache"),
-        }
-        environment.pop("XLA_FLAGS", None)
         epochs = f"--config.train.epochs={-(-steps // STEPS_PER_EPOCH)}"
-        words = ("-m", "covjax.main", "--workdir=run", *TINY, epochs)
-        with (cwd / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *words],
-                cwd=cwd,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+        process = start_command(cwd, "--workdir=run", *TINY, epochs)
         looks = watch(process, cwd / "run" / "metrics.jsonl")
         if process.wait():
             print((cwd / "log").read_text()[-2000:])
