@@ -114,9 +114,10 @@ class Checkpoints:
                 write_digests(folder, unless=(_ABOUT,))
 
     def restore_newest(self, state: TrainState) -> tuple[TrainState | None, list[str]]:
-        """Restores the newest checkpoint that is whole.
+        """Restores the newest checkpoint that can be restored.
 
-        One that is not is moved to the folder `DAMAGED` of the run.
+        Digests are not looked at again: `set_aside_damaged` has done so. One that
+        cannot be restored all the same is moved to the folder `DAMAGED` of the run.
 
         Args:
           state: one of the same shape, on the host; its values do not matter.
@@ -152,7 +153,6 @@ class Checkpoints:
         Raises:
           UsageError: if it cannot be read.
         """
-        check_digests(self._folder / str(step))
         target = jax.tree.map(np.asarray, _tree(state))
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
         try:
