@@ -2,6 +2,9 @@
 
   python -m experiments.faults.kills [--kills=50] [--seed=0] [--folder=DIR]
 
+JAX_PLATFORMS=cuda before it puts the runs on a GPU, where only
+XLA_FLAGS=--xla_gpu_deterministic_ops=true promises the same bits.
+
 Both stages are run undisturbed on a few phantoms. Then the same two are run in a new
 folder, and killed (kill -9) while the data is made, in start-up, in the transfer, in
 steps, while a checkpoint is written, in the evaluation; each time the same command goes
@@ -83,14 +86,22 @@ def start(cwd: Path, stage: str) -> subprocess.Popen[bytes]:
 
 
 def start_command(cwd: Path, *flags: str) -> subprocess.Popen[bytes]:
-    """Starts covjax.main on one CPU device; what it prints is added to `cwd`/log."""
-    environment = os.environ | {
-        "PYTHONPATH": str(PROJECT),
-        "JAX_PLATFORMS": "cpu",
-        "COVJAX_CACHE": str(cwd / "cache"),
-        "JAX_COMPILATION_CACHE_DIR": str(cwd.parent / "xla"),
-    }
-    environment.pop("XLA_FLAGS", None)
+    """Starts covjax.main; what it prints is added to `cwd`/log.
+
+    It runs on one CPU device, or on what `JAX_PLATFORMS` names, with `XLA_FLAGS`.
+    """
+    paths = (str(PROJECT), os.environ.get("PYTHONPATH"))
+    environment = (
+        {"JAX_PLATFORMS": "cpu"}
+        | os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "COVJAX_CACHE": str(cwd / "cache"),
+            "JAX_COMPILATION_CACHE_DIR": str(cwd.parent / "xla"),
+        }
+    )
+    if environment["JAX_PLATFORMS"] == "cpu":
+        environment.pop("XLA_FLAGS", None)
     with (cwd / "log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "covjax.main", *flags],
