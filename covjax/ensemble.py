@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from covjax import run_dir
 from covjax.calibrate import (
     OBJECTIVE,
     OperatingPoint,
@@ -198,8 +199,8 @@ def evaluate_ensemble(runs: Sequence[Path], workdir: Path, split: str) -> None:
       split: "train", "val" or "test".
 
     Raises:
-      UsageError: if the runs do not go together, or `workdir` holds something else;
-        nothing is changed then.
+      UsageError: if the runs do not go together, `workdir` holds something else, or
+        another process is at work there; nothing is changed then.
     """
     splits = tuple(dict.fromkeys(("val", split)))
     merged = {
@@ -207,22 +208,25 @@ def evaluate_ensemble(runs: Sequence[Path], workdir: Path, split: str) -> None:
         for way in WAYS
         if not way or all(_has(run, s + way) for run in runs for s in splits)
     }
-    _claim(workdir, runs)
-    before, points = read_points(workdir), {}
-    for way in WAYS:
-        of_split = merged.get(way)
-        if of_split is None:  # a member may have lost it
-            _remove(workdir, way)
-            continue
-        val = of_split["val"]
-        point, told = _tune(val)
-        if before.get(val.about["roi"]) != told:  # a member may have been trained on
-            _remove(workdir, way)
-        points[val.about["roi"]] = told
-        for s, member in of_split.items():
-            _write(workdir, s + way, member, point, told)
-    write_points(workdir, points)
-    print(format_evaluation(read_results(workdir, split), str(workdir)))
+    content = json.dumps({"runs": [str(run) for run in runs]}, indent=2) + "\n"
+    _check_folder(workdir, content)
+    with run_dir.hold(workdir):
+        write_whole(workdir / FILE, content)
+        before, points = read_points(workdir), {}
+        for way in WAYS:
+            of_split = merged.get(way)
+            if of_split is None:  # a member may have lost it
+                _remove(workdir, way)
+                continue
+            val = of_split["val"]
+            point, told = _tune(val)
+            if before.get(val.about["roi"]) != told:  # a member may be trained on
+                _remove(workdir, way)
+            points[val.about["roi"]] = told
+            for s, member in of_split.items():
+                _write(workdir, s + way, member, point, told)
+        write_points(workdir, points)
+        print(format_evaluation(read_results(workdir, split), str(workdir)))
 
 
 def _remove(workdir: Path, way: str) -> None:
@@ -234,18 +238,16 @@ def _has(run: Path, stem: str) -> bool:
     return (run / "results" / f"{stem}.json").exists()
 
 
-def _claim(workdir: Path, runs: Sequence[Path]) -> None:
-    """Notes whose ensemble a folder holds; refuses one that holds something else."""
-    content = json.dumps({"runs": [str(run) for run in runs]}, indent=2) + "\n"
+def _check_folder(workdir: Path, content: str) -> None:
+    """Refuses a folder that holds something else than this ensemble."""
     path = workdir / FILE
     if path.is_file() and path.read_text() == content:
         return
-    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+    if not run_dir.is_free(workdir, FILE):
         raise UsageError(
             f"--workdir={workdir} holds something else than the ensemble of these runs,"
             " in this order: give another folder"
         )
-    write_whole(path, content)
 
 
 def _tune(val: Member) -> tuple[OperatingPoint, dict[str, Any]]:

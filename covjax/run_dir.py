@@ -102,18 +102,24 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """
     if (workdir / CONFIG).exists():
         check_same(workdir, config)
-    elif workdir.exists() and not _is_free(workdir):
+    elif not is_free(workdir, CONFIG):
         raise UsageError(
             f"--workdir={workdir} holds files that are no run of covjax: give another"
         )
 
 
-def _is_free(workdir: Path) -> bool:
-    """Tells whether nobody's files are there: none, a lock, a config not yet whole.
+def is_free(workdir: Path, first: str) -> bool:
+    """Tells whether nobody's files are there: none, a lock, or half of the first.
 
     Those are of a process that is beginning, or was killed while it began.
+
+    Args:
+      workdir: the folder.
+      first: name of the file that is written there first.
     """
-    begun = f".{CONFIG}."  # the name that files.write_whole gives it
+    if not workdir.exists():
+        return True
+    begun = f".{first}."  # the name that files.write_whole gives it
     return workdir.is_dir() and all(
         path.name == LOCK or path.name.startswith(begun) for path in workdir.iterdir()
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from covjax import compare, ensemble
+from covjax import compare, ensemble, run_dir
 from covjax.calibrate import FILE, OperatingPoint, as_point, calibrate, read_points
 from covjax.data.covidqu import Film
 from covjax.ensemble import Member, merge
@@ -284,7 +284,7 @@ def test_the_same_command_gives_the_same_bytes(runs, out, capsys):
     command = [*map(str, runs), f"--workdir={out}"]
     assert ensemble.main(command) == 0
     before, printed = content(out), capsys.readouterr()
-    assert len(before) == 8 and printed.err == ""
+    assert len(before) == 9 and printed.err == ""  # the lock is one
     assert f"{out}: infection, test, 6 PHANTOM films" in printed.out
     assert ensemble.main(command) == 0
     assert content(out) == before and capsys.readouterr() == printed
@@ -440,8 +440,16 @@ def test_a_folder_of_something_else_is_not_touched(runs, out, what):
     assert f"--workdir={out} holds something else" in refused(runs, out)
 
 
-def test_an_empty_folder_is_taken(runs, out):
+def test_a_folder_that_another_process_holds_is_refused(runs, out):
+    with run_dir.hold(out):
+        assert "another process is at work there" in refused(runs, out)
+
+
+@pytest.mark.parametrize("left", ["", run_dir.LOCK, f".{ensemble.FILE}.x.half"])
+def test_a_folder_in_which_nothing_was_finished_is_taken(runs, out, left):
     out.mkdir()
+    if left:
+        (out / left).touch()
     ensemble.evaluate_ensemble(runs, out, "val")
     assert (out / "results" / "val.json").exists()
 
