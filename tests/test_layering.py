@@ -69,7 +69,7 @@ FLOORS = [
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
-    + ["evaluate", "ensemble", "export"],
+    + ["evaluate", "ensemble", "export", "unpack"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],
 ]

@@ -1,0 +1,76 @@
+"""Makes a run's folder of a file of weights: the way back from `covjax.export`.
+
+  python -m covjax.unpack FILE --workdir=RUN [--lung_run=RUN_OF_LUNGS]
+
+RUN can be evaluated, find the lungs for stage 2 and be started from (--init_from), as
+the run that was exported could. It cannot be trained on: the file has no optimizer.
+Exit status: 0, or 2 if FILE cannot be read or RUN holds something else.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from covjax import run_dir
+from covjax.calibrate import write_points
+from covjax.checkpoint import FOLDER, Checkpoints, fingerprint
+from covjax.config import save_config
+from covjax.errors import StorageError, UsageError
+from covjax.weights import read_weights
+
+
+def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
+    """Writes config, checkpoint and operating points of a file of weights.
+
+    The points are those of the file, as points of the new checkpoint: parameters that
+    were rounded to float16 may have slightly better ones. Without operating_points.json
+    the next evaluation chooses them anew.
+
+    Args:
+      file: as `weights.write_weights` writes it.
+      workdir: a new folder, or an empty one.
+      lung_run: run that finds the lungs for it; "": none is named.
+
+    Raises:
+      UsageError: if the file cannot be read, or the folder holds something.
+      StorageError: if the folder cannot be written.
+    """
+    weights = read_weights(file)
+    trained = weights.trained
+    if not run_dir.is_free(workdir, run_dir.CONFIG):
+        raise UsageError(f"--workdir={workdir} holds something: give a new folder")
+    trained.config.data.lung_run = lung_run
+    about = {"phantom": weights.phantom, "commit": weights.commit, "weights": file.name}
+    reached = [float(told.get("reached", 0.0)) for told in weights.points.values()]
+    with run_dir.hold(workdir):
+        save_config(trained.config, workdir / run_dir.CONFIG, about)
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save(trained.state, dice=max(reached, default=0.0))
+        own = fingerprint(workdir / FOLDER / str(trained.step))
+        points = {
+            roi: told | {"fingerprint": own} for roi, told in weights.points.items()
+        }
+        write_points(workdir, points)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m covjax.unpack", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--lung_run", default="", help="finds the lungs for stage 2")
+    given = parser.parse_args(arguments)
+    try:
+        unpack(given.file, given.workdir, given.lung_run)
+    except (UsageError, StorageError) as error:
+        print(f"covjax: {error}", file=sys.stderr)
+        return 2
+    print(f"{given.workdir}: the network of {given.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

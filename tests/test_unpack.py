@@ -1,0 +1,97 @@
+"""A run that was exported, made a run's folder of again."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import infection
+from covjax import export, unpack
+from covjax.calibrate import FILE, read_points
+from covjax.checkpoint import Checkpoints
+from covjax.config import read_about, save_config
+from covjax.errors import UsageError
+from covjax.run_dir import CONFIG
+from covjax.trained import read_trained
+from covjax.weights import read_weights
+from saved_run import make_state, write_run
+
+POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "reached": 0.875}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "infection"
+    run = write_run(folder, infection.get_config("phantom"))
+    save_config(run.config, folder / CONFIG, {"commit": "1f3a", "phantom": True})
+    own = read_trained(str(folder)).fingerprint
+    points = {"predicted": POINT | {"fingerprint": own}}
+    (folder / FILE).write_text(json.dumps(points))
+    return export.export_run(str(folder))
+
+
+def leaves(file: Path) -> dict[str, np.ndarray]:
+    variables = read_weights(file).trained.state.variables()
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+
+
+def test_a_file_that_was_unpacked_is_exported_as_it_was(file, tmp_path, capsys):
+    run = tmp_path / "again"
+    assert unpack.main([str(file), f"--workdir={run}"]) == 0
+    assert capsys.readouterr().out == f"{run}: the network of {file}\n"
+    again = export.export_run(str(run))
+    before, after = leaves(file), leaves(again)
+    assert before.keys() == after.keys()
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(leaf, after[name])
+    old, new = read_weights(file), read_weights(again)
+    assert (new.trained.step, new.phantom, new.commit) == (3, True, "1f3a")
+    assert new.trained.config.to_dict() == old.trained.config.to_dict()
+    own = read_trained(str(run)).fingerprint
+    assert own != old.trained.fingerprint
+    assert new.points == {"predicted": POINT | {"fingerprint": own}}
+
+
+def test_a_run_that_finds_its_lungs_can_be_named(file, tmp_path):
+    run = tmp_path / "again"
+    flags = [f"--workdir={run}", "--lung_run=runs/lung"]
+    assert unpack.main([str(file), *flags]) == 0
+    assert read_trained(str(run)).config.data.lung_run == "runs/lung"
+    assert read_about(run / CONFIG)["weights"] == file.name
+
+
+@pytest.mark.parametrize("what", ["a run", "a note"])
+def test_a_folder_that_holds_something_is_not_touched(file, tmp_path, capsys, what):
+    if what == "a run":
+        unpack.unpack(file, tmp_path / "out")
+    else:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "note").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert unpack.main([str(file), f"--workdir={tmp_path / 'out'}"]) == 2
+    assert "holds something: give a new folder" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_holds_no_weights_is_named_and_leaves_no_folder(tmp_path, capsys):
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(b"\0" * 64)
+    assert unpack.main([str(wrong), f"--workdir={tmp_path / 'out'}"]) == 2
+    assert f"{wrong}: not weights of covjax" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_no_run_to_go_on_with(file, tmp_path):
+    """A file has no optimizer, and a run without one would be another run."""
+    run = tmp_path / "again"
+    unpack.unpack(file, run)
+    state = make_state(read_trained(str(run)).config, 0)
+    with Checkpoints(run) as checkpoints, pytest.raises(UsageError) as error:
+        checkpoints.restore_newest(state)
+    assert str(error.value).count("\n") <= 1
+    assert read_points(run).keys() == {"predicted"}
