@@ -88,8 +88,9 @@ def test_a_unet_has_the_gradients_of_the_reference(monkeypatch):
     model = UNet(width=4, depth=2)
     rng = np.random.default_rng(0)
     images, weights = single(*rng.normal(size=(2, 3, 16, 16, 1)))
+    quickly = {"xla_backend_optimization_level": 0}  # each runs once
     init = functools.partial(model.init, train=False)
-    variables = jax.jit(init)(jax.random.key(0), images)
+    variables = jax.jit(init, compiler_options=quickly)(jax.random.key(0), images)
 
     @functools.partial(jax.vmap, axis_name=AXIS, in_axes=(None, 0, 0))
     def loss(params, images, weights):
@@ -103,7 +104,7 @@ def test_a_unet_has_the_gradients_of_the_reference(monkeypatch):
 
     def gradients():
         total = jax.grad(lambda p: loss(p, images[None], weights[None]).sum())
-        return jax.jit(total)(variables["params"])
+        return jax.jit(total, compiler_options=quickly)(variables["params"])
 
     found = gradients()
     monkeypatch.setattr(conv, "kernel_gradient", conv.kernel_gradient_of_xla)
