@@ -11,21 +11,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from covjax import run_dir
 from covjax.calibrate import write_points
 from covjax.checkpoint import FOLDER, Checkpoints, fingerprint
-from covjax.config import save_config
+from covjax.config import read_about, save_config
 from covjax.errors import StorageError, UsageError
+from covjax.lungs import LungFinder, read_finder, same_lungs
+from covjax.trained import run_of
 from covjax.weights import read_weights
 
 
 def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
     """Writes config, checkpoint and operating points of a file of weights.
 
-    The points are those of the file, as points of the new checkpoint: parameters that
-    were rounded to float16 may have slightly better ones. Without operating_points.json
-    the next evaluation chooses them anew.
+    The points are those of the file, as points of the new checkpoint. One that was
+    chosen for lungs that a run found holds where `lung_run` was unpacked from the
+    weights of that run; else the next evaluation chooses it anew.
 
     Args:
       file: as `weights.write_weights` writes it.
@@ -33,15 +36,22 @@ def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
       lung_run: run that finds the lungs for it; "": none is named.
 
     Raises:
-      UsageError: if the file cannot be read, or the folder holds something.
+      UsageError: if the file cannot be read, the folder holds something, or `lung_run`
+        finds no lungs.
       StorageError: if the folder cannot be written.
     """
     weights = read_weights(file)
     trained = weights.trained
     if not run_dir.is_free(workdir, run_dir.CONFIG):
         raise UsageError(f"--workdir={workdir} holds something: give a new folder")
+    finder = read_finder(lung_run) if lung_run else None
     trained.config.data.lung_run = lung_run
-    about = {"phantom": weights.phantom, "commit": weights.commit, "weights": file.name}
+    about = {
+        "weights": file.name,
+        "fingerprint": trained.fingerprint,
+        "commit": weights.commit,
+        "phantom": weights.phantom,
+    }
     reached = [float(told.get("reached", 0.0)) for told in weights.points.values()]
     with run_dir.hold(workdir):
         save_config(trained.config, workdir / run_dir.CONFIG, about)
@@ -49,9 +59,22 @@ def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
             checkpoints.save(trained.state, dice=max(reached, default=0.0))
         own = fingerprint(workdir / FOLDER / str(trained.step))
         points = {
-            roi: told | {"fingerprint": own} for roi, told in weights.points.items()
+            roi: _with_lungs(told, finder) | {"fingerprint": own}
+            for roi, told in weights.points.items()
         }
         write_points(workdir, points)
+
+
+def _with_lungs(told: dict[str, Any], finder: LungFinder | None) -> dict[str, Any]:
+    """Returns a point as one of the lungs that are found now, if they are the same."""
+    lungs = told.get("lungs")
+    if not lungs or finder is None:
+        return told
+    packed = read_about(run_of(finder.checkpoint) / run_dir.CONFIG).get("fingerprint")
+    now = finder.told()
+    if not same_lungs(lungs, now | {"fingerprint": packed}):
+        return told
+    return told | {"lungs": now}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,34 +2,43 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
-from configs import infection
+from configs import infection, lung
 from covjax import export, unpack
 from covjax.calibrate import FILE, read_points
 from covjax.checkpoint import Checkpoints
 from covjax.config import read_about, save_config
 from covjax.errors import UsageError
+from covjax.lungs import read_finder
 from covjax.run_dir import CONFIG
 from covjax.trained import read_trained
 from covjax.weights import read_weights
 from saved_run import make_state, write_run
 
-POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "reached": 0.875}
+POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "checkpoint": 3}
+
+
+def export_tiny(
+    config: ml_collections.ConfigDict, folder: Path, roi: str, point: dict[str, Any]
+) -> Path:
+    """Weights of a run that has an operating point for its best checkpoint."""
+    run = write_run(folder, config)
+    save_config(run.config, folder / CONFIG, {"commit": "1f3a", "phantom": True})
+    own = read_trained(str(folder)).fingerprint
+    (folder / FILE).write_text(json.dumps({roi: point | {"fingerprint": own}}))
+    return export.export_run(str(folder))
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "infection"
-    run = write_run(folder, infection.get_config("phantom"))
-    save_config(run.config, folder / CONFIG, {"commit": "1f3a", "phantom": True})
-    own = read_trained(str(folder)).fingerprint
-    points = {"predicted": POINT | {"fingerprint": own}}
-    (folder / FILE).write_text(json.dumps(points))
-    return export.export_run(str(folder))
+    return export_tiny(infection.get_config("phantom"), folder, "predicted", POINT)
 
 
 def leaves(file: Path) -> dict[str, np.ndarray]:
@@ -57,12 +66,34 @@ def test_a_file_that_was_unpacked_is_exported_as_it_was(file, tmp_path, capsys):
     assert new.points == {"predicted": POINT | {"fingerprint": own}}
 
 
-def test_a_run_that_finds_its_lungs_can_be_named(file, tmp_path):
-    run = tmp_path / "again"
-    flags = [f"--workdir={run}", "--lung_run=runs/lung"]
-    assert unpack.main([str(file), *flags]) == 0
-    assert read_trained(str(run)).config.data.lung_run == "runs/lung"
-    assert read_about(run / CONFIG)["weights"] == file.name
+@pytest.fixture
+def lung_file(tmp_path: Path) -> Path:
+    return export_tiny(lung.get_config("phantom"), tmp_path / "lung", "none", POINT)
+
+
+@pytest.mark.parametrize("presence", [0.25, 0.5])
+def test_a_point_holds_for_the_lungs_of_the_same_weights(lung_file, tmp_path, presence):
+    run, other = tmp_path / "unpacked", tmp_path / "other"
+    unpack.unpack(lung_file, run)
+    told = read_finder(str(tmp_path / "lung")).told() | {"presence": presence}
+    file = export_tiny(
+        infection.get_config("phantom"), other, "predicted", POINT | {"lungs": told}
+    )
+    again = tmp_path / "again"
+    assert unpack.main([str(file), f"--workdir={again}", f"--lung_run={run}"]) == 0
+    assert read_trained(str(again)).config.data.lung_run == str(run)
+    assert read_about(again / CONFIG)["weights"] == file.name
+    found = read_points(again)["predicted"]["lungs"]
+    now = read_finder(str(run)).told()
+    assert now["fingerprint"] != told["fingerprint"]
+    assert found == (now if presence == POINT["presence"] else told)
+
+
+def test_what_finds_no_lungs_is_named_and_leaves_no_folder(file, tmp_path, capsys):
+    flags = [f"--workdir={tmp_path / 'out'}", "--lung_run=runs/lung"]
+    assert unpack.main([str(file), *flags]) == 2
+    assert "runs/lung: neither a run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("what", ["a run", "a note"])
