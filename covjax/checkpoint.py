@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from covjax import parallel
-from covjax.digests import check_digests, write_digests
+from covjax.digests import check_digests, is_as_written, write_digests
 from covjax.errors import StorageError, UsageError, reason
 from covjax.train_state import TrainState
 
@@ -116,8 +116,9 @@ class Checkpoints:
     def restore_newest(self, state: TrainState) -> tuple[TrainState | None, list[str]]:
         """Restores the newest checkpoint that can be restored.
 
-        Digests are not looked at again: `set_aside_damaged` has done so. One that
-        cannot be restored all the same is moved to the folder `DAMAGED` of the run.
+        One that cannot be, and is not proved whole by its digests, is moved to the
+        folder `DAMAGED` of the run. (What restores is not looked at: digests are what
+        `set_aside_damaged` is for.)
 
         Args:
           state: one of the same shape, on the host; its values do not matter.
@@ -126,14 +127,21 @@ class Checkpoints:
           The state, None if nothing was ever written; and what was moved, and why.
 
         Raises:
-          UsageError: if something was written, and nothing of it is whole.
+          UsageError: if something was written, and nothing of it is whole; or the
+            newest is, and holds no state of this kind. That one is left where it is.
         """
         told = []
         while (step := self.latest()) is not None:
+            folder = self._folder / str(step)
             try:
                 return self.restore(state, step), told
             except UsageError as error:
-                told.append(_set_aside(self._folder / str(step), error))
+                if is_as_written(folder):
+                    raise UsageError(
+                        f"{error}. Its files are what was written: with other versions"
+                        " of the packages (config.json has them), or by another network"
+                    ) from None
+                told.append(_set_aside(folder, error))
                 parallel.wait_for_all()
                 self._manager.reload()
         if (aside := self._folder.parent / DAMAGED).exists():
@@ -160,7 +168,7 @@ class Checkpoints:
         except (OSError, ValueError, KeyError) as error:
             folder = self._folder / str(step)
             why = str(error).partition("\n")[0]
-            raise UsageError(f"{folder}: not a whole checkpoint ({why})") from None
+            raise UsageError(f"{folder}: cannot be restored ({why})") from None
         return state.replace(**restored[_STATE])
 
 

@@ -58,6 +58,15 @@ def check_digests(folder: Path) -> None:
         raise UsageError(f"{folder}: not whole: {error}") from None
 
 
+def is_as_written(folder: Path) -> bool:
+    """Tells whether every file is what `write_digests` found; False without `NAME`."""
+    try:
+        check_digests(folder)
+    except UsageError:
+        return False
+    return (folder / NAME).exists()
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]

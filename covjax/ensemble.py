@@ -35,6 +35,7 @@ from covjax.config import ROIS
 from covjax.data.covidqu import Film
 from covjax.errors import UsageError
 from covjax.files import write_whole
+from covjax.last_words import tell
 from covjax.lungs import same_lungs
 from covjax.outputs import Outputs
 from covjax.report.tables import format_evaluation, read_results
@@ -300,9 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len({run.resolve() for run in given.runs}) < max(2, len(given.runs)):
             raise UsageError("an ensemble needs two runs or more, each of them once")
         evaluate_ensemble(given.runs, given.workdir, given.split)
-    except UsageError as error:
-        print(f"covjax: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return tell(error)
     return 0
 
 

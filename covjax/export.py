@@ -15,6 +15,7 @@ from pathlib import Path
 from covjax.calibrate import FILE, read_points
 from covjax.config import read_about
 from covjax.errors import UsageError
+from covjax.last_words import tell
 from covjax.report.tables import read_results
 from covjax.run_dir import CONFIG
 from covjax.trained import read_trained
@@ -71,9 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         out = export_run(given.run, given.out)
-    except UsageError as error:
-        print(f"covjax: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return tell(error)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0
 

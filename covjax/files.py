@@ -1,5 +1,6 @@
 """Where files are kept between runs; files that are written whole or not at all."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -51,7 +52,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.chmod(temporary, MODE)
         os.replace(temporary, path)
     except BaseException as error:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # a signal came when it was done
+            os.unlink(temporary)
         if isinstance(error, OSError):  # which would name the other file, or none
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise

@@ -105,9 +105,11 @@ def leave(status: int) -> None:
         sys.exit(status)
     _let_say("")
     ending = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    ending.start()
-    ending.join(_PATIENCE)
-    os._exit(status)
+    try:
+        ending.start()
+        ending.join(_PATIENCE)
+    finally:  # also if it is interrupted while it waits
+        os._exit(status)
 
 
 def _check(*, coordinator: str, num_processes: int, process_id: int) -> None:

@@ -4,14 +4,20 @@ import contextlib
 import signal
 import types
 from collections.abc import Iterator
-
-from covjax.errors import Failure
+from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Failure):
-    """A run that ended because of a signal; exit status 128 + its number."""
+class Interrupted(BaseException):
+    """A run that ended because of a signal.
+
+    No `Exception`: JAX takes every one of those that comes while it reads or writes a
+    compiled program for a failure of that alone, and goes on.
+
+    Attributes:
+      exit_status: 128 + the signal's number.
+    """
 
     def __init__(self, number: int, message: str):
         """Takes the signal's number and what is said."""
@@ -25,6 +31,11 @@ def raise_signals() -> Iterator[None]:
 
     A second one ends the process as it always would.
     """
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def stop(number: int, _: types.FrameType | None) -> None:
         restore()
@@ -34,13 +45,9 @@ def raise_signals() -> Iterator[None]:
             " goes on from there",
         )
 
-    before = {number: signal.signal(number, stop) for number in NUMBERS}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     try:
+        for number in NUMBERS:
+            signal.signal(number, stop)
         yield
     finally:
         restore()
@@ -55,16 +62,20 @@ class Interrupt:
     def __init__(self) -> None:
         """Notes nothing yet."""
         self.number: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
         """Takes over both signals."""
-        self._before = {n: signal.signal(n, self._note) for n in NUMBERS}
+        self._before = {number: signal.getsignal(number) for number in NUMBERS}
+        for number in NUMBERS:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives both back."""
+        """Gives both back, unless a signal has done so."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
 
     def _note(self, number: int, _: types.FrameType | None) -> None:
         self.number = number

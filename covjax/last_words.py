@@ -4,6 +4,7 @@ Beside covjax's own failures these are memory that does not suffice, on a device
 the host, a disk that is full, and another process of the run that has gone.
 """
 
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import jax
 
 from covjax.errors import STORAGE, Failure, StorageError, reason
 from covjax.hosts import LOST
+from covjax.interrupt import Interrupted
 
 OUT_OF_MEMORY = (
     "out of memory ({}). Lower config.train.batch_size, config.data.image_size or"
@@ -25,7 +27,10 @@ _OF_OTHERS = ("gloo", "nccl", "peer", "coordination", "barrier", "unavailable")
 
 def tell(error: BaseException, program: str = "covjax") -> int:
     """Says on stderr what went wrong; returns the exit status."""
-    failure = error if isinstance(error, Failure) else explained(error)
+    if isinstance(error, KeyboardInterrupt):  # the second one, after `Interrupted`
+        error = Interrupted(signal.SIGINT, "interrupted; what is whole stays")
+    known = isinstance(error, Failure | Interrupted)
+    failure = error if known else explained(error)
     if failure is None:
         traceback.print_exception(error)
         return 1

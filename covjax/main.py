@@ -15,7 +15,7 @@ from covjax.command_line import parse
 from covjax.compilation import keep_compiled
 from covjax.errors import UsageError
 from covjax.evaluate import evaluate_run
-from covjax.interrupt import raise_signals
+from covjax.interrupt import Interrupted, raise_signals
 from covjax.last_words import tell
 from covjax.train import train_and_evaluate
 
@@ -51,5 +51,5 @@ if __name__ == "__main__":
     try:
         with raise_signals():
             app.run(_main, flags_parser=lambda argv: parse(argv, _CONFIG))
-    except Exception as error:
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
         hosts.leave(tell(error))

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, who is at work in it, and what is written down of it."""
 
 import contextlib
+import errno
 import importlib.metadata
 import shlex
 import shutil
@@ -16,12 +17,14 @@ import ml_collections
 import numpy as np
 
 from covjax import checkpoint, parallel
-from covjax.config import differences, read_config, save_config
+from covjax.config import differences, read_about, read_config, save_config
 from covjax.errors import UsageError, reason
 from covjax.files import HALF
 
 CONFIG = "config.json"
 LOCK = ".lock"
+# What a file system answers that knows no locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "albumentations",
     "numpy",
@@ -45,7 +48,8 @@ def hold(workdir: Path) -> Iterator[None]:
     if not parallel.is_main():
         yield
         return
-    lock = filelock.FileLock(workdir / LOCK, blocking=False)
+    # A marker in place of a lock would outlive a process that is killed.
+    lock = filelock.FileLock(workdir / LOCK, blocking=False, fallback_to_soft=False)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -55,13 +59,13 @@ def hold(workdir: Path) -> Iterator[None]:
             f"--workdir={workdir}: another process is at work there; wait for it, or"
             " give another folder"
         ) from None
-    except NotImplementedError:  # so filelock calls a file system without locks
-        print(f"{workdir}: cannot be locked; see that one process alone writes there")
     except OSError as error:
-        raise UsageError(
-            f"--workdir={workdir}: cannot be written ({reason(error)}); give another"
-            " folder, or the rights to this one"
-        ) from None
+        if error.errno not in _NO_LOCKS:
+            raise UsageError(
+                f"--workdir={workdir}: cannot be written ({reason(error)}); give"
+                " another folder, or the rights to this one"
+            ) from None
+        print(f"{workdir}: cannot be locked; see that one process alone writes there")
     try:
         yield
     finally:
@@ -102,6 +106,11 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """
     if (workdir / CONFIG).exists():
         check_same(workdir, config)
+        if file := read_about(workdir / CONFIG).get("weights"):
+            raise UsageError(
+                f"--workdir={workdir} was unpacked from {file}, which has no optimizer:"
+                f" --init_from={workdir} starts from it, in another folder"
+            )
     elif not is_free(workdir, CONFIG):
         raise UsageError(
             f"--workdir={workdir} holds files that are no run of covjax: give another"

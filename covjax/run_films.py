@@ -59,7 +59,8 @@ def choose_films(
 ) -> Chosen:
     """Looks at every film and mask of some splits; leaves out what may be left out.
 
-    What a run began with is kept to, whatever `config.data.on_bad_record` says now.
+    What a run began with is kept to, whatever `config.data.on_bad_record` says now. An
+    evaluation on other films looks at those for themselves, and notes nothing of them.
 
     Args:
       config: `data` is read.
@@ -74,21 +75,25 @@ def choose_films(
     """
     before = _read(workdir)
     kept, told = dict(films), dict(before)
+    known = set[str]()  # splits of which these are the films
     bad: dict[str, list[BadFilm]] = {}
     for split in dict.fromkeys(splits):
         if split in before:
             skipped = {one["film"] for one in before[split]["skipped"]}
-            kept[split] = [f for f in films[split] if _name(f) not in skipped]
-            if training and before[split]["digest"] != _digest(kept[split]):
+            without = [f for f in films[split] if _name(f) not in skipped]
+            if before[split]["digest"] == _digest(without):
+                known.add(split)
+                kept[split] = without
+            elif training:
                 raise DataError(
                     f"{shown(workdir)} began with {before[split]['films']:,} {split}"
-                    f" films, and these {len(kept[split]):,} are others ({FILE}):"
+                    f" films, and these {len(without):,} are others ({FILE}):"
                     " put them back, or give another --workdir"
                 )
         bad[split] = find_bad(kept[split], config.data)
     _compare_processes(kept, bad)
     for split, some in bad.items():
-        if some and split in before:
+        if some and split in known:
             raise DataError(
                 f"{BadFilms(some)}\n{shown(workdir)} began with what cannot be used now"
                 f" ({FILE}): mend it, or begin another run"
@@ -100,8 +105,9 @@ def choose_films(
             f" {MOST_SKIPPED:.0%} of a split"
         )
     for split, some in bad.items():
-        if split not in before:
+        if split not in known:
             kept[split] = _skip(kept[split], some, split)
+        if split not in before:
             told[split] = _tell(kept[split], some)
     return Chosen(kept, told)
 

@@ -4,7 +4,8 @@
 
 RUN can be evaluated, find the lungs for stage 2 and be started from (--init_from), as
 the run that was exported could. It cannot be trained on: the file has no optimizer.
-Exit status: 0, or 2 if FILE cannot be read or RUN holds something else.
+Stopped half-way, the same command goes on. Exit status: 0, or 2 if FILE cannot be read
+or RUN holds something else.
 """
 
 import argparse
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from covjax import run_dir
+from covjax.calibrate import FILE as POINTS
 from covjax.calibrate import write_points
 from covjax.checkpoint import FOLDER, Checkpoints, fingerprint
 from covjax.config import read_about, save_config
-from covjax.errors import StorageError, UsageError
+from covjax.errors import UsageError
+from covjax.last_words import tell
 from covjax.lungs import LungFinder, read_finder, same_lungs
 from covjax.trained import run_of
 from covjax.weights import read_weights
@@ -42,7 +45,11 @@ def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
     """
     weights = read_weights(file)
     trained = weights.trained
-    if not run_dir.is_free(workdir, run_dir.CONFIG):
+    begun = (
+        read_about(workdir / run_dir.CONFIG).get("fingerprint") == trained.fingerprint
+        and not (workdir / POINTS).exists()  # which come last
+    )
+    if not begun and not run_dir.is_free(workdir, run_dir.CONFIG):
         raise UsageError(f"--workdir={workdir} holds something: give a new folder")
     finder = read_finder(lung_run) if lung_run else None
     trained.config.data.lung_run = lung_run
@@ -88,9 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         unpack(given.file, given.workdir, given.lung_run)
-    except (UsageError, StorageError) as error:
-        print(f"covjax: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return tell(error)
     print(f"{given.workdir}: the network of {given.file}")
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from covjax.errors import Failure, UsageError
+from covjax.interrupt import Interrupted
 from experiments.ablations import EXPERIMENTS, Experiment
 from experiments.at_once import run_here
 from experiments.child import is_finished
@@ -182,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     try:
         return _run(sys.argv[1:] if argv is None else argv)
-    except Failure as failure:
+    except (Failure, Interrupted) as failure:
         print(f"experiments.run: {failure}", file=sys.stderr)
         return failure.exit_status
 

@@ -333,7 +333,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(run, how, digest
         assert state is not None
         assert_same(content(state), content(make_state(2)))
         (line,) = told
-        assert line.startswith(f"WARNING: {folder}: not ")
+        assert line.startswith(f"WARNING: {folder}: cannot be restored (")
         assert line.endswith(f"moved to {run / 'damaged' / '4'}")
         assert "\n" not in line
         checkpoints.save(make_state(4), dice=0.6)  # the step can be written again
@@ -378,6 +378,18 @@ def test_a_step_that_is_damaged_twice_is_kept_twice(run):
         with Checkpoints(run) as checkpoints:
             checkpoints.save(make_state(4), dice=0.6)
     assert sorted(p.name for p in (run / "damaged").iterdir()) == ["4", "4-1"]
+
+
+@pytest.mark.usefixtures("closed_loops")
+def test_a_whole_checkpoint_of_another_kind_of_state_stays_where_it_is(run):
+    state = make_state(0)
+    other = state.replace(opt_state=optax.sgd(1.0, momentum=0.9).init(state.params))
+    with Checkpoints(run) as checkpoints:
+        kind, text = error_of(lambda: checkpoints.restore_newest(other))
+    assert kind == "UsageError"
+    assert text.startswith(f"{run / 'checkpoints' / '4'}: cannot be restored (")
+    assert "with other versions of the packages" in text and text.count("\n") <= 1
+    assert steps_in(run) == ["2", "4"] and not (run / "damaged").exists()
 
 
 def test_a_new_run_has_nothing_to_go_on_from(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from covjax.data import decode
 from covjax.data.decode import decode_content, read_grey, shown
@@ -152,6 +152,27 @@ def test_picture_to_be_turned_is_refused(kind, turn):
     refuse(saved(picture, kind, exif=exif), rf"EXIF orientation {turn}\)")
     exif[0x0112] = 1
     assert decode_content(saved(picture, kind, exif=exif)).shape == NOISE.shape
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_png_that_says_so_in_xmp_is_refused_whatever_decodes_it(mode):
+    words = '<rdf:Description tiff:Orientation="6"/>'
+    told = PngImagePlugin.PngInfo()
+    told.add_itxt("XML:com.adobe.xmp", words)
+    picture = Image.fromarray(NOISE).convert(mode)
+    refuse(saved(picture, "PNG", pnginfo=told), r"EXIF orientation 6\)")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_memory_that_does_not_suffice_says_nothing_of_the_file(mode, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    content = saved(Image.fromarray(NOISE).convert(mode), "PNG")
+    monkeypatch.setattr("covjax.data.png.kornia_rs.io.decode_image_png_u8", fail)
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(MemoryError):
+        decode_content(content)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "MPO"])

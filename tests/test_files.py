@@ -77,6 +77,19 @@ def test_failure_midway_leaves_what_was_there(
     assert listing(tmp_path) == old
 
 
+def test_a_signal_when_all_is_done_is_what_is_raised(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def interrupted(source, target):
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file", "new")
+    assert listing(tmp_path) == {"file": b"new"}
+
+
 def test_file_in_place_of_the_folder_is_an_os_error(tmp_path):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(OSError):

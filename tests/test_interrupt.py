@@ -49,6 +49,25 @@ def test_where_it_is_only_noted_nothing_is_raised(told_before, number, _):
     assert told_before == []
 
 
+def test_who_takes_every_exception_for_its_own_does_not_take_a_signal():
+    with pytest.raises(Interrupted), raise_signals():
+        try:  # as jax does around its cache of compiled programs
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pass
+
+
+def test_after_a_second_signal_a_third_does_what_it_did_before(told_before):
+    with raise_signals(), Interrupt():
+        with pytest.raises(Interrupted):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+        # What is left on the way out is not to be interrupted by a line again.
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert told_before == [signal.SIGTERM]
+
+
 def test_after_the_noting_a_signal_is_raised_again():
     with pytest.raises(Interrupted), raise_signals():
         with Interrupt():

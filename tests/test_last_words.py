@@ -12,6 +12,7 @@ import pytest
 
 from covjax.errors import Diverged, UsageError
 from covjax.hosts import LOST
+from covjax.interrupt import Interrupted
 from covjax.last_words import tell
 
 PROJECT = Path(__file__).parents[1]
@@ -80,6 +81,13 @@ def test_failures_say_what_they_say(capsys):
     assert tell(UsageError("no such file"), "covjax.export") == 2
     assert capsys.readouterr().err == "covjax.export: no such file\n"
     assert tell(Diverged("the loss is nan")) == 1
+
+
+def test_a_signal_has_its_status_and_no_traceback(capsys):
+    assert tell(Interrupted(15, "stopped by signal 15")) == 143
+    assert tell(KeyboardInterrupt()) == 130
+    said = capsys.readouterr().err
+    assert said.count("\n") == 2 and said.startswith("covjax: stopped by signal 15\n")
 
 
 def test_an_error_that_nobody_foresaw_has_its_traceback(capsys):

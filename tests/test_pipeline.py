@@ -2,6 +2,11 @@
 
 import dataclasses
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import grain
@@ -24,6 +29,7 @@ from covjax.data.pipeline import (
 )
 from covjax.errors import DataError, UsageError
 
+PROJECT = Path(__file__).parents[1]
 SIDE = 16
 KEYS = {"image", "mask", "index", "weight"}
 KINDS = ("image", "lung", "infection", "found_lung")
@@ -544,3 +550,42 @@ def test_workers_change_no_bit_name_a_broken_film_and_end(tmp_path, config):
     assert str(caught.value).startswith(f"{path}: cannot be read as a picture")
     iterator.close()
     assert multiprocessing.active_children() == []
+
+
+WORKER = """
+import multiprocessing, os, time
+from covjax.data.pipeline import _start_worker
+
+def work(pipe):
+    _start_worker(0, 1)
+    pipe.send(os.getpid())
+    time.sleep(120)
+
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    context.Process(target=work, args=(there,)).start()
+    print(here.recv(), flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_worker_leaves_signals_to_its_parent_and_ends_with_it(tmp_path):
+    (tmp_path / "parent.py").write_text(WORKER)
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py")],
+        stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    ) as parent:  # fmt: skip
+        assert parent.stdout
+        worker = int(parent.stdout.readline())
+        status = Path(f"/proc/{worker}/status")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(worker, number)
+        time.sleep(0.2)
+        assert "State:\tS" in status.read_text()  # asleep, and not ended
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline, "it outlives the process that trained"
+        time.sleep(0.05)

@@ -1,5 +1,7 @@
 """A run's folder belongs to one config, and says how to repeat the run."""
 
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import filelock
 import pytest
 
 from configs import infection, lung
@@ -165,11 +166,14 @@ def test_what_was_half_written_is_removed_and_nothing_else(tmp_path):
     assert left == {*whole, run_dir.LOCK}
 
 
-def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
-    def acquire(*_, **__):
-        raise NotImplementedError("FileSystem does not appear to support flock")
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path, monkeypatch, capsys, number
+):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    monkeypatch.setattr(fcntl, "flock", flock)
     half = tmp_path / ".config.json.x.half"
     half.touch()
     with run_dir.hold(tmp_path):

@@ -169,6 +169,28 @@ def test_training_does_not_go_on_with_other_films(config, films, tmp_path, chang
     assert chosen.films == films  # another set may be evaluated
 
 
+@pytest.mark.parametrize("mode", ["skip", "error"])
+def test_an_evaluation_on_other_films_looks_at_those(config, films, tmp_path, mode):
+    spoil(tmp_path, "Val")
+    begun(config, films, tmp_path, "skip")  # without Val's seventh
+    listed = (tmp_path / run_films.FILE).read_bytes()
+    others = films | {"Val": films["Test"] + films["Train"]}
+    for value, left_out in ((255, []), (0, ["7.png"])):
+        write(tmp_path / "Val.png", 255)
+        if not value:
+            spoil(tmp_path, "Train")
+        config.data.on_bad_record = mode
+        if left_out and mode == "error":
+            said = refusal(config, tmp_path, others, ("Val",), training=False)
+            assert "began with" not in said
+            continue
+        chosen = choose_films(config, tmp_path, others, ("Val",), training=False)
+        gone = [f.name for f in others["Val"] if f not in chosen.films["Val"]]
+        assert gone == left_out
+        chosen.write(tmp_path)
+        assert (tmp_path / run_films.FILE).read_bytes() == listed
+
+
 def test_what_an_evaluation_adds_is_kept_to(config, films, tmp_path):
     begun(config, films, tmp_path, "skip", ("Train", "Val"))
     films["Test"] *= 2

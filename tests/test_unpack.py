@@ -1,5 +1,6 @@
 """A run that was exported, made a run's folder of again."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,15 @@ import numpy as np
 import pytest
 
 from configs import infection, lung
-from covjax import export, unpack
+from covjax import export, run_dir, unpack
 from covjax.calibrate import FILE, read_points
-from covjax.checkpoint import Checkpoints
 from covjax.config import read_about, save_config
 from covjax.errors import UsageError
 from covjax.lungs import read_finder
 from covjax.run_dir import CONFIG
 from covjax.trained import read_trained
 from covjax.weights import read_weights
-from saved_run import make_state, write_run
+from saved_run import write_run
 
 POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "checkpoint": 3}
 
@@ -121,8 +121,21 @@ def test_it_is_no_run_to_go_on_with(file, tmp_path):
     """A file has no optimizer, and a run without one would be another run."""
     run = tmp_path / "again"
     unpack.unpack(file, run)
-    state = make_state(read_trained(str(run)).config, 0)
-    with Checkpoints(run) as checkpoints, pytest.raises(UsageError) as error:
-        checkpoints.restore_newest(state)
-    assert str(error.value).count("\n") <= 1
+    with pytest.raises(UsageError, match=f"unpacked from {file.name}.*--init_from"):
+        run_dir.check(run, read_trained(str(run)).config)
+
+
+@pytest.mark.parametrize("last", ["save_config", "Checkpoints", "write_points"])
+def test_stopped_half_way_the_same_command_goes_on(file, tmp_path, capsys, last):
+    run, full = tmp_path / "again", OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*_):
+        raise full
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unpack, last, fail)
+        assert unpack.main([str(file), f"--workdir={run}"]) == 1
+    assert "No space left on device. What is whole stays" in capsys.readouterr().err
+    assert unpack.main([str(file), f"--workdir={run}"]) == 0
     assert read_points(run).keys() == {"predicted"}
+    assert read_trained(str(run)).step == 3

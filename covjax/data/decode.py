@@ -103,6 +103,8 @@ def decode_content(content: bytes) -> np.ndarray:
         picture.load()  # the whole file: a truncated one fails here
         grey = picture if picture.mode.startswith("I") else picture.convert("L")
         pixels = np.asarray(grey)
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds
         raise _unreadable(error) from None
     _check_upright(picture)
@@ -149,6 +151,8 @@ def _open(content: bytes) -> Any:
         _check_size(*picture.size)
         pages = _count_pages(picture)
     except _Unfit:
+        raise
+    except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # Pillow's decoders raise many kinds
         raise _unreadable(error) from None

@@ -7,6 +7,10 @@ be saved.
 """
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -414,4 +418,17 @@ def _iterate(
 
 
 def _start_worker(_index: int, _count: int) -> None:
+    """Makes a worker leave signals to the process that trains, and end with it."""
     cv2.setNumThreads(1)  # each worker has its core, and no more
+    # Ctrl-C, and a cluster's notice, come to all processes; the one that trains still
+    # needs batches until it has written its checkpoint.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)

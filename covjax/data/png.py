@@ -16,7 +16,7 @@ MIN_SIDE, MAX_PIXELS = 4, 2**26  # of any picture that is read (decode.py)
 _START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _GREY_8 = b"\x08\x00"
 # Of an animation, and of a picture to be turned: decode.py looks at those.
-_SPECIAL = (b"acTL", b"eXIf")
+_SPECIAL = (b"acTL", b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 _PALETTE = 3  # a kind of colour
 _SAMPLES = {0: 1, 2: 3, _PALETTE: 1, 4: 2, 6: 4}  # of a pixel, by the kind of colour
@@ -50,6 +50,8 @@ def decode_grey_png(content: bytes) -> np.ndarray | None:
         return None
     try:
         pixels = kornia_rs.io.decode_image_png_u8(content, (height, width), "mono")
+    except MemoryError:
+        raise
     except Exception:  # it raises nothing more precise
         return None
     return pixels[..., 0]

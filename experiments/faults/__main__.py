@@ -42,7 +42,7 @@ def main(names: list[str]) -> int:
     counts, failed, begun = {}, [], time.monotonic()
     for name in names or NAMES:
         status, told = run(name)
-        counts |= told
+        counts[name] = told.get(name, told)
         if status:
             failed.append(name)
     minutes = round((time.monotonic() - begun) / 60, 1)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from covjax.digests import check_digests
 from covjax.errors import UsageError
-from experiments.faults.kills import PATIENCE, make_project, run_undisturbed, start
+from experiments.faults.kills import finish, make_project, run_undisturbed, start
 from experiments.faults.same_run import compare_runs, find_torn
 
 SIZES = ("60k", "200k", "400k", "700k", "1000k", "1500k")  # a run takes 2 MB
@@ -70,14 +70,14 @@ def _fill_one(cwd: Path, size: str, calm: Path) -> list[str]:
     disk.mkdir()
     _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk))
     run, faults = cwd / STAGE, []
-    status = start(cwd, STAGE).wait(PATIENCE)
+    status = finish(start(cwd, STAGE))
     said = (cwd / "log").read_text()
     last = said.strip().splitlines()[-1]
     if status != 1 or not last.startswith("covjax: ") or "Traceback" in said:
         faults.append(f"{size}: status {status}: {said[-1500:]}")
     faults += [f"{size}: {fault}" for fault in _find_broken(run)]
     _mount("-o", "remount,size=64m", str(disk))
-    status = start(cwd, STAGE).wait(PATIENCE)
+    status = finish(start(cwd, STAGE))
     if status:
         return [*faults, f"{size}: did not go on: {(cwd / 'log').read_text()[-1500:]}"]
     return faults + compare_runs(calm, run) + find_torn(run)
@@ -108,7 +108,7 @@ def _read_only(cwd: Path, calm: Path) -> list[str]:
     _mount("-o", "remount,bind,ro", str(run))
     before = _listing(run)
     (cwd / "log").write_text("")
-    status = start(cwd, STAGE).wait(PATIENCE)
+    status = finish(start(cwd, STAGE))
     said = (cwd / "log").read_text()
     if status != 2 or "Read-only file system" not in said or "Traceback" in said:
         return [f"read-only: status {status}: {said[-1500:]}"]

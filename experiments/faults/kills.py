@@ -109,6 +109,15 @@ def start_command(cwd: Path, *flags: str) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
+def finish(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> int:
+    """Returns the exit status of a process; one that hangs is killed, and has -9."""
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+
 def run_undisturbed(cwd: Path, stages: Iterable[str] = tuple(STAGES)) -> None:
     """Runs stages to their ends, in a new folder.
 
@@ -117,7 +126,7 @@ def run_undisturbed(cwd: Path, stages: Iterable[str] = tuple(STAGES)) -> None:
     """
     make_project(cwd)
     for stage in stages:
-        if start(cwd, stage).wait(PATIENCE):
+        if finish(start(cwd, stage)):
             raise RuntimeError(f"{stage} failed: {(cwd / 'log').read_text()[-2000:]}")
 
 
@@ -149,7 +158,7 @@ def run_killed(
             process.wait()
             return None
         time.sleep(0.002 if until is not None else 0.01)
-    return process.wait(1)
+    return finish(process, 1)
 
 
 def run_until_done(
@@ -171,7 +180,7 @@ def run_until_done(
                 name = str(rng.choice(list(MOMENTS)))
                 status = run_killed(cwd, stage, name, rng)
             else:
-                name, status = "", start(cwd, stage).wait(PATIENCE)
+                name, status = "", finish(start(cwd, stage))
             if status is None:
                 kills[name] += 1
                 continue
