@@ -1,12 +1,17 @@
-"""SIGINT and SIGTERM: noted while a run trains, raised wherever else they come."""
+"""SIGINT and SIGTERM: noted while a run trains, raised wherever else they come.
+
+They come to every process of a terminal or a cluster's job, also to those that load
+films. The one that trains still needs these until its checkpoint is written.
+"""
 
 import contextlib
 import signal
 import types
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+T = TypeVar("T")
 
 
 class Interrupted(BaseException):
@@ -80,3 +85,21 @@ class Interrupt:
     def _note(self, number: int, _: types.FrameType | None) -> None:
         self.number = number
         self.__exit__()
+
+
+def shield_workers(elements: Iterable[T]) -> Iterator[T]:
+    """Yields what it is given; the processes that start with the first get no signals.
+
+    This thread holds both back until the first element is there, and a new process
+    inherits what is held back, from its first instruction to its last.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+    try:
+        iterator = iter(elements)
+        first = next(iterator)
+    except StopIteration:
+        return
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    yield first
+    yield from iterator

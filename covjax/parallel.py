@@ -14,6 +14,7 @@ from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from covjax.errors import UsageError
+from covjax.interrupt import shield_workers
 from covjax.types import AXIS
 
 
@@ -98,7 +99,8 @@ def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[Any]:
     Yields:
       The same, [D, B, ...], on the devices.
     """
-    return jax_utils.prefetch_to_device(map(_shard, batches), size=2, axis_name=AXIS)
+    shards = map(_shard, shield_workers(batches))
+    return jax_utils.prefetch_to_device(shards, size=2, axis_name=AXIS)
 
 
 def has_room(need: int) -> bool:

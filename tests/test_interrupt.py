@@ -2,10 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from covjax.interrupt import Interrupt, Interrupted, raise_signals
+from covjax.interrupt import Interrupt, Interrupted, raise_signals, shield_workers
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
@@ -77,3 +79,30 @@ def test_after_the_noting_a_signal_is_raised_again():
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.number == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_processes_that_start_with_the_first_element_get_no_signals(told_before):
+    program = "import time; print(1, flush=True); time.sleep(60)"
+
+    def elements():
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
+            os.kill(os.getpid(), signal.SIGTERM)  # held back while it starts
+            assert told_before == []
+            for number, _ in SIGNALS:
+                worker.send_signal(number)
+            assert worker.stdout and worker.stdout.read(1) == b"1"
+            yield worker
+            assert told_before == [signal.SIGTERM]
+            yield worker.poll()
+            worker.kill()
+
+    worker, ended = shield_workers(elements())
+    assert ended is None and worker.returncode == -signal.SIGKILL
+    os.kill(os.getpid(), signal.SIGINT)
+    assert told_before == [signal.SIGTERM, signal.SIGINT]
+
+
+def test_all_elements_come_once_and_in_order():
+    assert list(shield_workers(range(3))) == [0, 1, 2]
+    assert list(shield_workers([])) == []

@@ -9,9 +9,9 @@ be saved.
 import dataclasses
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -408,6 +408,8 @@ def _iterate(
         grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch)
     )
     if workers:
+        # Started by the first worker, it would lift what `shield_workers` holds back.
+        resource_tracker.ensure_running()
         # Small arrays go through the pipe: to share memory costs more than to copy.
         small = grain.experimental.DatasetOptions(min_shm_size=_SHARED)
         batches = grain.experimental.WithOptionsIterDataset(batches, small)
@@ -418,12 +420,8 @@ def _iterate(
 
 
 def _start_worker(_index: int, _count: int) -> None:
-    """Makes a worker leave signals to the process that trains, and end with it."""
-    cv2.setNumThreads(1)  # each worker has its core, and no more
-    # Ctrl-C, and a cluster's notice, come to all processes; the one that trains still
-    # needs batches until it has written its checkpoint.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Gives a worker one core, and an end with the process that started it."""
+    cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
