@@ -83,7 +83,7 @@ def test_every_interval_of_the_laptop_pages_is_of_a_file(name, least):
 
     for path in LAPTOP.rglob("*.json"):
         walk(json.loads(path.read_text()))
-    number = r"(\d*\.\d+)"
+    number = r"((?:[1-9]\d*)?\.\d+)"  # tables of experiments have a 0 there
     pattern = rf"(?<![−+\d.]){number}\*{{0,2}} \[{number}, {number}\]"
     shown = [f"{m} [{low}, {high}]" for m, low, high in re.findall(pattern, page)]
     assert len(shown) > least
@@ -93,18 +93,25 @@ def test_every_interval_of_the_laptop_pages_is_of_a_file(name, least):
 STUDY = ("roi", "transfer", "loss")  # experiments on the page study.md
 
 
-def test_every_interval_of_the_page_on_the_study_stands_in_a_table():
-    page = (LAPTOP.parent / "study.md").read_text()
+@pytest.mark.parametrize(
+    ("name", "experiments", "intervals", "of_them_bold"),
+    [("study.md", STUDY, 28, 17), ("recipe.md", ("recipe_changed",), 21, 5)],
+)
+def test_every_interval_of_an_experiment_stands_in_its_table(
+    name, experiments, intervals, of_them_bold
+):
+    page = (LAPTOP.parent / name).read_text()
     interval = r"[+-]?\d\.\d{4} \[[+-]?\d\.\d{4}, [+-]?\d\.\d{4}\]"
-    tables = "".join((LAPTOP.parent / f"{e}/table.md").read_text() for e in STUDY)
+    tables = "".join((LAPTOP.parent / f"{e}/table.md").read_text() for e in experiments)
     shown = re.findall(interval, page)
-    assert len(shown) == 28
+    assert len(shown) == intervals
     assert [text for text in shown if text not in tables] == []
     bold = re.findall(rf"\*\*{interval}\*\*", page)
-    assert len(bold) == 17 and [text for text in bold if text not in tables] == []
+    assert len(bold) == of_them_bold
+    assert [text for text in bold if text not in tables] == []
 
 
-@pytest.mark.parametrize("name", [*STUDY, "recipe_changed"])
+@pytest.mark.parametrize("name", [*STUDY, "recipe_changed", "recipe_chosen"])
 def test_tables_of_experiments_name_no_folder_of_any_machine(name):
     text = (LAPTOP.parent / name / "table.md").read_text()
     assert not re.search(r"(?<![\w./])/(tmp|home|root|work)\b", text)
