@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -84,7 +86,7 @@ def test_after_the_noting_a_signal_is_raised_again():
 def test_processes_that_start_with_the_first_element_get_no_signals(told_before):
     program = "import time; print(1, flush=True); time.sleep(60)"
 
-    def elements():
+    def elements() -> Iterator[Any]:
         command = [sys.executable, "-c", program]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
             os.kill(os.getpid(), signal.SIGTERM)  # held back while it starts
