@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from covjax import run_dir
+from covjax import parallel, run_dir
 from covjax.calibrate import (
     OBJECTIVE,
     OperatingPoint,
@@ -297,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="of the ensemble")
     parser.add_argument("--split", default="test", choices=SPLITS)
     given = parser.parse_args(arguments)
+    parallel.keep_to_the_host()  # a training may have the accelerators
     try:
         if len({run.resolve() for run in given.runs}) < max(2, len(given.runs)):
             raise UsageError("an ensemble needs two runs or more, each of them once")

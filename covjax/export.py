@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from covjax import parallel
 from covjax.calibrate import FILE, read_points
 from covjax.config import read_about
 from covjax.errors import UsageError
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"*{SUFFIX}")
     given = parser.parse_args(arguments)
+    parallel.keep_to_the_host()  # a training may have the accelerators
     try:
         out = export_run(given.run, given.out)
     except Exception as error:

@@ -73,7 +73,8 @@ class Interrupt:
         """Takes over both signals."""
         self._before = {number: signal.getsignal(number) for number in NUMBERS}
         for number in NUMBERS:
-            signal.signal(number, self._note)
+            if self.number is None:  # else one came in between, and ended it
+                signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,7 +92,8 @@ def shield_workers(elements: Iterable[T]) -> Iterator[T]:
     """Yields what it is given; the processes that start with the first get no signals.
 
     This thread holds both back until the first element is there, and a new process
-    inherits what is held back, from its first instruction to its last.
+    inherits what is held back, from its first instruction to its last. (Another thread
+    of this process may take one meanwhile; it is noted or raised as ever.)
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     try:

@@ -28,6 +28,11 @@ def is_accelerated() -> bool:
     return jax.default_backend() != "cpu"
 
 
+def keep_to_the_host() -> None:
+    """Leaves the accelerators to others; before anything asks for devices."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def is_main() -> bool:
     """Tells whether this process is the one that writes files and talks."""
     return jax.process_index() == 0

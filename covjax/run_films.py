@@ -104,15 +104,19 @@ def choose_films(
             f"{BadFilms(every)}\nMend or remove them; {_SKIP} leaves out up to"
             f" {MOST_SKIPPED:.0%} of a split"
         )
+    own = all(split in known for split in bad if split in before)
     for split, some in bad.items():
+        noted = own and split not in before
         if split not in known:
-            kept[split] = _skip(kept[split], some, split)
-        if split not in before:
+            kept[split] = _skip(kept[split], some, split, listed=noted)
+        if noted:
             told[split] = _tell(kept[split], some)
     return Chosen(kept, told)
 
 
-def _skip(films: Sequence[Film], bad: Sequence[BadFilm], split: str) -> list[Film]:
+def _skip(
+    films: Sequence[Film], bad: Sequence[BadFilm], split: str, *, listed: bool
+) -> list[Film]:
     """Returns the films without the bad ones, and says which those are.
 
     Raises:
@@ -127,7 +131,8 @@ def _skip(films: Sequence[Film], bad: Sequence[BadFilm], split: str) -> list[Fil
             f" {_SKIP} leaves out"
         )
     if parallel.is_main():
-        print(f"{said} are skipped, and listed in {FILE}: {BadFilms(bad)}", flush=True)
+        where = f", and listed in {FILE}" if listed else ""
+        print(f"{said} are skipped{where}: {BadFilms(bad)}", flush=True)
     left_out = {one.film for one in bad}
     return [film for film in films if film not in left_out]
 

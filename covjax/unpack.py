@@ -4,8 +4,8 @@
 
 RUN can be evaluated, find the lungs for stage 2 and be started from (--init_from), as
 the run that was exported could. It cannot be trained on: the file has no optimizer.
-Stopped half-way, the same command goes on. Exit status: 0, or 2 if FILE cannot be read
-or RUN holds something else.
+Stopped half-way, the same command goes on. Exit status: 0; 2 if FILE cannot be read,
+RUN holds something else or RUN_OF_LUNGS finds no lungs; 1 anything else (a full disk).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from covjax import run_dir
+from covjax import parallel, run_dir
 from covjax.calibrate import FILE as POINTS
 from covjax.calibrate import write_points
 from covjax.checkpoint import FOLDER, Checkpoints, fingerprint
@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--lung_run", default="", help="finds the lungs for stage 2")
     given = parser.parse_args(arguments)
+    parallel.keep_to_the_host()  # a training may have the accelerators
     try:
         unpack(given.file, given.workdir, given.lung_run)
     except Exception as error:

@@ -89,7 +89,7 @@ def test_processes_that_start_with_the_first_element_get_no_signals(told_before)
     def elements() -> Iterator[Any]:
         command = [sys.executable, "-c", program]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as worker:
-            os.kill(os.getpid(), signal.SIGTERM)  # held back while it starts
+            signal.raise_signal(signal.SIGTERM)  # to this thread: held back
             assert told_before == []
             for number, _ in SIGNALS:
                 worker.send_signal(number)

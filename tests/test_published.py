@@ -9,29 +9,32 @@ from typing import Any
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-LAPTOP = PROJECT / "experiments" / "results" / "laptop"
+RESULTS = PROJECT / "experiments" / "results"
+FOLDERS = [RESULTS / "laptop", RESULTS / "gpu"]
 # The first cells of a row of the README, and the file and the family.
+RECIPE = "[the recipe](docs/recipe.md)"
 ROWS = [
-    ("| covjax, the study's settings | found lungs | `all` |",
-     "infection/test-predicted", "all"),
-    ("| | | `positive` |", "infection/test-predicted", "positive"),
-    ("| covjax, [the recipe](docs/recipe.md), seed 0 | film, found lungs | `all` |",
-     "infection_best-0/test", "all"),
-    ("| covjax, the recipe, seed 1 | film, found lungs | `all` |",
-     "infection_best-1/test", "all"),
-    ("| **covjax, the recipe, both seeds as one** | film, found lungs | `all` |",
-     "infection_best/test", "all"),
-    ("| | | `positive` |", "infection_best/test", "positive"),
-    ("| | | `pooled` |", "infection_best/test", "pooled"),
-    ("| covjax, the study's settings (128 px, 3,728 films) | `all` |",
-     "lung/test", "all"),
-    ("| **covjax, the recipe** (128 px, 3,728 films) | `all` |",
-     "lung_best/test", "all"),
+    ("| covjax, the study's settings (128 px) | found lungs | `all` |",
+     "laptop/infection/test-predicted", "all"),
+    ("| | | `positive` |", "laptop/infection/test-predicted", "positive"),
+    (f"| covjax, {RECIPE} (128 px), two seeds as one | film, found lungs | `all` |",
+     "laptop/infection_best/test", "all"),
+    ("| | | `positive` |", "laptop/infection_best/test", "positive"),
+    ("| **covjax, the recipe at 256 px** | film, found lungs | `all` |",
+     "gpu/infection_best/test", "all"),
+    ("| | | `positive` |", "gpu/infection_best/test", "positive"),
+    ("| | | `pooled` |", "gpu/infection_best/test", "pooled"),
+    ("| covjax, the study's settings (128 px; 3,728; 1,166) | `all` |",
+     "laptop/lung/test", "all"),
+    ("| covjax, the recipe (128 px; 3,728; 1,166) | `all` |",
+     "laptop/lung_best/test", "all"),
+    ("| **covjax, the recipe at 256 px** (3,728; 1,166) | `all` |",
+     "gpu/lung_best/test", "all"),
 ]  # fmt: skip
 
 
 def read(stem: str) -> dict[str, Any]:
-    return json.loads((LAPTOP / f"{stem}.json").read_text())
+    return json.loads((RESULTS / f"{stem}.json").read_text())
 
 
 def cell(figure: dict[str, float], digits: int = 4) -> str:
@@ -42,7 +45,7 @@ def cell(figure: dict[str, float], digits: int = 4) -> str:
 
 
 @pytest.mark.parametrize(("start", "stem", "family"), ROWS)
-def test_readme_shows_the_figures_of_the_laptop_runs(start, stem, family):
+def test_readme_shows_the_figures_of_the_runs(start, stem, family):
     figures = read(stem)[family]
     row = f"{start} {cell(figures['dice'])} | {cell(figures['iou'])} |"
     text = (PROJECT / "README.md").read_text()
@@ -50,12 +53,12 @@ def test_readme_shows_the_figures_of_the_laptop_runs(start, stem, family):
 
 
 def test_readme_shows_the_blank_rate_of_the_headline():
-    rate = read("infection_best/test")["blank_rate"]
+    rate = read("gpu/infection_best/test")["blank_rate"]
     normal, other = (
         f"{rate[k]:.3f}".removeprefix("0") for k in ("Normal", "Non-COVID")
     )
     text = " ".join((PROJECT / "README.md").read_text().split())
-    assert f"as one: {cell(rate, 3)}; Normal {normal}, Non-COVID {other}." in text
+    assert f"at 256 px: {cell(rate, 3)}; Normal {normal}, Non-COVID {other}." in text
 
 
 @pytest.mark.parametrize(
@@ -63,10 +66,11 @@ def test_readme_shows_the_blank_rate_of_the_headline():
     [
         ("experiments/results/laptop.md", 40),
         ("experiments/results/recipe.md", 40),
+        ("experiments/results/gpu.md", 25),
         ("covjax/pretrained/README.md", 5),
     ],
 )
-def test_every_interval_of_the_laptop_pages_is_of_a_file(name, least):
+def test_every_interval_of_the_pages_is_of_a_file(name, least):
     """Of differences between two results there are no files: `compare` prints them."""
     page = " ".join((PROJECT / name).read_text().split())
     known = set()
@@ -81,7 +85,7 @@ def test_every_interval_of_the_laptop_pages_is_of_a_file(name, least):
             for part in value:
                 walk(part)
 
-    for path in LAPTOP.rglob("*.json"):
+    for path in (path for folder in FOLDERS for path in folder.rglob("*.json")):
         walk(json.loads(path.read_text()))
     number = r"((?:[1-9]\d*)?\.\d+)"  # tables of experiments have a 0 there
     pattern = rf"(?<![−+\d.]){number}\*{{0,2}} \[{number}, {number}\]"
@@ -100,9 +104,9 @@ STUDY = ("roi", "transfer", "loss")  # experiments on the page study.md
 def test_every_interval_of_an_experiment_stands_in_its_table(
     name, experiments, intervals, of_them_bold
 ):
-    page = (LAPTOP.parent / name).read_text()
+    page = (RESULTS / name).read_text()
     interval = r"[+-]?\d\.\d{4} \[[+-]?\d\.\d{4}, [+-]?\d\.\d{4}\]"
-    tables = "".join((LAPTOP.parent / f"{e}/table.md").read_text() for e in experiments)
+    tables = "".join((RESULTS / f"{e}/table.md").read_text() for e in experiments)
     shown = re.findall(interval, page)
     assert len(shown) == intervals
     assert [text for text in shown if text not in tables] == []
@@ -113,17 +117,17 @@ def test_every_interval_of_an_experiment_stands_in_its_table(
 
 @pytest.mark.parametrize("name", [*STUDY, "recipe_changed", "recipe_chosen"])
 def test_tables_of_experiments_name_no_folder_of_any_machine(name):
-    text = (LAPTOP.parent / name / "table.md").read_text()
+    text = (RESULTS / name / "table.md").read_text()
     assert not re.search(r"(?<![\w./])/(tmp|home|root|work)\b", text)
     assert "PHANTOM" not in text
 
 
 def test_published_results_name_no_folder_of_any_machine():
-    for path in LAPTOP.rglob("*.json"):
+    for path in (path for folder in FOLDERS for path in folder.rglob("*.json")):
         assert not re.search(r'"[^"]*/[^"]*"', path.read_text()), path
 
 
-BENCHMARKS = PROJECT / "experiments" / "results" / "benchmarks"
+BENCHMARKS = RESULTS / "benchmarks"
 RATIOS = {  # page → file, list of ratios and digits of what it shows of them
     "step.md": [
         ("step-py312", "ratios_train", 3),

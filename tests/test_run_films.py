@@ -191,6 +191,20 @@ def test_an_evaluation_on_other_films_looks_at_those(config, films, tmp_path, mo
         assert (tmp_path / run_films.FILE).read_bytes() == listed
 
 
+def test_an_evaluation_on_other_films_adds_nothing(config, films, tmp_path):
+    begun(config, films, tmp_path, "error", ("Train", "Val"))
+    listed = (tmp_path / run_films.FILE).read_bytes()
+    others = {"Val": films["Test"], "Test": films["Val"]}
+    for split in ("Val", "Test"):
+        chosen = choose_films(
+            config, tmp_path, films | others, ("Val", split), training=False
+        )
+        chosen.write(tmp_path)
+        assert (tmp_path / run_films.FILE).read_bytes() == listed
+    # and the run's own Test is still to be had
+    choose_films(config, tmp_path, films, SPLITS, training=True)
+
+
 def test_what_an_evaluation_adds_is_kept_to(config, films, tmp_path):
     begun(config, films, tmp_path, "skip", ("Train", "Val"))
     films["Test"] *= 2

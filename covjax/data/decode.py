@@ -225,6 +225,8 @@ def _check_upright(picture: Any) -> None:
     """Refuses a picture, of which the pixels were read, that is shown otherwise."""
     try:
         turned = picture.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
     except Exception:  # it says nothing, then
         turned = None
     _refuse_turned(turned)
