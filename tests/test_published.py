@@ -67,7 +67,7 @@ def test_readme_shows_the_blank_rate_of_the_headline():
         ("experiments/results/laptop.md", 40),
         ("experiments/results/recipe.md", 40),
         ("experiments/results/gpu.md", 25),
-        ("covjax/pretrained/README.md", 5),
+        ("covjax/pretrained/README.md", 4),
     ],
 )
 def test_every_interval_of_the_pages_is_of_a_file(name, least):
