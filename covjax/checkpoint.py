@@ -139,7 +139,8 @@ class Checkpoints:
                 if is_as_written(folder):
                     raise UsageError(
                         f"{error}. Its files are what was written: with other versions"
-                        " of the packages (config.json has them), or by another network"
+                        " of the packages (config.json has them: install those) or by"
+                        " another network (give another --workdir)"
                     ) from None
                 told.append(_set_aside(folder, error))
                 parallel.wait_for_all()

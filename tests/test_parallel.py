@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from covjax import parallel
+from covjax import ensemble, export, parallel, unpack
 
 DEVICES = 8
 
@@ -46,3 +46,15 @@ def test_what_is_put_on_all_devices_lies_there_as_replicas_do(devices, tmp_path)
         assert len(found[name].addressable_shards) == DEVICES
         for shard in found[name].addressable_shards:
             np.testing.assert_array_equal(shard.data, array[None])
+
+
+@pytest.mark.parametrize("tool", [ensemble, export, unpack])
+def test_tools_that_train_nothing_leave_accelerators_alone(tool, tmp_path, capsys):
+    before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_platforms", "")  # all that there are
+    words = {ensemble: ["a", "b", f"--workdir={tmp_path / 'out'}"], export: ["a"]}
+    try:
+        assert tool.main(words.get(tool, ["a", f"--workdir={tmp_path / 'out'}"])) == 2
+        assert jax.config.jax_platforms == "cpu"  # pyright: ignore
+    finally:
+        jax.config.update("jax_platforms", before)
