@@ -50,8 +50,6 @@ def decode_grey_png(content: bytes) -> np.ndarray | None:
         return None
     try:
         pixels = kornia_rs.io.decode_image_png_u8(content, (height, width), "mono")
-    except MemoryError:
-        raise
     except Exception:  # it raises nothing more precise
         return None
     return pixels[..., 0]
