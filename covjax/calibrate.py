@@ -57,7 +57,7 @@ class OperatingPoint:
         """
         if presence is None:
             presence = presence_scores(levels)
-        found = _above(levels, self.threshold)
+        found = above(levels, self.threshold)
         found[presence < self.presence] = 0
         if self.min_area > 1:
             for mask in found:
@@ -65,8 +65,13 @@ class OperatingPoint:
         return found
 
 
-def _above(levels: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns where level / 255 is above a threshold, uint8 in {0, 1}."""
+def above(levels: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns where level / 255 is above a threshold, uint8 in {0, 1}.
+
+    Args:
+      levels: probabilities times 255, uint8 [...].
+      threshold: in (0, 1).
+    """
     # Among whole numbers the same as above 255 * threshold, and several times faster.
     return (levels > np.uint8(TOP_LEVEL * threshold)).view(np.uint8)
 
@@ -132,7 +137,7 @@ def _film_dice(levels: np.ndarray, truth: np.ndarray) -> np.ndarray:
     true = np.flatnonzero(truth)
     dice = np.empty((len(sizes), len(THRESHOLDS)))
     for column, threshold in enumerate(THRESHOLDS):
-        labels, pixels = areas(_above(levels, threshold))
+        labels, pixels = areas(above(levels, threshold))
         hits = np.bincount(labels.ravel()[true], minlength=len(pixels) + 1)[1:]
         kept = pixels[None, :] >= sizes[:, None]  # [areas to try, areas found]
         both = (kept @ pixels) + len(true)

@@ -24,7 +24,7 @@ from covjax.calibrate import OperatingPoint, as_point, read_points
 from covjax.checkpoint import best_of, fingerprint
 from covjax.config import read_config
 from covjax.data.covidqu import Film
-from covjax.data.masks import fill_holes, keep_largest
+from covjax.data.masks import as_lungs
 from covjax.errors import DataError, UsageError
 from covjax.files import write_whole
 from covjax.outputs import predict_split
@@ -199,6 +199,5 @@ def _write(finder: LungFinder, missing: dict[Path, Film]) -> None:
 
 def _write_mask(path: Path, found: np.ndarray) -> None:
     buffer = io.BytesIO()
-    lungs = keep_largest(fill_holes(found), 2)
-    Image.fromarray(255 * lungs).save(buffer, format="PNG")
+    Image.fromarray(255 * as_lungs(found)).save(buffer, format="PNG")
     write_whole(path, buffer.getvalue())

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import jax_utils
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from covjax.errors import UsageError
 from covjax.interrupt import shield_workers
@@ -68,6 +69,27 @@ def compile_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
 def compile_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles `step(state, batch)`, both with a leading axis [D]."""
     return jax.pmap(step, axis_name=AXIS)
+
+
+def compile_local(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles `function(state, images)`; this process's devices share the images.
+
+    They do not meet each other, and no other process takes part: each keeps its pace.
+    The state is one that `put_on_local` returned; images are [B, ...], B divisible by
+    the devices of this process, and so is what is returned.
+    """
+    split = NamedSharding(_local_mesh(), PartitionSpec(AXIS))
+    whole = NamedSharding(_local_mesh(), PartitionSpec())
+    return jax.jit(function, in_shardings=(whole, split), out_shardings=split)
+
+
+def put_on_local(tree: Any) -> Any:
+    """Copies a tree to every device of this process, for `compile_local`."""
+    return jax.device_put(tree, NamedSharding(_local_mesh(), PartitionSpec()))
+
+
+def _local_mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
 def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:

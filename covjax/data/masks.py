@@ -45,6 +45,11 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
     return np.asarray(ndimage.binary_fill_holes(mask)).astype(np.uint8)
 
 
+def as_lungs(mask: np.ndarray) -> np.ndarray:
+    """Returns what may be lungs of a mask: its two largest areas, holes filled."""
+    return keep_largest(fill_holes(mask), 2)
+
+
 def disk(radius: int) -> np.ndarray:
     """Returns all that lies at most `radius` pixels from the middle of a square.
 

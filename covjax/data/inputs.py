@@ -1,0 +1,122 @@
+"""Which files a user means: files, folders and patterns, each film once, by a name."""
+
+import dataclasses
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from covjax.data.covidqu import INFECTION_MASKS, LUNG_MASKS, SUFFIXES
+from covjax.data.decode import shown
+from covjax.data.dicom import SUFFIXES as DICOM_SUFFIXES
+from covjax.data.dicom import is_dicom
+from covjax.errors import UsageError
+
+_NO_FILMS = {LUNG_MASKS, INFECTION_MASKS}  # folders of the published layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """A file that is to be read.
+
+    Attributes:
+      path: of the file.
+      name: what its outputs are called, with / and without an ending, "ward/film_1":
+        below the folder that was given. No other input has it.
+    """
+
+    path: Path
+    name: str
+
+
+def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
+    """Finds the films among files, folders and patterns.
+
+    Of a folder, and of all in it, these are films: files with the ending of a picture
+    or of DICOM, and DICOM files of any name. Hidden files and folders are passed over,
+    as are the folders of masks in the published layout. A file that is named itself is
+    always taken.
+
+    Args:
+      given: paths, or patterns with *, ?, [] and **.
+      leave_out: a folder that is not looked into: that of the outputs.
+
+    Returns:
+      Films in the order of what was given, and by name within a folder.
+
+    Raises:
+      UsageError: if a path is not there, nothing is found, or two files would have
+        outputs of one name.
+    """
+    found: dict[Path, str] = {}
+    for path in (path for word in given for path in _expand(word)):
+        if path.is_dir():
+            for film in _walk(path, leave_out.absolute()):
+                found.setdefault(film, film.relative_to(path).as_posix())
+        else:
+            found.setdefault(path, path.name)
+    if not found:
+        raise UsageError(f"no films in {', '.join(shown(word) for word in given)}")
+    return _name(found)
+
+
+def _expand(word: str) -> list[Path]:
+    path = Path(word).expanduser()
+    if os.path.lexists(path):  # also one whose name has a bracket
+        return [path]
+    matches = sorted(glob.glob(str(path), recursive=True))
+    if not matches:
+        raise UsageError(f"{shown(word)}: no such file or folder")
+    return [Path(match) for match in matches]
+
+
+def _walk(folder: Path, leave_out: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{shown(str(error.filename))}: {error.strerror}")
+
+    for at, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in _NO_FILMS
+            and Path(at, name).absolute() != leave_out
+        )
+        for name in sorted(files):
+            path = Path(at, name)
+            if not name.startswith(".") and _is_film(path):
+                yield path
+
+
+def _is_film(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES | DICOM_SUFFIXES or is_dicom(path)
+
+
+def _name(found: dict[Path, str]) -> list[Input]:
+    """Names the outputs: without the ending, where that leaves them apart."""
+    stems: dict[str, list[Path]] = {}
+    for path, name in found.items():
+        stems.setdefault(_key(_stem(name)), []).append(path)
+    inputs, taken = [], dict[str, Path]()
+    for path, name in found.items():
+        alone = len(stems[_key(_stem(name))]) == 1
+        name = _stem(name) if alone else name
+        other = taken.setdefault(_key(name), path)
+        if other != path:
+            raise UsageError(
+                f"{shown(path)} and {shown(other)}: outputs of one name; give the"
+                " folder that holds both, or run them apart with an --out each"
+            )
+        inputs.append(Input(path, name))
+    return inputs
+
+
+def _stem(name: str) -> str:
+    """Returns a name without its ending, if it has one that films have."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in SUFFIXES | DICOM_SUFFIXES else name
+
+
+def _key(name: str) -> str:
+    """Returns what two names must not share: some disks know no capitals."""
+    return name.casefold()

@@ -1,0 +1,76 @@
+"""Lungs and infection drawn over a film, to be looked at."""
+
+import cv2
+import numpy as np
+
+from covjax.report.canvas import BLUE, ORANGE
+
+OPACITY = 0.3  # of the infection's colour
+
+
+def draw_overlay(
+    film: np.ndarray,
+    lungs: np.ndarray,
+    infection: np.ndarray | None = None,
+    *,
+    opacity: float = OPACITY,
+    phantom: bool = False,
+) -> np.ndarray:
+    """Draws the outlines of both masks over a film, and fills the infection.
+
+    The lungs have a thin blue outline; the infection is orange, filled, hatched and
+    outlined: the two are told apart with any colour vision, and without colours.
+
+    Args:
+      film: uint8 [H, W].
+      lungs: uint8 [H, W] in {0, 1}.
+      infection: likewise; None draws none.
+      opacity: of the infection's colour, in [0, 1].
+      phantom: whether to write that the networks, or the film, are of no patient.
+
+    Returns:
+      RGB, uint8 [H, W, 3].
+    """
+    picture = np.repeat(film[..., None], 3, axis=2)
+    thick = max(1, round(min(film.shape) / 256))
+    if infection is not None and infection.any():
+        inside = infection > 0
+        colour = np.array(_rgb(ORANGE), np.float32)
+        # Half of the colour everywhere, all of it on every eighth diagonal: a hatch
+        # that stands out where the film is as bright as the colour.
+        shares = np.where(_hatch(film.shape, 8 * thick, thick), opacity, opacity / 2)
+        share = shares[inside][:, None]
+        picture[inside] = np.rint(
+            (1 - share) * picture[inside] + share * colour
+        ).astype(np.uint8)
+        _outline(picture, infection, ORANGE, thick)
+    _outline(picture, lungs, BLUE, thick)
+    if phantom:
+        _write(picture, "PHANTOM")
+    return picture
+
+
+def _hatch(shape: tuple[int, ...], step: int, thick: int) -> np.ndarray:
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return (rows + columns) % step < thick
+
+
+def _outline(picture: np.ndarray, mask: np.ndarray, colour: str, thick: int) -> None:
+    outlines, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, outlines, -1, _rgb(colour), thick)
+
+
+def _write(picture: np.ndarray, words: str) -> None:
+    scale = min(picture.shape[:2]) / 400
+    thick = max(1, round(2 * scale))
+    at = (round(12 * scale), round(32 * scale))
+    for colour, width in (((0, 0, 0), 3 * thick), ((255, 255, 255), thick)):
+        cv2.putText(
+            picture, words, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, width,
+            cv2.LINE_AA,
+        )  # fmt: skip
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue

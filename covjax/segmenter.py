@@ -1,0 +1,250 @@
+"""Both trained networks in a row: a film of any size → lungs → infection.
+
+Each film is squeezed to the square that a network was trained on, as the published films
+were. The lungs that stage 1 finds are shown to stage 2, and probabilities become masks at
+the operating points that the runs chose on Val.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from covjax import parallel
+from covjax.calibrate import OperatingPoint, above, as_point
+from covjax.data.covidqu import resize_image, resize_mask
+from covjax.data.masks import as_lungs, dilate
+from covjax.data.pipeline import Region
+from covjax.errors import UsageError
+from covjax.lungs import same_lungs
+from covjax.metrics.counts import to_levels
+from covjax.metrics.detection import presence_scores
+from covjax.models import make_model
+from covjax.steps import predict
+from covjax.train_state import inference_state
+from covjax.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What the networks made of one film, at their own sizes.
+
+    Attributes:
+      lung_levels: probabilities times 255, uint8 [S, S].
+      lungs: the mask of them, uint8 [S, S] in {0, 1}.
+      levels: of infection, uint8 [T, T]; None without a second stage.
+      presence: how sure it is that there is an infection at all, in [0, 1].
+    """
+
+    lung_levels: np.ndarray
+    lungs: np.ndarray
+    levels: np.ndarray | None = None
+    presence: float | None = None
+
+
+class Segmenter:
+    """Finds lungs, and infection within what they show.
+
+    Attributes:
+      lung_point: what makes masks of the first network's probabilities.
+      point: of the second's; None without one.
+      remarks: what a user should know of this pair of networks.
+      phantom: whether one of them was trained on synthetic films.
+    """
+
+    def __init__(self, lung: Weights, infection: Weights | None = None):
+        """Takes the weights of both stages, or of the first alone.
+
+        Raises:
+          UsageError: if they are of another stage, or hold no operating point.
+        """
+        _check_task(lung, "lung")
+        self.remarks: list[str] = []
+        self.lung_point, self.point = as_point(lung.points["none"]), None
+        self.phantom = lung.phantom
+        self._lung, self._infection = _compile(lung), None
+        self._side = lung.trained.config.data.image_size
+        if infection is None:
+            return
+        _check_task(infection, "infection")
+        data = infection.trained.config.data
+        self.phantom |= infection.phantom
+        self._infection, self._second_side = _compile(infection), data.image_size
+        self._region = _region(infection)
+        told = self._choose_point(infection)
+        self.point = as_point(told)
+        lungs = {"fingerprint": lung.trained.fingerprint, "step": lung.trained.step}
+        lungs |= dataclasses.asdict(self.lung_point) | {"run": None}
+        if told.get("lungs") and not same_lungs(told["lungs"], lungs):
+            self.remarks.append(
+                f"the operating point of {infection.trained.run.name} was chosen with"
+                " the lungs of another run"
+            )
+
+    def _choose_point(self, infection: Weights) -> dict[str, Any]:
+        """Returns the operating point for what the network is shown.
+
+        Raises:
+          UsageError: if there is none.
+        """
+        for roi in (self._region.roi, "truth"):
+            if told := infection.points.get(roi):
+                if roi != self._region.roi:
+                    self.remarks.append(
+                        f"the operating point of {infection.trained.run.name} was"
+                        " chosen with true lungs"
+                    )
+                return told
+        raise UsageError(
+            f"{infection.trained.run}: no operating point for roi = {self._region.roi};"
+            " python -m covjax.main --mode=evaluate --split=val --workdir=RUN chooses"
+            " one"
+        )
+
+    def look(self, films: Sequence[np.ndarray]) -> list[Seen]:
+        """Asks the networks.
+
+        Compiled once for each number of films: keep to one.
+
+        Args:
+          films: uint8 [H, W] of any size; as many as `batch_size` allows.
+        """
+        side = self._side
+        squares = [resize_image(film, side) for film in films]
+        lung_levels, presence = self._lung(np.stack(squares)[..., None])
+        found = self.lung_point.masks(lung_levels, presence)
+        lungs = [as_lungs(mask) for mask in found]
+        if self._infection is None:
+            return [Seen(*of_film) for of_film in zip(lung_levels, lungs, strict=True)]
+        side = self._second_side
+        shown = [
+            self._region.show(
+                {
+                    "image": resize_image(film, side),
+                    "found_lung": resize_mask(mask, side),
+                }
+            )
+            for film, mask in zip(films, lungs, strict=True)
+        ]
+        levels, presence = self._infection(np.stack(shown))
+        of_films = zip(lung_levels, lungs, levels, presence.tolist(), strict=True)
+        return [Seen(*of_film) for of_film in of_films]
+
+    def lungs_of(self, seen: Seen, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns the lungs at the size of a film, uint8 [H, W] in {0, 1}."""
+        if seen.lungs.shape == shape:
+            return seen.lungs
+        found = enlarge(
+            seen.lung_levels, seen.lungs, shape, self.lung_point.threshold
+        )
+        return as_lungs(found)
+
+    def infection_of(
+        self,
+        seen: Seen,
+        shape: tuple[int, ...],
+        point: OperatingPoint | None = None,
+    ) -> np.ndarray:
+        """Returns the infection at the size of a film, uint8 [H, W] in {0, 1}.
+
+        Args:
+          seen: of a segmenter of two stages.
+          shape: (H, W) of the film.
+          point: another operating point than the run's.
+        """
+        point = point or self.point
+        if point is None or seen.levels is None:
+            raise ValueError("a segmenter of lungs alone finds no infection")
+        kept = point.masks(seen.levels[None], np.array([seen.presence]))[0]
+        return enlarge(seen.levels, kept, shape, point.threshold)
+
+
+def enlarge(
+    levels: np.ndarray, kept: np.ndarray, shape: tuple[int, ...], threshold: float
+) -> np.ndarray:
+    """Returns a mask at the size of a film, with smooth outlines.
+
+    Probabilities are interpolated, then cut; what the operating point had dropped (small
+    areas, films of low presence) stays dropped.
+
+    Args:
+      levels: probabilities times 255, uint8 [S, S].
+      kept: the mask that the operating point made of them, uint8 [S, S] in {0, 1}.
+      shape: (H, W) of the film.
+      threshold: of the operating point.
+
+    Returns:
+      uint8 [H, W] in {0, 1}; `kept` itself at its own size.
+    """
+    if kept.shape == shape:
+        return kept
+    height, width = shape
+    if not kept.any():
+        return np.zeros((height, width), np.uint8)
+    smooth, near = (
+        np.asarray(Image.fromarray(array).resize((width, height), how))
+        for array, how in (
+            (levels, Image.Resampling.BILINEAR),
+            (dilate(kept, 1), Image.Resampling.NEAREST),  # interpolation moves edges
+        )
+    )
+    return above(smooth, threshold) & near
+
+
+def _check_task(weights: Weights, task: str) -> None:
+    found = weights.trained.config.data.task
+    if found != task:
+        raise UsageError(
+            f"{weights.trained.run}: trained to find {found}, where --{task} needs"
+            f" one that finds {task}"
+        )
+
+
+def _region(weights: Weights) -> Region:
+    """Returns what stage 2 is shown of a film whose lungs were found.
+
+    Raises:
+      UsageError: if it was trained on what is no film.
+    """
+    data = weights.trained.config.data
+    if data.roi == "outside":
+        raise UsageError(
+            f"{weights.trained.run}: trained on the outside of the lungs (data.roi),"
+            " a probe that is no segmentation"
+        )
+    roi = "none" if data.roi == "none" else "predicted"
+    return Region(roi, data.roi_dilate, data.roi_as)
+
+
+def _compile(
+    weights: Weights,
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Returns what maps pictures, uint8 [B, S, S, C], to levels and presence.
+
+    The network is computed in the form that suits the machine: without an accelerator,
+    bfloat16 and a transposed convolution take longer than what gives the same numbers.
+    """
+    config = ml_collections.ConfigDict(weights.trained.config.to_dict())
+    if not parallel.is_accelerated():
+        config.model.dtype, config.model.upsample = "float32", "depth_to_space"
+    variables = weights.trained.state.evaluated()
+    state = inference_state(make_model(config).apply, **variables)
+    state = parallel.put_on_local(state)
+
+    def levels_and_presence(state: Any, images: Any) -> tuple[Any, Any]:
+        prediction = predict(state, images, flip=config.eval.flip)
+        return to_levels(prediction.logits)[..., 0], prediction.presence
+
+    step = parallel.compile_local(levels_and_presence)
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        levels, presence = step(state, images)
+        levels = np.asarray(levels)
+        if presence is None:
+            return levels, presence_scores(levels)
+        return levels, 1 / (1 + np.exp(-np.asarray(presence, np.float64)))
+
+    return run
