@@ -5,8 +5,11 @@ with another number of devices. It carries digests of its files, written before 
 gives it its name: one that was cut or changed since is never taken for whole.
 """
 
+import contextlib
 import hashlib
 import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +63,14 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder}: not whole ({error})") from None
         self._logger.addFilter(_is_not_of_orbax)
+        self._told_once = contextlib.ExitStack()
+        self._told_once.enter_context(_told_once())
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *about: Any) -> None:
         """Waits until all is written.
 
         Raises:
@@ -73,6 +78,7 @@ class Checkpoints:
         """
         try:
             self._manager.close()
+            self._told_once.__exit__(*about)
         except (OSError, ValueError) as error:
             raise _unwritten(self._folder, error) from None
         finally:
@@ -190,6 +196,31 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     and advises metrics for checkpoints that are not meant to be the best.
     """
     return "orbax" not in Path(record.pathname).parts
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """While entered, and ever after an error, one failing write is told once.
+
+    TensorStore writes every leaf by itself. Of writes that fail the first is raised,
+    and told in a line; the others would be pages of tracebacks: from its threads, which
+    report to an event loop that Orbax has closed, and of tasks that nobody waits for.
+    """
+    before, logger = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def tell(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = tell
+    logger.addFilter(_is_not_of_a_task)
+    yield  # after an error they may not be done with their complaints
+    sys.unraisablehook = before
+    logger.removeFilter(_is_not_of_a_task)
+
+
+def _is_not_of_a_task(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Task exception was never retrieved")
 
 
 def _unwritten(folder: Path, error: Exception) -> StorageError:

@@ -1,9 +1,11 @@
 """Checkpoints: which are kept, what they hold, and what a damaged one says."""
 
 import errno
+import logging
 import shutil
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -422,6 +424,29 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_told(run, monkeyp
     assert {"2", "4"} < set(steps_in(run))  # the best before it is not yet deleted
     with Checkpoints(run) as checkpoints:
         assert (checkpoints.latest(), checkpoints.best()) == (4, 2)
+
+
+def test_of_writes_that_fail_one_alone_is_told(run, monkeypatch, caplog):
+    told, log = [], logging.getLogger("asyncio").error
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    closed, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(text))
+        for text in ("Event loop is closed", "Event loop is not closed")
+    )
+
+    def complain() -> None:
+        for unraisable in (closed, other):
+            sys.unraisablehook(unraisable)
+        for text in ("Task exception was never retrieved\nfuture: …", "Executing …"):
+            log(text)
+
+    with Checkpoints(run):
+        complain()
+    assert told == [other]
+    assert [record.getMessage() for record in caplog.records] == ["Executing …"]
+    complain()  # all is as it was before
+    assert told == [other, closed, other]
+    assert len(caplog.records) == 3
 
 
 def test_damaged_figures_of_a_checkpoint_are_named(run):
