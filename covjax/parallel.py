@@ -34,6 +34,11 @@ def keep_to_the_host() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+def local_devices() -> int:
+    """Returns how many devices this process has."""
+    return jax.local_device_count()
+
+
 def is_main() -> bool:
     """Tells whether this process is the one that writes files and talks."""
     return jax.process_index() == 0

@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
+def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Keeps every other process out of a folder, which is made if missing.
 
     The system takes the lock away from a process that dies, however it does. What such
@@ -40,7 +40,8 @@ def hold(workdir: Path) -> Iterator[None]:
     holds the folder for all.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, or one that is held in the same way.
+      flag: by which it was named, for the error.
 
     Raises:
       UsageError: if another process holds it, or it cannot be written.
@@ -56,13 +57,13 @@ def hold(workdir: Path) -> Iterator[None]:
         _remove_half_written(workdir)
     except filelock.Timeout:
         raise UsageError(
-            f"--workdir={workdir}: another process is at work there; wait for it, or"
+            f"{flag}={workdir}: another process is at work there; wait for it, or"
             " give another folder"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise UsageError(
-                f"--workdir={workdir}: cannot be written ({reason(error)}); give"
+                f"{flag}={workdir}: cannot be written ({reason(error)}); give"
                 " another folder, or the rights to this one"
             ) from None
         print(f"{workdir}: cannot be locked; see that one process alone writes there")

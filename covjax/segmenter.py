@@ -6,6 +6,7 @@ the operating points that the runs chose on Val.
 """
 
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -239,9 +240,13 @@ def _compile(
         return to_levels(prediction.logits)[..., 0], prediction.presence
 
     step = parallel.compile_local(levels_and_presence)
+    programs, lock = dict[tuple[int, ...], Any](), threading.Lock()
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        levels, presence = step(state, images)
+        with lock:  # JAX would compile once for each thread that comes first
+            if images.shape not in programs:
+                programs[images.shape] = step.lower(state, images).compile()
+        levels, presence = programs[images.shape](state, images)
         levels = np.asarray(levels)
         if presence is None:
             return levels, presence_scores(levels)

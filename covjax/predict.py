@@ -1,0 +1,395 @@
+"""Finds lungs and infection on films of your own, which need no masks.
+
+  python -m covjax.predict PATH … --out=DIR [--lung=RUN] [--infection=RUN]
+
+PATH is a film (PNG, JPEG, TIFF, WebP, BMP, DICOM), a folder of them or a pattern; RUN a
+run's folder, a checkpoint or a file of weights (*.safetensors); by default the weights in
+covjax/pretrained. --infection=none finds lungs alone. DIR gets, for each film and at its
+size, lungs/NAME.png and infection/NAME.png (0 and 255), overlays/NAME.jpg to look at and,
+of DICOM, seg/NAME.dcm; and predictions.csv, a row a film. The same command again goes on
+where it stopped. Several processes share the films as in covjax.main (--coordinator,
+--num_processes, --process_id). For research: not a medical device.
+
+Exit status: 0; 2 if something is wrong with what was given, or a film could not be read
+(each is told in a line, and the others are done); 1 anything else; 130, 143 a signal.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+from covjax import hosts, parallel, run_dir
+from covjax.compilation import keep_compiled
+from covjax.data.decode import shown
+from covjax.data.dicom import is_dicom
+from covjax.data.inputs import Input, find_inputs
+from covjax.data.progress import progress_bar
+from covjax.data.radiograph import Radiograph, read_radiograph
+from covjax.dicom_seg import write_seg
+from covjax.errors import DataError
+from covjax.files import HALF, write_whole
+from covjax.interrupt import Interrupted, raise_signals
+from covjax.last_words import tell
+from covjax.metrics.sides import measure_sides
+from covjax.overlay import draw_overlay
+from covjax.predictions import (
+    ABOUT,
+    COLUMNS,
+    Additions,
+    Row,
+    claim,
+    in_order,
+    read_rows,
+    write_table,
+)
+from covjax.segmenter import Seen, Segmenter
+from covjax.weights import Weights
+from covjax.doubts import doubt
+from covjax.networks import lungs_for, read_network, shipped_network
+
+LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
+NONE = "none"  # in place of a run of stage 2
+_BATCH = 4  # films of a device, on a CPU, where more are no faster
+_BATCH_ACCELERATED = 32
+_IN_FLIGHT = 2  # batches, so that one is computed while masks of another are made
+
+A, B = TypeVar("A"), TypeVar("B")
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """A film that was read, or why it was not.
+
+    Attributes:
+      asked: which file it is.
+      radiograph: what was read; None if it cannot be.
+      error: one line; "" if it was read.
+      seen: what the networks made of it.
+    """
+
+    asked: Input
+    radiograph: Radiograph | None = None
+    error: str = ""
+    seen: Seen | None = None
+
+
+def predict(
+    inputs: Sequence[Input], out: Path, segmenter: Segmenter, about: dict[str, Any]
+) -> tuple[int, int]:
+    """Writes what a segmenter finds on some films.
+
+    Args:
+      inputs: the films.
+      out: folder of the outputs, new or of the same networks.
+      segmenter: the networks.
+      about: what tells these networks from others, for predictions.json.
+
+    Returns:
+      How many films there are, and how many of them could not be read.
+
+    Raises:
+      UsageError: if the folder holds something else.
+      OSError: if it cannot be written any more; what is whole stays.
+    """
+    with run_dir.hold(out, flag="--out"):
+        if parallel.is_main():
+            _prepare(out, about)
+        parallel.wait_for_all()
+        done = read_rows(out)
+        parallel.wait_for_all()  # before anybody adds to what another reads
+        rank, world = parallel.process()
+        left = [one for one in inputs if not _is_done(one, out, done, segmenter)]
+        if parallel.is_main() and len(left) < len(inputs):
+            print(f"{len(inputs) - len(left):,} of {len(inputs):,} films were done")
+        _predict_some(left[rank::world], out, segmenter)
+        parallel.wait_for_all()
+        rows = read_rows(out)
+        if parallel.is_main():
+            write_table(out, in_order(rows, [one.name for one in inputs]))
+    failed = sum(bool(rows[one.name]["error"]) for one in inputs)
+    return len(inputs), failed
+
+
+def _prepare(out: Path, about: dict[str, Any]) -> None:
+    if not (out / ABOUT).exists() and not run_dir.is_free(out, ABOUT):
+        raise DataError(f"--out={out} holds files that are no predictions: give another")
+    claim(out, about)
+    for half in out.rglob(f".*{HALF}"):  # of a process that was killed
+        half.unlink()
+
+
+def _is_done(
+    one: Input, out: Path, done: dict[str, Row], segmenter: Segmenter
+) -> bool:
+    """Tells whether a film has a row without an error, and outputs younger than it."""
+    if one.name not in done or done[one.name]["error"]:
+        return False
+    kinds = {LUNGS: "png", OVERLAYS: "jpg"}
+    if segmenter.point is not None:
+        kinds[INFECTION] = "png"
+    try:
+        changed = one.path.stat().st_mtime_ns
+        return all(
+            _output(out, kind, one, ending).stat().st_mtime_ns >= changed
+            for kind, ending in kinds.items()
+        )
+    except OSError:
+        return False
+
+
+def _output(out: Path, kind: str, one: Input, ending: str) -> Path:
+    return out / kind / f"{one.name}.{ending}"
+
+
+def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> None:
+    """Reads, asks and writes side by side: each step while the next waits for it."""
+    devices = parallel.local_devices()
+    size = devices * (_BATCH_ACCELERATED if parallel.is_accelerated() else _BATCH)
+    size = min(size, -(-len(inputs) // devices) * devices)  # one film: a batch of one
+    if not inputs:
+        return
+    finish = functools.partial(_finish, out=out, segmenter=segmenter)
+    look = functools.partial(_look, segmenter=segmenter, size=size)
+    with (
+        _Threads(os.cpu_count() or 1) as threads,
+        _Threads(_IN_FLIGHT) as asking,
+        Additions(out, parallel.process()[0]) as additions,
+        progress_bar("finding lungs and infection") as progress,
+    ):
+        read = _ahead(threads, _read, inputs, size)
+        batches = _ahead(asking, look, _batches(read, size), _IN_FLIGHT)
+        films = itertools.chain.from_iterable(batches)
+        rows = _ahead(threads, finish, films, size)
+        for done, row in enumerate(rows, 1):
+            if row["error"]:
+                print(f"covjax: {row['error']}", file=sys.stderr)
+            additions.add(row)
+            progress(done, len(inputs))
+
+
+class _Threads(concurrent.futures.ThreadPoolExecutor):
+    """Threads that, once their `with` is left, begin nothing more."""
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(cancel_futures=True)
+
+
+def _ahead(
+    threads: _Threads, function: Callable[[A], B], items: Iterable[A], count: int
+) -> Iterator[B]:
+    """Yields what a function makes of items, in their order, some computed ahead."""
+    waiting: deque[concurrent.futures.Future[B]] = deque()
+    for item in items:
+        waiting.append(threads.submit(function, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def _read(one: Input) -> Film:
+    try:
+        return Film(one, read_radiograph(one.path))
+    except DataError as error:
+        return Film(one, error=str(error))
+
+
+def _look(films: list[Film], *, segmenter: Segmenter, size: int) -> list[Film]:
+    """Asks the networks about the films of a batch that could be read."""
+    pictures = [
+        film.radiograph.image[film.radiograph.box] if film.radiograph else None
+        for film in films
+    ]
+    shown = [picture for picture in pictures if picture is not None]
+    if not shown:
+        return films
+    padding = [shown[-1]] * (size - len(shown))  # one program for all batches
+    seen = iter(segmenter.look(shown + padding))
+    return [
+        film if film.radiograph is None else dataclasses.replace(film, seen=next(seen))
+        for film in films
+    ]
+
+
+def _finish(film: Film, *, out: Path, segmenter: Segmenter) -> Row:
+    """Writes the outputs of a film; returns its row."""
+    blank = dict.fromkeys(COLUMNS, "")
+    about = {"file": shown(film.asked.path), "name": film.asked.name}
+    if film.radiograph is None or film.seen is None:
+        return blank | about | {"error": film.error}
+    radiograph, seen = film.radiograph, film.seen
+    inside = radiograph.image[radiograph.box].shape
+    lungs = _within(radiograph, segmenter.lungs_of(seen, inside))
+    infection = None
+    if segmenter.point is not None:
+        infection = _within(radiograph, segmenter.infection_of(seen, inside))
+    overlay = draw_overlay(
+        radiograph.image, lungs, infection, phantom=segmenter.phantom
+    )
+    row = blank | about | _figures(radiograph, seen, lungs, infection)
+    warnings = [*radiograph.remarks, *doubt(radiograph.image, lungs)]
+    _write(_output(out, LUNGS, film.asked, "png"), 255 * lungs)
+    if infection is not None:
+        _write(_output(out, INFECTION, film.asked, "png"), 255 * infection)
+    _write(_output(out, OVERLAYS, film.asked, "jpg"), overlay[..., ::-1])
+    if is_dicom(film.asked.path):
+        try:
+            write_seg(
+                _output(out, SEGS, film.asked, "dcm"), film.asked.path, lungs, infection,
+                name="covjax", version=importlib.metadata.version("covjax"),
+            )  # fmt: skip
+        except DataError as error:
+            warnings.append(f"no DICOM SEG: {error}")
+    return row | {"warnings": "; ".join(warnings)}
+
+
+def _within(radiograph: Radiograph, mask: np.ndarray) -> np.ndarray:
+    """Returns a mask of the inside of a film's border as one of the whole film."""
+    if mask.shape == radiograph.image.shape:
+        return mask
+    whole = np.zeros(radiograph.image.shape, np.uint8)
+    whole[radiograph.box] = mask
+    return whole
+
+
+def _figures(
+    radiograph: Radiograph,
+    seen: Seen,
+    lungs: np.ndarray,
+    infection: np.ndarray | None,
+) -> Row:
+    nothing = np.zeros_like(lungs)
+    sides = measure_sides(
+        lungs, nothing if infection is None else infection,
+        patient_left_on_right=radiograph.patient_left_on_right,
+    )  # fmt: skip
+    both, right, left = (sides[name] for name in ("both", "right", "left"))
+    height, width = lungs.shape
+    told: dict[str, Any] = {
+        "lung_pixels": both.lung,
+        "lung_pixels_right": right.lung,
+        "lung_pixels_left": left.lung,
+        "height": height,
+        "width": width,
+    }
+    if infection is not None:
+        told |= {
+            "presence": seen.presence,
+            "infected_share": both.share,
+            "infected_share_right": right.share,
+            "infected_share_left": left.share,
+            "infected_pixels": both.infected,
+        }
+    if radiograph.spacing is not None:
+        area = radiograph.spacing[0] * radiograph.spacing[1]
+        told |= {"mm2_per_pixel": area, "lung_mm2": area * both.lung}
+        if infection is not None:
+            told["infected_mm2"] = area * both.infected
+    return {name: _text(value) for name, value in told.items()}
+
+
+def _text(value: float | int | None) -> str:
+    """Returns a number as the table has it: shares to a thousandth of a percent."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def _write(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture, grey or BGR, in the format that its name says."""
+    # Masks are all but empty rows, which compress well at once; full colour, so that
+    # thin outlines keep theirs.
+    options = [
+        cv2.IMWRITE_PNG_COMPRESSION, 1,
+        cv2.IMWRITE_JPEG_QUALITY, 90,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]  # fmt: skip
+    _, content = cv2.imencode(path.suffix, picture, options)
+    write_whole(path, content.tobytes())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m covjax.predict",
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="For research: not a medical device.",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="film, folder, pattern")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--lung", default="", metavar="RUN", help="finds the lungs")
+    parser.add_argument(
+        "--infection", default="", metavar="RUN", help="finds infection; or none"
+    )
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0")
+    parser.add_argument("--num_processes", type=int, help="how many there are")
+    parser.add_argument("--process_id", type=int, help="which this is, from 0")
+    return parser
+
+
+def _read_networks(lung: str, infection: str) -> list[Weights]:
+    """Reads what is named, and where nothing is, what fits to it or is shipped."""
+    first = read_network(lung) if lung else None
+    if infection == NONE:
+        return [first or shipped_network("lung")]
+    second = read_network(infection) if infection else shipped_network("infection")
+    return [first or lungs_for(second), second]
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse_args(arguments)
+    keep_compiled()
+    hosts.join(given.coordinator, given.num_processes, given.process_id)
+    inputs = find_inputs(given.paths, leave_out=given.out)
+    stages = _read_networks(given.lung, given.infection)
+    segmenter = Segmenter(*stages)
+    if parallel.is_main():
+        told = " and ".join(str(stage.trained.run) for stage in stages)
+        phantom = "PHANTOM weights, of no use to a patient: " * segmenter.phantom
+        print(f"{len(inputs):,} films; {phantom}{told}")
+        for remark in segmenter.remarks:
+            print(f"note: {remark}")
+    about = {
+        "covjax": importlib.metadata.version("covjax"),
+        "phantom": segmenter.phantom,
+        "networks": [stage.trained.fingerprint for stage in stages],
+        "operating_points": [
+            dataclasses.asdict(point)
+            for point in (segmenter.lung_point, segmenter.point)
+            if point is not None
+        ],
+    }
+    count, failed = predict(inputs, given.out, segmenter, about)
+    if parallel.is_main():
+        print(f"{count - failed:,} of {count:,} films: {given.out}")
+    return 2 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    try:
+        with raise_signals():
+            return _main(arguments)
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
+        return tell(error)
+
+
+if __name__ == "__main__":
+    hosts.leave(main())

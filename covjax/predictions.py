@@ -1,0 +1,114 @@
+"""The table of what was found on a user's films: a row a film, added as they are done.
+
+    predictions.csv       the rows of all films, once all are done; in their order
+    .rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
+    predictions.json      what made them: version, networks, operating points
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from covjax.errors import UsageError
+from covjax.files import write_whole
+
+TABLE, ABOUT = "predictions.csv", "predictions.json"
+COLUMNS = (
+    "file", "name", "presence", "infected_share", "infected_share_right",
+    "infected_share_left", "lung_pixels", "lung_pixels_right", "lung_pixels_left",
+    "infected_pixels", "height", "width", "mm2_per_pixel", "lung_mm2", "infected_mm2",
+    "warnings", "error",
+)  # fmt: skip
+_ADDED = ".rows-*.csv"
+
+Row = dict[str, str]  # of every column
+
+
+def claim(out: Path, about: dict[str, Any]) -> None:
+    """Makes a folder that of these networks' predictions, or finds that it is.
+
+    Args:
+      out: a folder that is there; empty, or of predictions.
+      about: what makes them.
+
+    Raises:
+      UsageError: if it holds something else, or predictions of other networks.
+    """
+    path = out / ABOUT
+    text = json.dumps(about, indent=2) + "\n"
+    if not path.exists():
+        write_whole(path, text)
+        return
+    try:
+        there = json.loads(path.read_text())
+    except (OSError, ValueError):
+        there = None
+    if there != json.loads(text):
+        raise UsageError(
+            f"--out={out} holds predictions of other networks ({ABOUT}): give another"
+        )
+
+
+def read_rows(out: Path) -> dict[str, Row]:
+    """Returns the rows that are there, by the names of the films' outputs.
+
+    A row that was half-written, by a process that was killed, is left out.
+    """
+    rows = {}
+    for path in [out / TABLE, *sorted(out.glob(_ADDED))]:
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            continue
+        whole = text[: text.rfind("\n") + 1]
+        for row in csv.DictReader(io.StringIO(whole), fieldnames=COLUMNS):
+            if row["file"] != "file" and None not in row and None not in row.values():
+                rows[row["name"]] = row
+    return rows
+
+
+class Additions:
+    """Rows that one process adds; in a `with`, which closes the file."""
+
+    def __init__(self, out: Path, rank: int):
+        """Begins, or goes on with, the file of a process."""
+        self._path = out / _ADDED.replace("*", str(rank))
+        self._file = self._path.open("a+", newline="", encoding="utf-8")
+        self._file.seek(0)
+        if self._file.read()[-1:] not in ("", "\n"):
+            self._file.write("\n")  # ends what was half-written
+        self._rows = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+
+    def __enter__(self) -> "Additions":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def add(self, row: Row) -> None:
+        """Adds a row; it is there for whoever goes on, should this process be killed."""
+        self._rows.writerow(row)
+        self._file.flush()
+
+
+def write_table(out: Path, rows: Iterable[Row]) -> None:
+    """Writes the table whole, and removes what it was put together from."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(out / TABLE, text.getvalue())
+    for path in out.glob(_ADDED):
+        path.unlink()
+
+
+def in_order(rows: dict[str, Row], names: Sequence[str]) -> list[Row]:
+    """Returns the rows of some films in their order, then those of others."""
+    first = [rows[name] for name in names if name in rows]
+    asked = set(names)
+    return first + [row for name, row in rows.items() if name not in asked]
