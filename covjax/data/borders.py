@@ -16,8 +16,9 @@ def find_box(image: np.ndarray) -> tuple[slice, slice]:
 
     A line is frame if its levels lie within 4 of each other, its middle level is within
     4 of the outermost line's, and all lines outside of it are frame. Rows and columns
-    are looked at in turn, each within what is left of the other, until nothing more
-    goes. A side of which more than 40 % would go, both ends together, is kept whole.
+    are looked at in turn, each within what is left, until nothing more goes: of a black
+    frame within a white one, both go. A side of which more than 40 % would go, both
+    ends together, is kept whole.
 
     Args:
       image: uint8 [H, W].

@@ -30,9 +30,8 @@ KNOWN = {RLE, *JPEG, *JPEG_LS, *JPEG_2000}
 
 _END = b"\xff\xd9"  # of every stream but RLE; some bytes of padding may follow
 _PADDING = 16
-_START_2000 = (
-    b"\xff\x4f\xff\x51"  # a JP2 file around it has no place in DICOM, but is met
-)
+# A JP2 file around it has no place in DICOM, but is met.
+_START_2000 = b"\xff\x4f\xff\x51"
 _LOOK_FOR_START = 4096
 # Markers that start a frame, and so tell its size; four of the row are none.
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -49,7 +48,7 @@ def decode_stream(
       shape: rows, columns, samples a pixel (1 or 3), as the file tells them.
       bits: allocated for a sample, 8 or 16; RLE alone goes by it.
       coloured: whether three samples are red, green and blue; else they are luminance
-        and two differences, and JPEG leaves them so. (JPEG 2000 gives red, green, blue.)
+        and two differences, and JPEG leaves them so. (JPEG 2000 gives colours.)
 
     Returns:
       uint8, uint16, int8 or int16 of that shape.

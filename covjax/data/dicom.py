@@ -32,7 +32,8 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _PLAIN = "1.2.840.10008.1.2.1"  # explicit VR, little endian
 _IMPLICIT = "1.2.840.10008.1.2"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
-_AT_ONCE = 256  # rows that are counted
+_AT_ONCE = 256  # rows that are counted: eight bytes a pixel
+_PIXELS = 0x7FE00000  # the group of elements that hold them
 # Of what is neither a film nor said to be one by the elements below.
 _NO_PIXELS = {
     "1.2.840.10008.1.3.10": "a directory of other files (DICOMDIR)",
@@ -135,25 +136,39 @@ def read_dicom(path: Path) -> DicomFilm:
     Raises:
       DataError: in one line that names the file and quotes nothing of it, if it is no
         such file, broken, or without a picture.
-      UsageError: if pydicom or imagecodecs is not installed.
+      UsageError: if pydicom is not installed, or imagecodecs for compressed pixels.
     """
-    try:
-        import pydicom  # noqa: F401
+    return _safely(path, lambda content: _film(*_parse(content, _READ)))
 
-        import covjax.data.codestreams  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            f"{shown(path)}: DICOM needs {error.name}: pip install 'covjax[dicom]'"
-        ) from None
+
+def read_header(path: Path) -> "Dataset":
+    """Reads what stands before the pixels, the patient's data with it.
+
+    Args:
+      path: a DICOM file with preamble.
+
+    Raises:
+      DataError, UsageError: as `read_dicom` does.
+    """
+    return _safely(path, lambda content: _parse(content)[0])
+
+
+def _safely(path: Path, read: Callable[[bytes], Any]) -> Any:
+    """Returns what `read` makes of a file, or raises as `read_dicom` says."""
     try:
         content = _ours(read_content, path)
         if not is_dicom(content):
             raise _Unfit("no DICOM file: 128 bytes, then DICM, have to stand first")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _film(*_dataset(content))
+            return read(content)
     except MemoryError:  # says nothing of the file
         raise
+    except ImportError as error:
+        raise UsageError(
+            f"{shown(path)}: this DICOM file needs {error.name}:"
+            " pip install 'covjax[dicom]'"
+        ) from None
     except _Unfit as error:
         raise DataError(f"{shown(path)}: {error}") from None
     except Exception as error:  # pydicom raises many kinds, whose texts quote the file
@@ -174,8 +189,12 @@ def _ours(call: Callable[..., Any], *arguments: Any) -> Any:
         raise _Unfit(str(error)) from None
 
 
-def _dataset(content: bytes) -> tuple["Dataset", str, str]:
-    """Returns the elements of `_READ`; transfer syntax and kind of file, as UIDs.
+def _parse(
+    content: bytes, names: list[str] | None = None
+) -> tuple["Dataset", str, str]:
+    """Returns the elements of a file; transfer syntax and kind of file, as UIDs.
+
+    Those of `names`; None: all that stand before the pixels.
 
     `pydicom.dcmread` would inflate whatever it is given, to whatever length.
     """
@@ -204,17 +223,18 @@ def _dataset(content: bytes) -> tuple["Dataset", str, str]:
         file,
         syntax == _IMPLICIT,
         syntax != _BIG_ENDIAN,
-        specific_tags=[Tag(name) for name in _READ],
+        stop_when=None if names else lambda tag, *_: tag >= _PIXELS,
+        specific_tags=[Tag(name) for name in names] if names else None,
     )
     return dataset, syntax, str(meta.get("MediaStorageSOPClassUID", ""))
 
 
 def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:
     _check_film(dataset, kind)
-    samples = _decode(dataset, syntax)
+    samples, coloured = _decode(dataset, syntax)
     remarks = []
     if _COLOURS[dataset.PhotometricInterpretation] == 3:
-        image = _luminance(dataset, samples, syntax)
+        image = _luminance(dataset, samples, coloured)
     elif dataset.PhotometricInterpretation == "PALETTE COLOR":
         image = _from_palette(dataset, samples[..., 0])
     else:
@@ -272,35 +292,37 @@ def _whole(dataset: "Dataset", name: str, otherwise: int | None = None) -> int:
         raise _Unfit(f"its {name} is missing, or no number") from None
 
 
-def _decode(dataset: "Dataset", syntax: str) -> np.ndarray:
-    """Returns the samples as stored, [H, W, 1 or 3]; what BitsStored leaves may be set.
+def _decode(dataset: "Dataset", syntax: str) -> tuple[np.ndarray, bool]:
+    """Returns the samples, [H, W, 1 or 3], and whether three are red, green and blue.
 
-    Both differences of YBR are as they come; JPEG 2000 has made RGB of them.
+    Else the first is the luminance. Bits above BitsStored may be set.
     """
     from pydicom.dataset import FileMetaDataset
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    from covjax.data.codestreams import KNOWN, decode_stream
-
     colour = dataset.PhotometricInterpretation
     shape = (int(dataset.Rows), int(dataset.Columns), _COLOURS[colour])
-    if syntax in KNOWN:
-        stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        bits, coloured = int(dataset.BitsAllocated), colour == "RGB"
-        return _ours(decode_stream, stream, syntax, shape, bits, coloured)
-    if syntax not in (_PLAIN, _IMPLICIT, _BIG_ENDIAN):
+    bits = int(dataset.BitsAllocated)
+    if syntax in (_PLAIN, _IMPLICIT, _BIG_ENDIAN):
+        room = shape[0] * shape[1] * shape[2] * bits // 8
+        if colour == "YBR_FULL_422":  # two pixels share their differences
+            room = room * 2 // 3
+        if len(dataset.PixelData) < room:
+            raise _Unfit("its pixels are cut short")
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = UID(syntax)
+        pixels, _ = get_decoder(UID(syntax)).as_array(dataset, raw=True, index=0)
+        return pixels.reshape(shape), colour == "RGB"
+
+    from covjax.data.codestreams import JPEG_2000, KNOWN, decode_stream
+
+    if syntax not in KNOWN:
         raise _Unfit("its transfer syntax is none that is known")
-    room = shape[0] * shape[1] * shape[2] * int(dataset.BitsAllocated) // 8
-    if colour == "YBR_FULL_422":  # two pixels share their differences
-        room = room * 2 // 3
-    if len(dataset.PixelData) < room:
-        raise _Unfit("its pixels are cut short")
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = UID(syntax)
-    pixels, _ = get_decoder(UID(syntax)).as_array(dataset, raw=True, index=0)
-    return pixels.reshape(shape)
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    pixels = _ours(decode_stream, stream, syntax, shape, bits, colour == "RGB")
+    return pixels, colour == "RGB" or syntax in JPEG_2000
 
 
 def _patterns(dataset: "Dataset", samples: np.ndarray) -> tuple[np.ndarray, int]:
@@ -311,14 +333,12 @@ def _patterns(dataset: "Dataset", samples: np.ndarray) -> tuple[np.ndarray, int]
     return unsigned & unsigned.dtype.type(2**bits - 1), bits
 
 
-def _luminance(dataset: "Dataset", samples: np.ndarray, syntax: str) -> np.ndarray:
-    from covjax.data.codestreams import JPEG_2000
-
+def _luminance(dataset: "Dataset", samples: np.ndarray, coloured: bool) -> np.ndarray:
     patterns, bits = _patterns(dataset, samples)
     if bits < 8:
         raise _Unfit(f"colours of {bits} bits a sample, less than 8")
     eight = (patterns >> (bits - 8)).astype(np.uint8)
-    if dataset.PhotometricInterpretation == "RGB" or syntax in JPEG_2000:
+    if coloured:
         return np.asarray(Image.fromarray(eight).convert("L"))
     return np.ascontiguousarray(eight[..., 0])
 
@@ -346,9 +366,7 @@ def _grey(dataset: "Dataset", samples: np.ndarray) -> tuple[np.ndarray, list[str
         bright = levels.stretch(values, values.min(), values.max())
     elif bright is None:
         counts = np.zeros(2**bits, np.int64)
-        for start in range(
-            0, len(patterns), _AT_ONCE
-        ):  # counting takes 8 bytes a pixel
+        for start in range(0, len(patterns), _AT_ONCE):
             part = patterns[start : start + _AT_ONCE].ravel()
             counts += np.bincount(part, minlength=2**bits)
         counts[padding] = 0
@@ -387,7 +405,7 @@ def _modality(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
 def _through_voi(
     dataset: "Dataset", values: np.ndarray
 ) -> tuple[np.ndarray | None, list[str]]:
-    """Returns brightness from 0 to 1, or None if the file tells of none; and remarks."""
+    """Returns brightness from 0 to 1, None if the file tells of none; and remarks."""
     if dataset.get("VOILUTSequence"):
         first, entries, bits = _read_lut(dataset.VOILUTSequence[0])
         return levels.look_up(values, first, entries) / (2**bits - 1), []

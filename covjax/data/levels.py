@@ -1,7 +1,7 @@
 """What a stored grey level looks like, as DICOM defines it (PS3.3, C.7.6.3 to C.11.2).
 
-All is said of a table with an entry for each pattern of bits that a pixel may have, 65,536
-at most, in float64: exact, and small however large the film is.
+All is said of a table with an entry for each pattern of bits that a pixel may have,
+65,536 at most, in float64: exact, and small however large the film is.
 """
 
 import numpy as np
@@ -34,8 +34,8 @@ def through_window(
     """Returns values as brightness from 0 to 1, through a window (C.11.2.1.2, .1.3).
 
     LINEAR: 0 up to c - .5 - (w - 1) / 2, 1 above c - .5 + (w - 1) / 2, and between them
-    (x - (c - .5)) / (w - 1) + .5. LINEAR_EXACT: the same with c and w in place of c - .5
-    and w - 1. SIGMOID: 1 / (1 + exp(-4 (x - c) / w)).
+    (x - (c - .5)) / (w - 1) + .5. LINEAR_EXACT: the same with c in place of c - .5 and
+    w of w - 1. SIGMOID: 1 / (1 + exp(-4 (x - c) / w)).
 
     Args:
       values: float64, of any shape.
