@@ -8,6 +8,7 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -21,8 +22,8 @@ def make_film(pixels: np.ndarray | bytes, **elements: Any) -> FileDataset:
     """Returns a film that has only what a picture needs; None takes an element away."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = DX
-    meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    meta.MediaStorageSOPClassUID = UID(DX)
+    meta.MediaStorageSOPInstanceUID = UID("1.2.3.4")
     film = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     film.SOPClassUID, film.SOPInstanceUID = DX, "1.2.3.4"
     film.Modality, film.PhotometricInterpretation = "DX", "MONOCHROME2"
@@ -53,7 +54,7 @@ def change(film: pydicom.Dataset, **elements: Any) -> None:
 
 def save(film: FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path:
     """Writes a film; one that is not to be little endian has its pixels turned here."""
-    film.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    film.file_meta.TransferSyntaxUID = UID(syntax)
     implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
     film.set_original_encoding(implicit, little)
     if syntax == ExplicitVRBigEndian and film.BitsAllocated == 16:

@@ -7,6 +7,7 @@ import os
 import struct
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jpeg_ls
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import (
     JPEG2000,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -236,7 +238,7 @@ def test_plain_syntaxes_hold_the_same_film(tmp_path, syntax, dtype):
     close(grey(film, tmp_path, syntax), np.clip((pixels - 99.5) / 199 + 0.5, 0, 1))
 
 
-def streams():
+def streams() -> Iterator[tuple[str, str, np.ndarray, bytes, int]]:
     eight, deep = io.BytesIO(), io.BytesIO()
     Image.fromarray(PHANTOM).save(eight, "JPEG2000", irreversible=False, no_jp2=True)
     Image.fromarray(DEEP).save(deep, "JPEG2000", irreversible=False, no_jp2=True)
@@ -258,7 +260,7 @@ def streams():
     yield "jpeg", JPEGBaseline8Bit, PHANTOM, jpeg.getvalue(), 8
 
 
-STREAMS = {name: rest for name, *rest in streams()}
+STREAMS = {stream[0]: stream[1:] for stream in streams()}
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -539,8 +541,8 @@ def test_broken_headers(tmp_path, elements, said):
 
 def test_encapsulated_pdf(tmp_path):
     film = make_film(PHANTOM, PixelData=None, EncapsulatedDocument=b"%PDF")
-    film.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.104.1"
-    film.SOPClassUID = film.file_meta.MediaStorageSOPClassUID
+    film.SOPClassUID = UID("1.2.840.10008.5.1.4.1.1.104.1")
+    film.file_meta.MediaStorageSOPClassUID = film.SOPClassUID
     assert "an encapsulated PDF" in refused(save(film, tmp_path / "x.dcm"))
 
 

@@ -2,11 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from covjax.dicom_seg import write_seg
 from covjax.errors import DataError, UsageError
@@ -154,7 +155,8 @@ def test_same_masks_are_the_same_instance(tmp_path):
 
 
 def test_source_of_little_and_of_another_order(tmp_path):
-    bare = source(tmp_path, **dict.fromkeys(PATIENT))
+    nothing: dict[str, Any] = dict.fromkeys(PATIENT)
+    bare = source(tmp_path, **nothing)
     seg = written(tmp_path, bare)
     assert seg.PatientID == "" and seg.PatientName == ""
     turned = source(tmp_path, ExplicitVRBigEndian)
@@ -165,7 +167,7 @@ def test_source_of_little_and_of_another_order(tmp_path):
 def test_source_that_cannot_be_referred_to(tmp_path, name):
     film = make_film(np.zeros((ROWS, COLUMNS), np.uint16), **UIDS, **PATIENT)
     change(film, **{name: None})
-    film.file_meta.MediaStorageSOPInstanceUID = "1.2.3.3"
+    film.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3.3")
     path = save(film, tmp_path / "film.dcm")
     with pytest.raises(DataError, match=f"film.dcm: without {name}, ") as caught:
         written(tmp_path, path)

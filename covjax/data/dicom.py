@@ -299,7 +299,7 @@ def _decode(dataset: "Dataset", syntax: str) -> tuple[np.ndarray, bool]:
     """
     from pydicom.dataset import FileMetaDataset
     from pydicom.encaps import get_frame
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
     colour = dataset.PhotometricInterpretation
@@ -344,7 +344,7 @@ def _luminance(dataset: "Dataset", samples: np.ndarray, coloured: bool) -> np.nd
 
 
 def _from_palette(dataset: "Dataset", samples: np.ndarray) -> np.ndarray:
-    from pydicom.pixels import apply_color_lut
+    from pydicom.pixels.processing import apply_color_lut
 
     patterns, bits = _patterns(dataset, samples)
     every = np.arange(2**bits, dtype=patterns.dtype)
