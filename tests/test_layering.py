@@ -29,6 +29,10 @@ FLOORS = [
     + [
         "data.png",
         "data.decode",
+        "data.levels",
+        "data.borders",
+        "data.codestreams",
+        "data.dicom",
         "data.covidqu",
         "data.phantom_film",
         "data.phantom",
@@ -69,7 +73,7 @@ FLOORS = [
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
-    + ["evaluate", "ensemble", "export", "unpack"],
+    + ["dicom_seg", "evaluate", "ensemble", "export", "unpack"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],
 ]
@@ -78,9 +82,12 @@ FLOORS = [
 ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
+    "highdicom": ["dicom_seg"],
+    "imagecodecs": ["data.codestreams"],
     "kornia_rs": ["data.png"],
     "optax": ["losses", "optim", "train_state", "steps", "loop"],
     "orbax": ["checkpoint"],
+    "pydicom": ["data.dicom", "dicom_seg"],
     "safetensors": ["weights"],
 }
 

@@ -69,7 +69,7 @@ def decode(path: Path) -> np.ndarray:
         of several pages, to be turned (EXIF), or neither of 8 nor of 16 bits.
     """
     try:
-        return decode_content(_read(path))
+        return decode_content(read_content(path))
     except ValueError as error:
         raise DataError(f"{shown(path)}: {error}") from None
 
@@ -115,7 +115,12 @@ def decode_content(content: bytes) -> np.ndarray:
     return pixels.astype(np.uint16)
 
 
-def _read(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
+    """Returns the bytes of a regular file of at most `MAX_BYTES`.
+
+    Raises:
+      ValueError: saying why they are not to be had.
+    """
     try:
         told = os.stat(path)
         if not stat.S_ISREG(told.st_mode):  # a pipe would wait, a device never end
@@ -143,12 +148,12 @@ def _open(content: bytes) -> Any:
     if start is None:
         raise ValueError("cannot be read as a picture (no PNG, JPEG, TIFF, BMP, WebP)")
     if start == b"RIFF":
-        _check_size(*_webp_size(content))  # its decoder makes room at once
+        check_size(*_webp_size(content))  # its decoder makes room at once
     if start == b"\xff\xd8\xff" and content.count(b"\xff\xda") > _MOST:
         raise ValueError(f"a JPEG of more than {_MOST} scans")  # each takes its time
     try:
         picture = _KINDS[start](io.BytesIO(content))
-        _check_size(*picture.size)
+        check_size(*picture.size)
         pages = _count_pages(picture)
     except _Unfit:
         raise
@@ -172,7 +177,12 @@ def _unreadable(error: Exception) -> ValueError:
     return ValueError(f"cannot be read as a picture ({said})")
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
+    """Refuses a picture of a size that no film has, before there is room made for it.
+
+    Raises:
+      ValueError: telling its size.
+    """
     if width * height > MAX_PIXELS:
         raise _Unfit(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
     if min(width, height) < MIN_SIDE:

@@ -1,0 +1,149 @@
+"""Compressed pixels as DICOM carries them, decoded by imagecodecs.
+
+Its libraries (libjpeg-turbo, CharLS, OpenJPEG) answer a broken stream with an error.
+GDCM, which pydicom would ask, ends the process, and writes to the terminal. A stream is
+decoded only if its own header has the size that the file has told: room is made by it.
+"""
+
+from collections.abc import Iterator
+
+import imagecodecs
+import numpy as np
+
+# Transfer syntaxes (PS3.5 section 10) by their UID.
+RLE = "1.2.840.10008.1.2.5"
+JPEG = {
+    "1.2.840.10008.1.2.4.50": "baseline",
+    "1.2.840.10008.1.2.4.51": "extended, 8 and 12 bits",
+    "1.2.840.10008.1.2.4.57": "lossless",
+    "1.2.840.10008.1.2.4.70": "lossless, first-order prediction",
+}
+JPEG_LS = {
+    "1.2.840.10008.1.2.4.80": "lossless",
+    "1.2.840.10008.1.2.4.81": "near-lossless",
+}
+JPEG_2000 = {
+    "1.2.840.10008.1.2.4.90": "lossless",
+    "1.2.840.10008.1.2.4.91": "lossy",
+}
+KNOWN = {RLE, *JPEG, *JPEG_LS, *JPEG_2000}
+
+_END = b"\xff\xd9"  # of every stream but RLE; some bytes of padding may follow
+_PADDING = 16
+# A JP2 file around it has no place in DICOM, but is met.
+_START_2000 = b"\xff\x4f\xff\x51"
+_LOOK_FOR_START = 4096
+# Markers that start a frame, and so tell its size; four of the row are none.
+_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+
+
+def decode_stream(
+    stream: bytes, syntax: str, shape: tuple[int, int, int], bits: int, coloured: bool
+) -> np.ndarray:
+    """Decodes the pixels of one film.
+
+    Args:
+      stream: the compressed pixels, all fragments as one.
+      syntax: UID of the transfer syntax, one of `KNOWN`.
+      shape: rows, columns, samples a pixel (1 or 3), as the file tells them.
+      bits: allocated for a sample, 8 or 16; RLE alone goes by it.
+      coloured: whether three samples are red, green and blue; else they are luminance
+        and two differences, and JPEG leaves them so. (JPEG 2000 gives colours.)
+
+    Returns:
+      uint8, uint16, int8 or int16 of that shape.
+
+    Raises:
+      ValueError: saying why there are no pixels to be had.
+    """
+    if syntax == RLE:
+        return _decode_rle(stream, shape, bits)
+    if _END not in stream[-_PADDING:]:
+        # A decoder would fill up with grey what is missing, or look for it long.
+        raise ValueError("its compressed pixels are cut short")
+    if syntax in JPEG_2000:
+        start = stream.find(_START_2000, 0, _LOOK_FOR_START)
+        stream = stream[max(start, 0) :]
+        size = _size_2000(stream)
+    else:
+        size = _size(stream)
+    if size != shape:
+        raise ValueError("its compressed pixels are of another size than it says")
+    try:
+        if syntax in JPEG_2000:
+            pixels = imagecodecs.jpeg2k_decode(stream)
+        elif syntax in JPEG_LS:
+            pixels = imagecodecs.jpegls_decode(stream)
+        else:
+            space = None
+            if shape[2] == 3:
+                space = "RGB" if coloured else "YCBCR"
+            pixels = imagecodecs.jpeg8_decode(
+                stream, colorspace=space, outcolorspace=space
+            )
+    except MemoryError:  # says nothing of the file
+        raise
+    except Exception as error:  # each codec has its own
+        raise ValueError(
+            f"its compressed pixels are broken ({type(error).__name__})"
+        ) from None
+    if pixels.size != np.prod(shape) or pixels.dtype.itemsize > 2:
+        raise ValueError("its compressed pixels are of another size than it says")
+    return pixels.reshape(shape)
+
+
+def _decode_rle(stream: bytes, shape: tuple[int, int, int], bits: int) -> np.ndarray:
+    rows, columns, samples = shape
+    room = rows * columns * samples * bits // 8
+    try:
+        # Never more than `room`, however often the stream repeats a byte.
+        content = imagecodecs.dicomrle_decode(stream, f"<u{bits // 8}", out=room)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"its compressed pixels are broken ({type(error).__name__})"
+        ) from None
+    if len(content) != room:
+        raise ValueError("its compressed pixels are cut short")
+    planes = np.frombuffer(content, f"<u{bits // 8}").reshape(samples, rows, columns)
+    return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
+
+
+def _size(stream: bytes) -> tuple[int, int, int] | None:
+    """Returns rows, columns and samples of a JPEG or a JPEG-LS; None: not to be had."""
+    sizes = {
+        (
+            int.from_bytes(segment[1:3], "big"),
+            int.from_bytes(segment[3:5], "big"),
+            segment[5],
+        )
+        for marker, segment in _segments(stream)
+        if marker in _FRAMES and len(segment) > 5
+    }
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields marker and content of what stands before the first scan."""
+    at = 2
+    while at + 4 <= len(stream) and stream[at] == 0xFF:
+        marker = stream[at + 1]
+        if marker == 0xFF:  # a byte of padding
+            at += 1
+            continue
+        if marker == 0xDA:
+            return
+        length = int.from_bytes(stream[at + 2 : at + 4], "big")
+        yield marker, stream[at + 4 : at + 2 + length]
+        at += 2 + length
+
+
+def _size_2000(stream: bytes) -> tuple[int, int, int] | None:
+    """Returns rows, columns and samples of a JPEG 2000 codestream; None as above."""
+    if not stream.startswith(_START_2000) or len(stream) < 42:
+        return None
+    right, bottom, left, top = (
+        int.from_bytes(stream[at : at + 4], "big") for at in (8, 12, 16, 20)
+    )
+    return bottom - top, right - left, int.from_bytes(stream[40:42], "big")

@@ -1,0 +1,181 @@
+"""Masks as a DICOM segmentation, which a viewer shows over the film they belong to.
+
+Codes are SNOMED CT's, from the context groups that the standard names for segments
+(PS3.16, CID 7150, 7159): the lungs are an anatomical structure, Lung; the infection is
+a morphologically abnormal structure, Inflammation, of the lung. A mask shows where, and
+not of what: which disease it was trained on says the label alone.
+"""
+
+import hashlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from covjax.data.decode import shown
+from covjax.data.dicom import read_header
+from covjax.errors import DataError, UsageError
+from covjax.files import write_whole
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+LABEL = "RESEARCH"
+DESCRIPTION = "Research use only, not for diagnosis"  # 64 characters at most
+_SERIES = 9000  # number of the series, well above those of a device
+# A source has to have these; the others, which may be empty, may be missing as well.
+_NEEDED = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
+_EMPTY = [
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+] + ["StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"]
+# Segment's label → category and type of what it shows, and whether in the lung.
+_LUNG = ("39607008", "Lung")
+_SEGMENTS = {
+    "Lungs": (("91723000", "Anatomical Structure"), _LUNG),
+    "COVID-19 infection": (
+        ("49755003", "Morphologically Abnormal Structure"),
+        ("409774005", "Inflammation"),
+    ),
+}
+
+# What highdicom remarks on quotes the patient's name.
+logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)
+
+
+def write_seg(
+    out: Path,
+    source: Path,
+    lungs: np.ndarray,
+    infection: np.ndarray | None,
+    *,
+    name: str,
+    version: str,
+) -> None:
+    """Writes masks as a DICOM segmentation (BINARY) that refers to a film.
+
+    A frame for each segment, "Lungs" and "COVID-19 infection", a blank one too: that
+    nothing was found is a result. Patient and study are the source's. The UIDs follow
+    from the source's, from name and version, and the instance's from the masks besides:
+    the same masks again are the same instance.
+
+    Args:
+      out: the file; one that is there is replaced.
+      source: the film, a DICOM file.
+      lungs: uint8 [H, W] in {0, 1}, of the rows and columns of the source.
+      infection: likewise; None: not looked for, so without a segment.
+      name: of the algorithm, up to 64 characters.
+      version: of it, likewise.
+
+    Raises:
+      DataError: in a line that names the source, if it cannot be read or lacks what a
+        segmentation refers to.
+      UsageError: if highdicom or pydicom is not installed, or `out` cannot be written.
+      ValueError: if a mask is not of the source's size, or not of 0 and 1.
+    """
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"{shown(out)}: a DICOM SEG needs {error.name}: pip install 'covjax[dicom]'"
+        ) from None
+    film = read_header(source)
+    lacking = [key for key in (*_NEEDED, "Rows", "Columns") if not film.get(key)]
+    if lacking:
+        raise DataError(
+            f"{shown(source)}: without {lacking[0]}, which a DICOM SEG refers to; store"
+            " the masks as PNG"
+        )
+    masks = [lungs] if infection is None else [lungs, infection]
+    for mask in masks:
+        if mask.shape != (film.Rows, film.Columns) or not np.isin(mask, (0, 1)).all():
+            raise ValueError(
+                f"masks [{film.Rows}, {film.Columns}] of 0 and 1, not {mask.shape}"
+            )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = _encode(_make_seg(film, np.stack(masks, axis=-1), name, version))
+    except MemoryError:  # says nothing of the file
+        raise
+    except Exception as error:  # whose text may quote the patient's data
+        raise DataError(
+            f"{shown(source)}: no DICOM SEG can refer to it ({type(error).__name__})"
+        ) from None
+    try:
+        write_whole(out, content)
+    except OSError as error:
+        raise UsageError(
+            f"{shown(out)}: cannot be written ({error.strerror})"
+        ) from None
+
+
+def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> Any:
+    import highdicom as hd
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    for key in _EMPTY:
+        if key not in film:
+            setattr(film, key, "")
+    origin = [str(film.SOPInstanceUID), name, version]
+    described = [
+        _describe(number, label, name, version)
+        for number, label in enumerate(list(_SEGMENTS)[: masks.shape[-1]], start=1)
+    ]
+    seg = hd.seg.Segmentation(
+        source_images=[film],
+        pixel_array=masks.astype(np.uint8)[None],
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=described,
+        series_instance_uid=generate_uid(entropy_srcs=[*origin, "series"]),
+        series_number=_SERIES,
+        sop_instance_uid=generate_uid(
+            entropy_srcs=[*origin, hashlib.sha256(masks.tobytes()).hexdigest()]
+        ),
+        instance_number=1,
+        manufacturer="covjax",
+        manufacturer_model_name=name,
+        software_versions=version,
+        device_serial_number="0",
+        content_label=LABEL,
+        content_description=DESCRIPTION,
+        series_description=DESCRIPTION,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=False,
+    )
+    if masks.size % 16 in range(1, 9):  # an odd number of bytes is filled up, with "0"
+        seg.PixelData = seg.PixelData[:-1] + bytes(1)
+    return seg
+
+
+def _describe(number: int, label: str, name: str, version: str) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    def coded(code: tuple[str, str]) -> Any:
+        return hd.sr.CodedConcept(code[0], "SCT", code[1])
+
+    category, kind = _SEGMENTS[label]
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=label,
+        segmented_property_category=coded(category),
+        segmented_property_type=coded(kind),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=name, version=version, family=codes.DCM.ArtificialIntelligence
+        ),
+        anatomic_regions=None if kind == _LUNG else [coded(_LUNG)],
+    )
+
+
+def _encode(seg: "Dataset") -> bytes:
+    file = io.BytesIO()
+    seg.save_as(file, enforce_file_format=True)
+    return file.getvalue()
