@@ -65,6 +65,15 @@ _BATCH = 4  # films of a device, on a CPU, where more are no faster
 _BATCH_ACCELERATED = 32
 _IN_FLIGHT = 2  # batches, so that one is computed while masks of another are made
 
+_OPTIONS = {  # of OpenCV
+    ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],  # masks become small at once
+    ".jpg": [
+        cv2.IMWRITE_JPEG_QUALITY, 90,
+        # Colour at full size: outlines are a pixel wide.
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ],
+}  # fmt: skip
+
 A, B = TypeVar("A"), TypeVar("B")
 
 
@@ -315,14 +324,7 @@ def _text(value: float | int | None) -> str:
 
 def _write(path: Path, picture: np.ndarray) -> None:
     """Writes a picture, grey or BGR, in the format that its name says."""
-    # Masks are all but empty rows, which compress well at once; full colour, so that
-    # thin outlines keep theirs.
-    options = [
-        cv2.IMWRITE_PNG_COMPRESSION, 1,
-        cv2.IMWRITE_JPEG_QUALITY, 90,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]  # fmt: skip
-    _, content = cv2.imencode(path.suffix, picture, options)
+    _, content = cv2.imencode(path.suffix, picture, _OPTIONS[path.suffix])
     write_whole(path, content.tobytes())
 
 

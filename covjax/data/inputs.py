@@ -8,10 +8,10 @@ from pathlib import Path
 
 from covjax.data.covidqu import INFECTION_MASKS, LUNG_MASKS, SUFFIXES
 from covjax.data.decode import shown
-from covjax.data.dicom import SUFFIXES as DICOM_SUFFIXES
 from covjax.data.dicom import is_dicom
 from covjax.errors import UsageError
 
+DICOM_SUFFIXES = {".dcm", ".dicom"}
 _NO_FILMS = {LUNG_MASKS, INFECTION_MASKS}  # folders of the published layout
 
 
