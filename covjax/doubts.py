@@ -24,7 +24,9 @@ def doubt(film: np.ndarray, lungs: np.ndarray) -> list[str]:
     long, short = max(film.shape), min(film.shape)
     if long > _ELONGATED * short:
         told.append(f"{film.shape[1]} x {film.shape[0]} pixels")
-    dark, bright = np.percentile(film[:: 1 + short // 256, :: 1 + short // 256], [1, 99])
+    dark, bright = np.percentile(
+        film[:: 1 + short // 256, :: 1 + short // 256], [1, 99]
+    )
     if bright - dark < _CONTRAST:
         told.append("little contrast")
     share = lungs.mean()

@@ -133,15 +133,15 @@ def predict(
 
 def _prepare(out: Path, about: dict[str, Any]) -> None:
     if not (out / ABOUT).exists() and not run_dir.is_free(out, ABOUT):
-        raise DataError(f"--out={out} holds files that are no predictions: give another")
+        raise DataError(
+            f"--out={out} holds files that are no predictions: give another"
+        )
     claim(out, about)
     for half in out.rglob(f".*{HALF}"):  # of a process that was killed
         half.unlink()
 
 
-def _is_done(
-    one: Input, out: Path, done: dict[str, Row], segmenter: Segmenter
-) -> bool:
+def _is_done(one: Input, out: Path, done: dict[str, Row], segmenter: Segmenter) -> bool:
     """Tells whether a film has a row without an error, and outputs younger than it."""
     if one.name not in done or done[one.name]["error"]:
         return False
@@ -334,7 +334,9 @@ def _parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").partition("\n")[0],
         epilog="For research: not a medical device.",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="film, folder, pattern")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="film, folder, pattern"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--lung", default="", metavar="RUN", help="finds the lungs")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """The table of what was found on a user's films: a row a film, added as they are done.
 
-    predictions.csv       the rows of all films, once all are done; in their order
-    .rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
-    predictions.json      what made them: version, networks, operating points
+predictions.csv       the rows of all films, once all are done; in their order
+.rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
+predictions.json      what made them: version, networks, operating points
 """
 
 import csv
@@ -75,11 +75,11 @@ class Additions:
 
     def __init__(self, out: Path, rank: int):
         """Begins, or goes on with, the file of a process."""
-        self._path = out / _ADDED.replace("*", str(rank))
-        self._file = self._path.open("a+", newline="", encoding="utf-8")
-        self._file.seek(0)
-        if self._file.read()[-1:] not in ("", "\n"):
-            self._file.write("\n")  # ends what was half-written
+        path = out / _ADDED.replace("*", str(rank))
+        with path.open("ab+") as there:  # without what was half-written
+            there.seek(0)
+            there.truncate(there.read().rfind(b"\n") + 1)
+        self._file = path.open("a", newline="", encoding="utf-8")
         self._rows = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
 
     def __enter__(self) -> "Additions":

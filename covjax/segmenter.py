@@ -138,9 +138,7 @@ class Segmenter:
         """Returns the lungs at the size of a film, uint8 [H, W] in {0, 1}."""
         if seen.lungs.shape == shape:
             return seen.lungs
-        found = enlarge(
-            seen.lung_levels, seen.lungs, shape, self.lung_point.threshold
-        )
+        found = enlarge(seen.lung_levels, seen.lungs, shape, self.lung_point.threshold)
         return as_lungs(found)
 
     def infection_of(

@@ -1,0 +1,86 @@
+"""Which files are taken for films, and what their outputs are called."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from covjax.data.inputs import find_inputs
+from covjax.errors import UsageError
+
+DICOM = bytes(128) + b"DICM"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of films, and of what is none; the test stands beside it."""
+    files = {
+        "films/b.png": b"", "films/a.JPG": b"", "films/notes.txt": b"",
+        "films/.hidden.png": b"", "films/.git/c.png": b"", "films/ward 2/IM0001": DICOM,
+        "films/ward 2/IM0002": b"no film", "films/ward 2/x.dcm": b"",
+        "films/lung masks/b.png": b"", "films/out/masks/a.txt": b"", "films/infection masks/b.png": b"",
+        "films/out/overlays/b.jpg": b"", "elsewhere/b.png": b"", "films/v1.2/d.tif": b"",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(*given: str) -> list[str]:
+    return [one.name for one in find_inputs(given, leave_out=Path("films/out"))]
+
+
+def test_a_folder_gives_all_films_below_it(folder):
+    found = find_inputs(["films"], leave_out=folder / "films" / "out")
+    assert {one.name: str(one.path) for one in found} == {
+        "a": "films/a.JPG",
+        "b": "films/b.png",
+        "v1.2/d": "films/v1.2/d.tif",
+        "ward 2/IM0001": "films/ward 2/IM0001",
+        "ward 2/x": "films/ward 2/x.dcm",
+    }
+
+
+def test_files_and_patterns_keep_their_order_and_come_once(folder):
+    assert names("films/b.png", "films/a.JPG") == ["b", "a"]
+    assert names("films/[ab].*", "films/b.png") == ["a", "b"]
+    assert names("films/**/*.dcm") == ["x"]
+    assert names("films/notes.txt") == ["notes.txt"]  # named: it will have a line
+    assert names("films/ward 2/../b.png") == ["b"]
+
+
+def test_a_name_with_brackets_is_no_pattern(folder):
+    (folder / "film [1].png").write_bytes(b"")
+    assert names("film [1].png") == ["film [1]"]
+
+
+def test_films_that_differ_in_their_endings_alone_keep_them(folder):
+    (folder / "films" / "b.dcm").write_bytes(DICOM)
+    assert names("films/b.png", "films/b.dcm", "films/a.JPG") == ["b.png", "b.dcm", "a"]
+
+
+@pytest.mark.parametrize("other", ["elsewhere/b.png", "elsewhere"])
+def test_two_films_never_have_outputs_of_one_name(folder, other):
+    with pytest.raises(UsageError, match="outputs of one name") as error:
+        names("films", other)
+    assert "films/b.png" in str(error.value) and "elsewhere/b.png" in str(error.value)
+
+
+def test_capitals_do_not_tell_outputs_apart(folder):
+    (folder / "films" / "B.png").write_bytes(b"")
+    with pytest.raises(UsageError, match="outputs of one name"):
+        names("films")
+
+
+@pytest.mark.parametrize("word", ["nowhere", "films/*.bmp", "films/out/masks"])
+def test_nothing_to_read_is_told(folder, word):
+    with pytest.raises(UsageError, match="no such file|no films") as error:
+        names(word)
+    assert word in str(error.value) and "\n" not in str(error.value)
+
+
+def test_links_in_a_circle_end(folder):
+    os.symlink(folder / "films", folder / "films" / "ward 2" / "again")
+    assert "b" in names("films")

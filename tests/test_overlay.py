@@ -1,0 +1,76 @@
+"""What is drawn over a film, and what of the film is left to be seen."""
+
+import numpy as np
+import pytest
+
+from covjax.overlay import draw_overlay
+
+FILM = np.full((64, 64), 100, np.uint8)
+BLUE, ORANGE = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)  # Okabe and Ito
+
+
+def box(top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    mask = np.zeros_like(FILM)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+LUNGS, SPOT = box(10, 50, 10, 30), box(20, 40, 14, 26)
+
+
+def is_colour(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return (picture == colour).all(axis=-1)
+
+
+def test_outlines_lie_on_the_edges_of_the_masks():
+    drawn = draw_overlay(FILM, LUNGS, SPOT)
+    for mask, colour in ((LUNGS, BLUE), (SPOT, ORANGE)):
+        inner = np.zeros_like(mask)
+        inner[1:-1, 1:-1] = (
+            mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1]
+            & mask[1:-1, :-2] & mask[1:-1, 2:]
+        )  # fmt: skip
+        assert np.array_equal(is_colour(drawn, colour), (mask & ~inner & 1) > 0)
+
+
+def test_what_lies_outside_of_the_infection_is_the_film():
+    drawn = draw_overlay(FILM, LUNGS, SPOT)
+    rest = (SPOT == 0) & ~is_colour(drawn, BLUE)
+    assert (drawn[rest] == 100).all()
+
+
+@pytest.mark.parametrize("opacity", [0.0, 0.5, 1.0])
+def test_opacity_is_the_share_of_the_colour(opacity):
+    drawn = draw_overlay(FILM, LUNGS, SPOT, opacity=opacity)
+    inside = drawn[21:39, 15:25].astype(float)  # within the outline
+    full, half = (
+        np.rint((1 - share) * 100 + share * np.array(ORANGE))
+        for share in (opacity, opacity / 2)
+    )
+    is_full = (inside == full).all(axis=-1)
+    assert (is_full | (inside == half).all(axis=-1)).all()
+    if opacity:  # one diagonal of eight is drawn in full
+        assert np.isclose(is_full.mean(), 1 / 8, atol=0.03)
+
+
+def test_a_film_without_infection_has_lungs_alone():
+    for infection in (None, np.zeros_like(FILM)):
+        drawn = draw_overlay(FILM, LUNGS, infection)
+        assert not is_colour(drawn, ORANGE).any() and is_colour(drawn, BLUE).any()
+
+
+def test_a_phantom_is_called_one():
+    film, lungs = (a.repeat(4, 0).repeat(4, 1) for a in (FILM, LUNGS))
+    plain = draw_overlay(film, lungs)
+    named = draw_overlay(film, lungs, phantom=True)
+    changed = (plain != named).any(axis=-1)
+    assert changed[:32, :128].sum() > 500 and is_colour(named, (255, 255, 255)).any()
+    assert not changed[40:].any()  # the lungs begin there
+
+
+def test_lines_are_thicker_on_large_films():
+    drawn = draw_overlay(
+        FILM.repeat(16, 0).repeat(16, 1), LUNGS.repeat(16, 0).repeat(16, 1)
+    )
+    row = is_colour(drawn, BLUE)[30 * 16]
+    assert row.sum() in (8, 10)  # two edges of 4 or, as OpenCV centres them, 5 pixels

@@ -1,0 +1,186 @@
+"""Both networks in a row, at the size of any film.
+
+The networks hand every pixel on (plain_network.py), so that NumPy knows what they find.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from covjax.calibrate import OperatingPoint
+from covjax.errors import UsageError
+from covjax.segmenter import Segmenter, enlarge
+from plain_network import (
+    POINTS,
+    SIDE,
+    draw_film,
+    make_config,
+    make_weights,
+    probabilities,
+)
+
+FILM, LUNGS, SPOT = draw_film()
+SQUARE = np.ones((3, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def both() -> Segmenter:
+    return Segmenter(make_weights("lung"), make_weights("infection"))
+
+
+def look(segmenter: Segmenter, films: list[np.ndarray]):
+    """Eight devices share a batch."""
+    return segmenter.look(films + films[-1:] * (8 - len(films)))[: len(films)]
+
+
+def test_infection_is_found_within_the_lungs_that_were_found(both):
+    (seen,) = look(both, [FILM])
+    # The spot is a hole of what is dark: filled, it is part of the lungs. All else that
+    # is bright is black to the second network, whose probability is .02 there.
+    assert np.array_equal(both.lungs_of(seen, FILM.shape), LUNGS)
+    assert np.array_equal(both.infection_of(seen, FILM.shape), SPOT)
+    expected = 255 * probabilities(FILM * LUNGS, "infection")
+    assert np.abs(seen.levels - expected).max() <= 0.5 + 1e-3
+    # No head tells: the surest pixel of 256.
+    assert seen.presence == pytest.approx(seen.levels.max() / 255)
+
+
+def test_films_of_a_batch_do_not_meet(both):
+    turned = np.ascontiguousarray(FILM[:, ::-1])
+    first, second = look(both, [FILM, turned])
+    assert np.array_equal(both.infection_of(first, FILM.shape), SPOT)
+    assert np.array_equal(both.infection_of(second, FILM.shape), SPOT[:, ::-1])
+
+
+def test_lungs_are_told_beside_the_film_where_the_run_was_trained_so():
+    config = make_config("infection", roi_as="channel")
+    segmenter = Segmenter(make_weights("lung"), make_weights("infection", config))
+    (seen,) = look(segmenter, [FILM])
+    # The network sees the whole film in its first channel: the body is above .5, .82.
+    assert np.abs(seen.levels - 255 * probabilities(FILM, "infection")).max() < 1
+
+
+def test_a_run_of_whole_films_is_shown_whole_films():
+    config = make_config("infection", roi="none")
+    segmenter = Segmenter(make_weights("lung"), make_weights("infection", config))
+    (seen,) = look(segmenter, [FILM])
+    assert np.abs(seen.levels - 255 * probabilities(FILM, "infection")).max() < 1
+
+
+def test_stages_may_be_of_two_sizes():
+    config = make_config("infection", image_size=2 * SIDE)
+    segmenter = Segmenter(make_weights("lung"), make_weights("infection", config))
+    (seen,) = look(segmenter, [FILM.repeat(2, 0).repeat(2, 1)])
+    assert seen.lungs.shape == (SIDE, SIDE)
+    assert seen.levels.shape == (2 * SIDE, 2 * SIDE)
+    found = segmenter.infection_of(seen, (2 * SIDE, 2 * SIDE))
+    assert np.array_equal(found, SPOT.repeat(2, 0).repeat(2, 1))
+
+
+def test_the_first_stage_alone_finds_lungs_alone():
+    segmenter = Segmenter(make_weights("lung"))
+    (seen,) = look(segmenter, [FILM])
+    assert np.array_equal(segmenter.lungs_of(seen, FILM.shape), LUNGS)
+    assert (segmenter.point, seen.levels, seen.presence) == (None, None, None)
+    with pytest.raises(ValueError, match="no infection"):
+        segmenter.infection_of(seen, FILM.shape)
+
+
+def test_a_film_of_another_size_has_masks_of_that_size(both):
+    big = np.asarray(Image.fromarray(FILM).resize((100, 60), Image.Resampling.NEAREST))
+    (seen,) = look(both, [big])
+    for name, truth in (("lungs_of", LUNGS), ("infection_of", SPOT)):
+        found = getattr(both, name)(seen, big.shape)
+        assert found.shape == (60, 100) and set(np.unique(found)) == {0, 1}
+        # Edges move by less than a pixel of the network.
+        inner, outer = (
+            np.asarray(
+                Image.fromarray(mask).resize((100, 60), Image.Resampling.NEAREST)
+            )
+            for mask in (cv2.erode(truth, SQUARE), cv2.dilate(truth, SQUARE))
+        )
+        assert inner.any() and not (inner & ~found & 1).any()
+        assert not (found & ~outer & 1).any()
+
+
+def test_another_point_changes_the_mask_without_the_network(both):
+    (seen,) = look(both, [FILM])
+    point = both.point
+    blank = dataclasses.replace(point, presence=0.99)
+    assert not both.infection_of(seen, FILM.shape, blank).any()
+    small = dataclasses.replace(point, min_area=10)  # the spot has nine pixels
+    assert not both.infection_of(seen, FILM.shape, small).any()
+    all_of_it = dataclasses.replace(point, threshold=0.01, min_area=0)
+    assert both.infection_of(seen, FILM.shape, all_of_it).all()
+
+
+def test_what_the_point_dropped_does_not_come_back_when_a_mask_is_enlarged():
+    levels = np.zeros((8, 8), np.uint8)
+    levels[1:4, 1:4] = 255
+    levels[6, 6] = 255
+    kept = np.zeros_like(levels)
+    kept[1:4, 1:4] = 1
+    big = enlarge(levels, kept, (64, 64), 0.5)
+    assert big[40:, 40:].sum() == 0
+    # Half-way between two pixels' centres the probability is a half: the square is of
+    # 3 * 8 pixels still, but for its corners, where a product of two slopes is cut.
+    assert big.sum(axis=1).max() == 24 and big.sum(axis=0).max() == 24
+    assert 0.9 * 24 * 24 < big.sum() < 24 * 24
+    assert np.argwhere(big).min() == 8 and np.argwhere(big).max() == 31
+
+
+def test_nothing_is_enlarged_to_nothing_and_the_same_size_is_left_as_it_is():
+    levels = np.full((8, 8), 255, np.uint8)
+    none = np.zeros_like(levels)
+    assert enlarge(levels, none, (16, 20), 0.5).shape == (16, 20)
+    assert not enlarge(levels, none, (16, 20), 0.5).any()
+    assert enlarge(levels, none, (8, 8), 0.5) is none
+
+
+def with_point(task: str, roi: str, **changes):
+    weights = make_weights(task)
+    return dataclasses.replace(weights, points={roi: POINTS[task] | changes})
+
+
+def test_a_point_that_was_chosen_with_other_lungs_is_told():
+    told = dataclasses.asdict(OperatingPoint(0.4)) | {"run": "elsewhere", "step": 3}
+    same = with_point("infection", "predicted", lungs=told | {"fingerprint": "lung-1"})
+    assert Segmenter(make_weights("lung"), same).remarks == []
+    other = with_point("infection", "predicted", lungs=told | {"fingerprint": "9"})
+    (remark,) = Segmenter(make_weights("lung"), other).remarks
+    assert "lungs of another run" in remark
+
+
+def test_a_point_that_was_chosen_with_true_lungs_serves_and_is_told():
+    only = with_point("infection", "truth", threshold=0.6)
+    segmenter = Segmenter(make_weights("lung"), only)
+    assert segmenter.point.threshold == 0.6
+    assert "chosen with true lungs" in segmenter.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (make_weights("infection"), None, "trained to find infection"),
+        (make_weights("lung"), make_weights("lung"), "trained to find lung"),
+        (make_weights("lung"), with_point("infection", "none"), "no operating point"),
+        (
+            make_weights("lung"),
+            make_weights("infection", make_config("infection", roi="outside")),
+            "a probe",
+        ),
+    ],
+)
+def test_networks_that_do_not_go_together_are_refused(first, second, said):
+    with pytest.raises(UsageError, match=said) as error:
+        Segmenter(first, second)
+    assert "\n" not in str(error.value)
+
+
+def test_phantom_weights_are_known_as_such():
+    real = dataclasses.replace(make_weights("lung"), phantom=False)
+    assert not Segmenter(real).phantom
+    assert Segmenter(real, make_weights("infection")).phantom
