@@ -321,7 +321,7 @@ def _decode(dataset: "Dataset", syntax: str) -> tuple[np.ndarray, bool]:
     if syntax not in KNOWN:
         raise _Unfit("its transfer syntax is none that is known")
     stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    pixels = _ours(decode_stream, stream, syntax, shape, bits, colour == "RGB")
+    pixels = _ours(decode_stream, stream, syntax, shape, bits)
     return pixels, colour == "RGB" or syntax in JPEG_2000
 
 
