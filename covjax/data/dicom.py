@@ -80,7 +80,7 @@ _ELSEWHERE = set(
 )
 
 # What pydicom remarks on in a file quotes it, and is nothing to whoever reads a film.
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+logging.getLogger("pydicom").propagate = False  # a level would be set anew
 
 
 @dataclasses.dataclass(frozen=True)
