@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom import config
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from covjax.dicom_seg import write_seg
@@ -67,6 +69,14 @@ def test_bits_are_the_masks(tmp_path):
         for frame in seg.PerFrameFunctionalGroupsSequence
     ]
     assert numbers == [1, 2]
+
+
+def test_values_are_as_the_standard_has_them(tmp_path, monkeypatch):
+    film = source(tmp_path)
+    monkeypatch.setattr(config.settings, "reading_validation_mode", config.RAISE)
+    for infection in (INFECTION, 0 * INFECTION, None):
+        assert list(written(tmp_path, film, infection).iterall())
+        hd.seg.segread(tmp_path / "seg.dcm")  # raises where it is no segmentation
 
 
 def test_file_says_what_it_is(tmp_path):
