@@ -40,6 +40,8 @@ PHANTOM = make_phantom("COVID-19", np.random.default_rng(3), 64)["image"]
 # 16 bits of it, all in use: a ramp within each of the 256 levels.
 DEEP = PHANTOM.astype(np.uint16) * 257 - np.arange(64, dtype=np.uint16) % 200
 DEEP = np.clip(DEEP, 0, 65535).astype(np.uint16)
+# Not square: rows and columns are not to be taken for each other.
+TALL, TALL_DEEP = PHANTOM[:, 5:53].copy(), DEEP[:, 5:53].copy()
 
 
 def grey(film: pydicom.FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian):
@@ -185,6 +187,13 @@ def test_modality_lut_goes_before_the_window(tmp_path):
     close(grey(film, tmp_path), np.array([[0, 1, 0.05, 0.5]] * 4))
 
 
+def test_lut_of_all_16_bits(tmp_path):
+    # 65,536 entries, which 16 bits tell as 0.
+    entries = np.arange(65536, dtype=np.uint16)[::-1]
+    film = make_film(DEEP, VOILUTSequence=[make_lut([0, 0, 16], entries, packed=True)])
+    close(grey(film, tmp_path), (65535 - DEEP.astype(np.float64)) / 65535)
+
+
 @pytest.mark.parametrize("colour", ["MONOCHROME1", "MONOCHROME2"])
 def test_padding_is_not_measured_and_is_black(tmp_path, colour):
     pixels = (DEEP >> 5).astype(np.uint16)
@@ -204,6 +213,10 @@ def test_padding_of_a_range_below_zero(tmp_path):
     # Of 12 pixels the percentiles are the ends, -1024 and 1000.
     expected = np.array([[0, 0, 0, 1024 / 2024, 1]] * 4)
     close(grey(film, tmp_path), expected)
+    # The same two, told as unsigned.
+    film.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    film.add_new("PixelPaddingRangeLimit", "US", 65536 - 1990)
+    close(grey(film, tmp_path), expected)
 
 
 def test_film_of_one_level_is_black(tmp_path):
@@ -215,8 +228,9 @@ def test_film_of_one_level_is_black(tmp_path):
 
 def test_few_pixels_of_another_level_are_seen(tmp_path):
     pixels = np.full((64, 64), 700, np.uint16)
-    pixels[3, 4] = 900
-    assert grey(make_film(pixels), tmp_path)[3, 4] == 255
+    pixels[3, 4], pixels[5, 6] = 900, 500
+    image = grey(make_film(pixels), tmp_path)
+    assert (image[3, 4], image[5, 6], image[0, 0]) == (255, 0, 128)
 
 
 # Encodings.
@@ -240,24 +254,24 @@ def test_plain_syntaxes_hold_the_same_film(tmp_path, syntax, dtype):
 
 def streams() -> Iterator[tuple[str, str, np.ndarray, bytes, int]]:
     eight, deep = io.BytesIO(), io.BytesIO()
-    Image.fromarray(PHANTOM).save(eight, "JPEG2000", irreversible=False, no_jp2=True)
-    Image.fromarray(DEEP).save(deep, "JPEG2000", irreversible=False, no_jp2=True)
-    yield "j2k 8", JPEG2000Lossless, PHANTOM, eight.getvalue(), 0
-    yield "j2k 16", JPEG2000Lossless, DEEP, deep.getvalue(), 0
+    Image.fromarray(TALL).save(eight, "JPEG2000", irreversible=False, no_jp2=True)
+    Image.fromarray(TALL_DEEP).save(deep, "JPEG2000", irreversible=False, no_jp2=True)
+    yield "j2k 8", JPEG2000Lossless, TALL, eight.getvalue(), 0
+    yield "j2k 16", JPEG2000Lossless, TALL_DEEP, deep.getvalue(), 0
     lossy = io.BytesIO()
-    Image.fromarray(PHANTOM).save(
+    Image.fromarray(TALL).save(
         lossy, "JPEG2000", irreversible=True, no_jp2=True,
         quality_mode="dB", quality_layers=[45],
     )  # fmt: skip
-    yield "j2k lossy", JPEG2000, PHANTOM, lossy.getvalue(), 12
-    for pixels in (PHANTOM, DEEP):
+    yield "j2k lossy", JPEG2000, TALL, lossy.getvalue(), 12
+    for pixels in (TALL, TALL_DEEP):
         stream = bytes(jpeg_ls.encode_array(pixels))
         yield f"jls {pixels.dtype}", JPEGLSLossless, pixels, stream, 0
-    near = bytes(jpeg_ls.encode_array(PHANTOM, lossy_error=3))
-    yield "jls near", JPEGLSNearLossless, PHANTOM, near, 3
+    near = bytes(jpeg_ls.encode_array(TALL, lossy_error=3))
+    yield "jls near", JPEGLSNearLossless, TALL, near, 3
     jpeg = io.BytesIO()
-    Image.fromarray(PHANTOM).save(jpeg, "JPEG", quality=97)
-    yield "jpeg", JPEGBaseline8Bit, PHANTOM, jpeg.getvalue(), 8
+    Image.fromarray(TALL).save(jpeg, "JPEG", quality=97)
+    yield "jpeg", JPEGBaseline8Bit, TALL, jpeg.getvalue(), 8
 
 
 STREAMS = {stream[0]: stream[1:] for stream in streams()}
@@ -293,10 +307,10 @@ def test_rle(tmp_path, pixels):
 
 
 def test_lossless_jpeg_of_16_bits(tmp_path):
-    stream = lossless_jpeg(DEEP)
-    film = make_film(DEEP, WindowCenter=32768, WindowWidth=65536)
+    stream = lossless_jpeg(TALL_DEEP)
+    film = make_film(TALL_DEEP, WindowCenter=32768, WindowWidth=65536)
     path = save_stream(film, stream, tmp_path / "x.dcm", JPEGLosslessSV1)
-    close(read_dicom(path).image, DEEP / 65535)
+    close(read_dicom(path).image, TALL_DEEP / 65535)
 
 
 def lossless_jpeg(pixels: np.ndarray) -> bytes:
@@ -338,7 +352,9 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
 @pytest.mark.parametrize("planar", [0, 1])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_colour_becomes_luminance(tmp_path, planar, dtype):
-    pixels = COLOURS.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    pixels = COLOURS.astype(dtype)
+    if dtype == np.uint16:
+        pixels = pixels * 256 + 99
     film = make_film(pixels, PlanarConfiguration=planar)
     if planar:
         film.PixelData = np.ascontiguousarray(np.moveaxis(pixels, -1, 0)).tobytes()
@@ -363,7 +379,7 @@ def test_palette_is_looked_up(tmp_path):
         film[f"{name}PaletteColorLookupTableDescriptor"] = pydicom.DataElement(
             f"{name}PaletteColorLookupTableDescriptor", "US", [4, 0, 16]
         )
-        data = (np.array(levels, np.uint16) * 257).tobytes()
+        data = (np.array(levels, np.uint16) * 256 + 99).tobytes()
         setattr(film, f"{name}PaletteColorLookupTableData", data)
     # .299, .587 and .114 of 255.
     np.testing.assert_array_equal(grey(film, tmp_path), [[76, 150, 29, 9]] * 4)
@@ -590,9 +606,18 @@ def test_run_that_never_ends_is_not_followed(tmp_path):
 @pytest.mark.parametrize("name", STREAMS)
 def test_stream_of_another_size_is_not_decoded(tmp_path, name):
     syntax, pixels, stream, _ = STREAMS[name]
-    film = make_film(pixels, Rows=128, Columns=32)
+    film = make_film(pixels, Rows=48, Columns=64)
     path = save_stream(film, stream, tmp_path / "x.dcm", syntax)
     assert "of another size than it says" in refused(path)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_stream_cut_short_in_a_whole_file(tmp_path, name):
+    # A JPEG of which the end is missing would come out grey there.
+    syntax, pixels, stream, _ = STREAMS[name]
+    stream = stream[: len(stream) * 3 // 4 // 2 * 2]
+    path = save_stream(make_film(pixels), stream, tmp_path / "x.dcm", syntax)
+    assert refused(path) == "its compressed pixels are cut short"
 
 
 @pytest.mark.parametrize("name", [*STREAMS, "rle", "plain", "deflated"])
@@ -646,17 +671,22 @@ def test_a_hundred_broken_files_give_pixels_or_one_line(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_nothing_of_a_file_is_repeated(tmp_path, caplog):
+def test_nothing_of_a_file_is_repeated(tmp_path):
     film = make_film(PHANTOM, PatientName="Doe^Jane", PatientID="secret-1")
     path = save(film, tmp_path / "x.dcm")
     content = path.read_bytes()
     at = content.index(b"MONOCHROME2")
     path.write_bytes(content[:at] + b"DOE^JANE 12" + content[at + 11 :])
-    # A value of a wrong kind, which pydicom warns of and quotes.
-    with caplog.at_level(logging.DEBUG):
+    # A program that logs to the terminal, as absl does, unlike pytest.
+    logged = io.StringIO()
+    handler = logging.StreamHandler(logged)
+    logging.getLogger().addHandler(handler)
+    try:
         assert "DOE" not in refused(path)
-        read_dicom(SHIPPED / "JPEGLSNearLossless_08.dcm")
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+        read_dicom(SHIPPED / "SC_rgb_jpeg.dcm")  # implicit, and says explicit
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert logged.getvalue() == ""
 
 
 def test_only_a_regular_file_is_read(tmp_path):

@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom import config
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from covjax.dicom_seg import write_seg
@@ -67,6 +69,14 @@ def test_bits_are_the_masks(tmp_path):
         for frame in seg.PerFrameFunctionalGroupsSequence
     ]
     assert numbers == [1, 2]
+
+
+def test_values_are_as_the_standard_has_them(tmp_path, monkeypatch):
+    film = source(tmp_path)
+    monkeypatch.setattr(config.settings, "reading_validation_mode", config.RAISE)
+    for infection in (INFECTION, 0 * INFECTION, None):
+        assert list(written(tmp_path, film, infection).iterall())
+        hd.seg.segread(tmp_path / "seg.dcm")  # raises where it is no segmentation
 
 
 def test_file_says_what_it_is(tmp_path):
@@ -175,13 +185,13 @@ def test_source_that_cannot_be_referred_to(tmp_path, name):
     assert not (tmp_path / "seg.dcm").exists()
 
 
-def test_source_that_highdicom_refuses_is_not_quoted(tmp_path, capfd):
+def test_source_that_highdicom_refuses_is_not_quoted(tmp_path, caplog, capfd):
     film = source(tmp_path, PatientSex="DOE")
     with pytest.raises(DataError, match="no DICOM SEG can refer to it") as caught:
         written(tmp_path, film)
     assert "DOE" not in str(caught.value) and str(film) in str(caught.value)
     written(tmp_path, source(tmp_path, PatientName="doe"))
-    assert capfd.readouterr() == ("", "")
+    assert not caplog.records and capfd.readouterr() == ("", "")
     (tmp_path / "text.dcm").write_text("no film")
     with pytest.raises(DataError, match="no DICOM file"):
         written(tmp_path, tmp_path / "text.dcm")

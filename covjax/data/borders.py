@@ -1,24 +1,22 @@
 """The frame around a film: the collimator's shutters, or the scanner's black or white.
 
-Rows and columns count as frame from an edge inward, as long as they are all but uniform
-and of the level of that edge. A shutter that is round or slanted is no row: it stays.
+Rows and columns count as frame from an edge inward, as long as they are all but
+uniform. A shutter that is round or slanted is no row: it stays.
 """
 
 import numpy as np
 
 _SPREAD = 4  # levels of 255 between the darkest and the brightest pixel of a line
-_AWAY = 4  # levels between a line and the outermost one
 _MOST = 0.4  # of a side; more than that is hardly a frame
 
 
 def find_box(image: np.ndarray) -> tuple[slice, slice]:
     """Returns the part of a film that is not frame.
 
-    A line is frame if its levels lie within 4 of each other, its middle level is within
-    4 of the outermost line's, and all lines outside of it are frame. Rows and columns
-    are looked at in turn, each within what is left, until nothing more goes: of a black
-    frame within a white one, both go. A side of which more than 40 % would go, both
-    ends together, is kept whole.
+    A line is frame if its levels lie within 4 of each other, and all lines outside of
+    it are frame. Rows and columns are looked at in turn, each within what is left,
+    until nothing more goes: of a black frame within a white one, both go. A side of
+    which more than 40 % would go, both ends together, is kept whole.
 
     Args:
       image: uint8 [H, W].
@@ -45,7 +43,5 @@ def find_box(image: np.ndarray) -> tuple[slice, slice]:
 
 def _count_frame(lines: np.ndarray) -> int:
     """Returns how many of the first lines are frame, all of them at most."""
-    low, high = lines.min(axis=1).astype(int), lines.max(axis=1).astype(int)
-    middle = (low + high) / 2
-    frame = (high - low <= _SPREAD) & (np.abs(middle - middle[0]) <= _AWAY)
+    frame = lines.max(axis=1) - lines.min(axis=1) <= _SPREAD
     return len(frame) if frame.all() else int(np.argmin(frame))

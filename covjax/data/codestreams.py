@@ -38,7 +38,7 @@ _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
 def decode_stream(
-    stream: bytes, syntax: str, shape: tuple[int, int, int], bits: int, coloured: bool
+    stream: bytes, syntax: str, shape: tuple[int, int, int], bits: int
 ) -> np.ndarray:
     """Decodes the pixels of one film.
 
@@ -47,11 +47,10 @@ def decode_stream(
       syntax: UID of the transfer syntax, one of `KNOWN`.
       shape: rows, columns, samples a pixel (1 or 3), as the file tells them.
       bits: allocated for a sample, 8 or 16; RLE alone goes by it.
-      coloured: whether three samples are red, green and blue; else they are luminance
-        and two differences, and JPEG leaves them so. (JPEG 2000 gives colours.)
 
     Returns:
-      uint8, uint16, int8 or int16 of that shape.
+      uint8, uint16, int8 or int16 of that shape. JPEG 2000 makes red, green and blue of
+      luminance and differences; the others leave three samples as they are.
 
     Raises:
       ValueError: saying why there are no pixels to be had.
@@ -75,9 +74,8 @@ def decode_stream(
         elif syntax in JPEG_LS:
             pixels = imagecodecs.jpegls_decode(stream)
         else:
-            space = None
-            if shape[2] == 3:
-                space = "RGB" if coloured else "YCBCR"
+            # The same before and after, whatever its name: nothing is converted.
+            space = "YCBCR" if shape[2] == 3 else None
             pixels = imagecodecs.jpeg8_decode(
                 stream, colorspace=space, outcolorspace=space
             )

@@ -80,7 +80,7 @@ _ELSEWHERE = set(
 )
 
 # What pydicom remarks on in a file quotes it, and is nothing to whoever reads a film.
-logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+logging.getLogger("pydicom").propagate = False  # a level would be set anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,7 +321,7 @@ def _decode(dataset: "Dataset", syntax: str) -> tuple[np.ndarray, bool]:
     if syntax not in KNOWN:
         raise _Unfit("its transfer syntax is none that is known")
     stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    pixels = _ours(decode_stream, stream, syntax, shape, bits, colour == "RGB")
+    pixels = _ours(decode_stream, stream, syntax, shape, bits)
     return pixels, colour == "RGB" or syntax in JPEG_2000
 
 
