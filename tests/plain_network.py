@@ -111,7 +111,8 @@ def draw_film() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
       The film, uint8 [16, 16]; its lungs and the spot, uint8 [16, 16] in {0, 1}.
     """
-    film = np.full((SIDE, SIDE), 180, np.uint8)
+    rows, columns = np.indices((SIDE, SIDE))
+    film = (180 + 8 * ((rows + columns) % 2)).astype(np.uint8)  # or it were a frame
     lungs, spot = np.zeros_like(film), np.zeros_like(film)
     lungs[3:13, 2:7] = lungs[4:12, 9:14] = 1
     film[lungs > 0] = 60

@@ -1,0 +1,289 @@
+"""Films of a user's own: masks, table and pictures, whatever stands among them.
+
+The networks hand every pixel on (plain_network.py), so that NumPy knows what they find.
+"""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covjax.data.phantom_film import make_phantom
+from covjax.predict import main
+from dicom_files import make_film, save
+from plain_network import SIDE, draw_film, write_files, write_run
+from whole_runs import PROJECT
+
+FILM, LUNGS, SPOT = draw_film()
+TURNED = np.ascontiguousarray(FILM[:, ::-1])
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The flags that name networks."""
+    lung, infection = write_files(tmp_path_factory.mktemp("weights"))
+    return [f"--lung={lung}", f"--infection={infection}"]
+
+
+@pytest.fixture
+def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "films"
+    (folder / "ward").mkdir(parents=True)
+    Image.fromarray(FILM).save(folder / "a.png")
+    Image.fromarray(TURNED).save(folder / "ward" / "b.png")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def table(out: str = "out") -> dict[str, dict[str, str]]:
+    with Path(out, "predictions.csv").open(newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def mask(kind: str, name: str, out: str = "out") -> np.ndarray:
+    stored = np.asarray(Image.open(Path(out, kind, f"{name}.png")))
+    assert set(np.unique(stored)) <= {0, 255} and stored.dtype == np.uint8
+    return (stored > 0).astype(np.uint8)
+
+
+def test_each_film_gets_masks_a_picture_and_a_row(films, networks, capsys):
+    assert main(["films", "--out=out", *networks]) == 0
+    said = capsys.readouterr().out
+    assert "2 films; PHANTOM weights" in said and "2 of 2 films: out" in said
+    assert np.array_equal(mask("lungs", "a"), LUNGS)
+    assert np.array_equal(mask("infection", "a"), SPOT)
+    assert np.array_equal(mask("infection", "ward/b"), SPOT[:, ::-1])
+    for name in ("a", "ward/b"):
+        with Image.open(f"out/overlays/{name}.jpg") as picture:
+            assert (picture.size, picture.mode) == ((SIDE, SIDE), "RGB")
+    rows = table()
+    assert list(rows) == ["a", "ward/b"]
+    a, b = rows["a"], rows["ward/b"]
+    # The picture's left is the patient's right: 50 pixels, of which nine are infected.
+    wanted = {
+        "file": "films/a.png", "lung_pixels": "90", "lung_pixels_right": "50",
+        "lung_pixels_left": "40", "infected_pixels": "9", "infected_share": "0.1",
+        "infected_share_right": "0.18", "infected_share_left": "0", "height": "16",
+        "width": "16", "mm2_per_pixel": "", "lung_mm2": "", "infected_mm2": "",
+        "error": "",
+    }  # fmt: skip
+    assert {name: a[name] for name in wanted} == wanted
+    surest = np.rint(255 / (1 + np.exp(-8 * (240 / 255 - 0.5)))) / 255
+    assert float(a["presence"]) == pytest.approx(surest, abs=1e-5)
+    assert (b["infected_share_right"], b["infected_share_left"]) == ("0", "0.18")
+
+
+def test_lungs_alone(films, networks):
+    assert main(["films", "--out=out", networks[0], "--infection=none"]) == 0
+    assert np.array_equal(mask("lungs", "a"), LUNGS)
+    assert not Path("out/infection").exists()
+    row = table()["a"]
+    assert row["lung_pixels"] == "90"
+    assert row["presence"] == row["infected_share"] == row["infected_pixels"] == ""
+
+
+def test_runs_serve_as_files_do(films, tmp_path):
+    lung = write_run(tmp_path / "lung", "lung")
+    run = write_run(tmp_path / "infection", "infection", lung_run=str(lung))
+    assert main(["films", "--out=out", f"--infection={run}"]) == 0  # with its lungs
+    assert np.array_equal(mask("infection", "a"), SPOT)
+
+
+def write_dicom(path: Path, **elements) -> Path:
+    """A film of 12 bits within a frame of four pixels; the lungs are dark in it."""
+    framed = np.zeros((SIDE + 8, SIDE + 8), np.uint16)
+    framed[4:-4, 4:-4] = FILM.astype(np.uint16) * 16
+    told = {
+        "BitsStored": 12, "WindowCenter": 2040, "WindowWidth": 4081,
+        "PixelSpacing": [0.5, 0.4], "StudyInstanceUID": "1.2.3",
+        "SeriesInstanceUID": "1.2.3.1", "PatientName": "Roe^Richard",
+        "PatientID": "SECRET-17",
+    }  # fmt: skip
+    told = {name: value for name, value in (told | elements).items() if value}
+    return save(make_film(framed, **told), path)
+
+
+def test_dicom_has_its_frame_left_out_its_size_told_and_a_segmentation(
+    films, networks, capfd
+):
+    write_dicom(films / "IM01", PatientOrientation=["R", "F"])
+    assert main(["films/IM01", "--out=out", *networks]) == 0
+    found = mask("infection", "IM01")
+    assert found.shape == (SIDE + 8, SIDE + 8)
+    assert np.array_equal(found, np.pad(SPOT, 4))
+    assert np.array_equal(mask("lungs", "IM01"), np.pad(LUNGS, 4))
+    row = table()["IM01"]
+    assert float(row["mm2_per_pixel"]) == 0.2
+    assert (float(row["lung_mm2"]), float(row["infected_mm2"])) == (18, 1.8)
+    # It was hung the other way round: what is left on it is the patient's left.
+    assert (row["infected_share_left"], row["infected_share_right"]) == ("0.18", "0")
+    assert Path("out/seg/IM01.dcm").read_bytes()[128:132] == b"DICM"
+    said = "".join(capfd.readouterr())
+    for path in Path("out").rglob("*.*"):
+        if path.suffix != ".dcm" and path.is_file():
+            said += path.read_bytes().decode("latin-1")
+    assert "Roe" not in said and "SECRET" not in said
+
+
+def test_a_source_that_no_segmentation_can_refer_to_is_remarked(films, networks):
+    write_dicom(films / "c.dcm", StudyInstanceUID=None)
+    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    assert "no DICOM SEG" in table()["c"]["warnings"]
+    assert not Path("out/seg/c.dcm").exists()
+
+
+def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
+    whole = {
+        ".png": (films / "a.png").read_bytes(),
+        ".dcm": write_dicom(films / "d.dcm").read_bytes(),
+    }
+    rng = np.random.default_rng(0)
+    for suffix, content in whole.items():
+        start = 140 if suffix == ".dcm" else 8  # says what it is
+        for k in range(50):
+            cut = content[: len(content) * k // 50]
+            if k % 2:
+                cut = content[:start] + rng.bytes(len(content) - start)
+            (films / f"broken-{k}{suffix}").write_bytes(cut)
+    assert main(["films", "--out=out", *networks]) == 2
+    rows = table()
+    assert len(rows) == 103
+    broken = [row for row in rows.values() if row["error"]]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == len(broken) == 100
+    for row, line in zip(broken, said, strict=True):
+        assert line == f"covjax: {row['error']}" and row["file"] in line
+        assert row["lung_pixels"] == ""
+    for name in ("a", "ward/b", "d"):
+        assert rows[name]["error"] == "" and rows[name]["infected_pixels"] == "9"
+
+
+def test_what_is_done_is_not_done_again(films, networks, capsys):
+    flags = ["films", "--out=out", *networks]
+    (films / "c.png").write_bytes(b"no picture")
+    assert main(flags) == 2
+    masks = {p: p.stat().st_mtime_ns for p in Path("out/lungs").rglob("*.png")}
+    assert len(masks) == 2
+    Image.fromarray(TURNED).save(films / "c.png")  # mended
+    later = time.time_ns() + 10**9
+    Image.fromarray(TURNED).save(films / "a.png")  # another film of that name
+    os.utime(films / "a.png", ns=(later, later))
+    capsys.readouterr()
+    assert main(flags) == 0
+    assert "1 of 3 films were done" in capsys.readouterr().out
+    kept = {path for path, time in masks.items() if path.stat().st_mtime_ns == time}
+    assert kept == {Path("out/lungs/ward/b.png")}
+    assert np.array_equal(mask("infection", "a"), SPOT[:, ::-1])
+    assert list(table()) == ["a", "c", "ward/b"]
+    Path("out/infection/c.png").unlink()
+    assert main(flags) == 0 and np.array_equal(mask("infection", "c"), SPOT[:, ::-1])
+
+
+def test_a_folder_of_something_else_is_left_alone(films, networks, capsys):
+    before = {path: path.read_bytes() for path in films.rglob("*.png")}
+    assert main(["films", "--out=films", *networks]) == 2
+    assert "--out=films holds files that are no predictions" in capsys.readouterr().err
+    assert main(["films", "--out=out", *networks]) == 0
+    written = Path("out/predictions.csv").read_bytes()
+    assert main(["films", "--out=out", networks[0], "--infection=none"]) == 2
+    assert "--out=out holds predictions of other networks" in capsys.readouterr().err
+    assert Path("out/predictions.csv").read_bytes() == written
+    assert {path: path.read_bytes() for path in films.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["nowhere", "--out=out"], "nowhere: no such file or folder"),
+        (["films", "--out=out", "--lung=nowhere"], "nowhere: neither a run"),
+        (["films", "--out=films/a.png"], "--out=films/a.png"),
+        (["films", "--out=out", "--num_processes=2"], "--coordinator"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(films, networks, capsys, flags, said):
+    assert main(flags if "--lung" in flags[-1] else flags + networks) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def start(cwd: Path, *flags: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(PROJECT), "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "covjax.predict", *flags], cwd=cwd, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_a_signal_leaves_what_is_whole_and_the_rest_is_done_later(films, networks):
+    for k in range(1500):
+        Image.fromarray(TURNED).save(films / f"{k}.png")
+    process = start(films.parent, "films", "--out=out", *networks)
+    rows = Path("out/.rows-0.csv")
+    while process.poll() is None and not (rows.exists() and rows.stat().st_size > 999):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "stopped by signal 15" in said and "Traceback" not in said
+    done = rows.read_text().count("\n")
+    assert 0 < done < 1502 and not Path("out/predictions.csv").exists()
+    process = start(films.parent, "films", "--out=out", *networks)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert f"{done:,} of 1,502 films were done" in said
+    found = table()
+    assert len(found) == 1502
+    assert {row["infected_pixels"] for row in found.values()} == {"9"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_processes_share_the_films(films, networks):
+    for k in range(10):
+        Image.fromarray(TURNED).save(films / f"{k}.png")
+    together = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    processes = [
+        start(
+            films.parent,
+            "films",
+            "--out=out",
+            *networks,
+            *together,
+            f"--process_id={k}",
+        )
+        for k in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "12 of 12 films: out" in said[0] and "films" not in said[1]
+    assert main(["films", "--out=alone", *networks]) == 0
+    assert table() == table("alone")
+    for name in table():
+        assert np.array_equal(mask("infection", name), mask("infection", name, "alone"))
+
+
+def test_one_command_leads_from_a_film_to_its_masks(tmp_path):
+    """With the weights that come with covjax, on a film of no patient."""
+    film = make_phantom("COVID-19", np.random.default_rng(4), 300)
+    Image.fromarray(film["image"]).save(tmp_path / "film.png")
+    process = start(tmp_path, "film.png", "--out=out")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert "PHANTOM" not in said  # the weights are of patients, if the film is not
+    lungs = np.asarray(Image.open(tmp_path / "out" / "lungs" / "film.png")) > 0
+    both = (lungs & (film["lung"] > 0)).sum()
+    assert 2 * both / (lungs.sum() + film["lung"].sum()) > 0.8
+    told = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert told["phantom"] is False and len(told["networks"]) == 2
