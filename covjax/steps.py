@@ -93,7 +93,7 @@ def eval_step(
       `loss` float32 [B], `counts` int32 [B, 4] (TP, FP, FN, TN), and the batch's
       `index` and `weight`.
     """
-    logits = _predict(state, batch, flip).logits
+    logits = predict(state, batch["image"], flip=flip).logits
     return {
         "loss": loss_fn(logits, batch["mask"].astype(jnp.float32)),
         "counts": confusion_counts(logits, batch["mask"], threshold=threshold),
@@ -118,7 +118,7 @@ def predict_step(
       with a presence head `presence`, its probability, float32 [B]; and the batch's
       `index` and `weight`.
     """
-    prediction = _predict(state, batch, flip)
+    prediction = predict(state, batch["image"], flip=flip)
     kept = {
         "levels": to_levels(prediction.logits)[..., 0],
         "loss": loss_fn(prediction.logits, batch["mask"].astype(jnp.float32)),
@@ -135,12 +135,18 @@ def scale_pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255.0
 
 
-def _predict(state: TrainState, batch: Batch, flip: bool) -> Prediction:
-    """Returns a prediction; with `flip`, the mean of the film's and its mirror's."""
-    images = scale_pixels(batch["image"])
-    seen = state.apply_fn(state.evaluated(), images, train=False)
+def predict(state: TrainState, images: jax.Array, *, flip: bool) -> Prediction:
+    """Returns what a network says of films; it is not training.
+
+    Args:
+      state: the variables that are evaluated are read.
+      images: what the network is shown, uint8 [B, H, W, C].
+      flip: whether the mirror image is asked as well: what is returned is the mean.
+    """
+    pixels = scale_pixels(images)
+    seen = state.apply_fn(state.evaluated(), pixels, train=False)
     if not flip:
         return seen
-    mirrored = state.apply_fn(state.evaluated(), images[:, :, ::-1], train=False)
+    mirrored = state.apply_fn(state.evaluated(), pixels[:, :, ::-1], train=False)
     mirrored = mirrored._replace(logits=mirrored.logits[:, :, ::-1])
     return jax.tree.map(lambda a, b: (a + b) / 2, seen, mirrored)

@@ -69,7 +69,8 @@ FLOORS = [
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
-    + ["evaluate", "ensemble", "export", "unpack"],
+    + ["evaluate", "ensemble", "inference", "stablehlo", "onnx_graph"]
+    + ["export_check", "export", "unpack"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],
 ]
@@ -79,6 +80,8 @@ ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
     "kornia_rs": ["data.png"],
+    "onnx": ["onnx_graph"],
+    "onnxruntime": ["onnx_graph"],
     "optax": ["losses", "optim", "train_state", "steps", "loop"],
     "orbax": ["checkpoint"],
     "safetensors": ["weights"],
