@@ -58,7 +58,8 @@ def test_a_fresh_process_says_what_the_run_says_for_any_batch_size(settings, tmp
     assert expected["probability"].std() > 0.02
     assert ("presence" in expected) == settings.get("presence", False)
     for n in (1, 3, 8):
-        found = np.load(tmp_path / f"{n}.npz")
+        with np.load(tmp_path / f"{n}.npz") as file:
+            found = dict(file)
         assert set(found) == expected.keys()
         for name, values in expected.items():
             assert found[name].dtype == np.float32
