@@ -4,9 +4,8 @@ import numpy as np
 
 from covjax.data.masks import areas
 
-# Of the published lungs, which all are of frontal chest films: they take 4.5 to 60 % of
-# the film, in two areas, of which the smaller has at least three tenths of the larger in
-# all but one of 1,398 films.
+# Published lungs are all of frontal chest films. They take 4.5 to 60 % of the film, in
+# two areas; of 1,398 films in all but one the smaller has .3 of the larger or more.
 _LEAST, _MOST = 0.04, 0.62
 _SMALLER = 0.25
 _CONTRAST = 40  # levels of 255 between the 1st and the 99th percentile

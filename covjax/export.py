@@ -1,66 +1,138 @@
-"""Writes the weights of an evaluated run into one small file.
+"""Writes an evaluated run into one file that other programs can use.
 
-  python -m covjax.export RUN [--out=FILE]
+  python -m covjax.export RUN [--format=safetensors|stablehlo|onnx] [--out=FILE]
 
-The best checkpoint of RUN, with its config and operating points, becomes FILE, by
-default RUN.safetensors beside the run's folder: parameters in float16, half the size.
+RUN is a run's folder (its best checkpoint), one of its checkpoints, or a *.safetensors
+file of before. FILE is by default RUN with the ending of the format, beside RUN:
+
+  safetensors  the weights, rounded to float16, for covjax (weights.py)
+  stablehlo    the network, for JAX on a CPU, a GPU or a TPU (stablehlo.py)
+  onnx         the network, for ONNX Runtime and others (onnx_graph.py)
+
+Each holds the config, the operating points and the attribution. It is compared with the
+run on sample films before it is written, and refused where it says something else.
 Exit status: 0, or 2 if there is nothing to write or nowhere to write it.
 """
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from covjax import parallel
-from covjax.calibrate import FILE, read_points
-from covjax.config import read_about
+import jax
+import numpy as np
+
+from covjax import parallel, weights
+from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
+from covjax.export_check import FILMS, draw_samples, find_distance
+from covjax.files import write_whole
+from covjax.inference import make_inference
 from covjax.last_words import tell
-from covjax.report.tables import read_results
-from covjax.run_dir import CONFIG
-from covjax.trained import read_trained
-from covjax.weights import SUFFIX, Weights, write_weights
+from covjax.networks import read_network
+from covjax.train_state import inference_state
+from covjax.trained import Trained
+from covjax.weights import Weights
+
+FORMATS = ("safetensors", "stablehlo", "onnx")
+# Probabilities may be so far from the run's: by the order of float32 sums; and by
+# float16, which moved those of trained networks by .055 at most (docs/runbook.md).
+LIMIT, LIMIT_OF_HALVES = 1e-4, 0.2
+# flatbuffers and protobuf count a file's bytes in 31 bits; the graph needs some.
+_MOST = 2**31 - 2**24
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def export_run(path: str, out: Path | None = None) -> Path:
-    """Writes the weights of a run, or of one of its checkpoints, into a file.
+def export_run(
+    path: str, form: str = "safetensors", out: Path | None = None
+) -> tuple[Path, float]:
+    """Writes a trained network into a file.
 
     Args:
-      path: as `trained.read_trained` takes it.
+      path: of a run, a checkpoint or a file, as above.
+      form: one of `FORMATS`.
       out: the file; None: as above.
 
     Returns:
-      The file.
+      The file, and how far its probabilities are from those of the run, at most.
 
     Raises:
-      UsageError: if there is no such run, its checkpoint has no operating point, or the
-        file cannot be written.
+      UsageError: if there is no such run, its checkpoint has no operating point, the
+        format cannot hold it, a package is missing, the file says something else than
+        the run, or it cannot be written.
     """
-    trained = read_trained(path)
-    run = trained.run
-    points = {
-        roi: told
-        for roi, told in read_points(run).items()
-        if told.get("fingerprint") == trained.fingerprint
-    }
-    if not points:
+    packed = Path(path).suffix == weights.SUFFIX and not Path(path).is_dir()
+    if packed and form == "safetensors":
+        raise UsageError(f"{path}: is such a file; --format= names another form")
+    found = read_network(path)
+    source = found.trained.run
+    out = out or source.with_name((source.stem if packed else source.name) + f".{form}")
+    if out.suffix != f".{form}":
+        raise UsageError(f"--out={out}: must end in .{form}")
+    content, run = _make(found, form)
+    distance = _distance(found.trained, run)
+    limit = LIMIT_OF_HALVES if form == "safetensors" else LIMIT
+    if not distance <= limit:  # which NaN is not
         raise UsageError(
-            f"{run / FILE}: no operating point of checkpoint {trained.step};"
-            " --mode=evaluate --split=val chooses one for the best"
+            f"{out}: not written: on {FILMS} sample films it is up to {distance:.1e}"
+            f" away from {source}, and {limit:.0e} is the most that rounding explains"
         )
-    about = read_about(run / CONFIG)
-    # Runs of before it was written down are what they were last evaluated on.
-    phantom = about["phantom"] if "phantom" in about else _of_results(run)
-    out = out or run.with_name(run.name + SUFFIX)
-    if out.suffix != SUFFIX:
-        raise UsageError(f"--out={out}: must end in {SUFFIX}")
-    write_weights(out, Weights(trained, points, phantom, about.get("commit")))
-    return out
+    try:
+        write_whole(out, content)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror})") from None
+    return out, distance
 
 
-def _of_results(run: Path) -> bool:
-    return bool(read_results(run, "val")[0]["phantom"])
+def _make(found: Weights, form: str) -> tuple[bytes, Run]:
+    """Returns the content of a file, and what it says of films.
+
+    Raises:
+      UsageError: if the format cannot hold the network, or a package is missing.
+    """
+    if form == "safetensors":
+        content = weights.pack_weights(found)
+        return content, lambda films: _run_packed(found.trained, content, films)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(found.trained.state.variables()))
+    if size > _MOST:
+        raise UsageError(
+            f"{found.trained.run}: {size / 1e9:.1f} GB of parameters; a file of"
+            f" --format={form} holds 2.1 GB"
+        )
+    try:
+        if form == "stablehlo":
+            from covjax.stablehlo import make_stablehlo, run_stablehlo
+
+            content = make_stablehlo(found)
+            return content, lambda films: run_stablehlo(content, films)
+        from covjax.onnx_graph import make_onnx, run_onnx
+
+        content = make_onnx(found)
+        return content, lambda films: run_onnx(content, films)
+    except ImportError as error:
+        raise UsageError(
+            f"--format={form} needs packages ({error}): pip install 'covjax[export]'"
+        ) from None
+
+
+def _run_packed(
+    trained: Trained, content: bytes, films: np.ndarray
+) -> dict[str, np.ndarray]:
+    variables = weights.unpack_variables(content)
+    state = inference_state(trained.state.apply_fn, **variables)
+    return _run(dataclasses.replace(trained, state=state), films)
+
+
+def _run(trained: Trained, films: np.ndarray) -> dict[str, np.ndarray]:
+    return jax.device_get(jax.jit(make_inference(trained))(films))
+
+
+def _distance(trained: Trained, run: Run) -> float:
+    data = trained.config.data
+    films = draw_samples(make_region(data), data.image_size)
+    return find_distance(_run(trained, films), run(films))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,14 +141,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m covjax.export", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"*{SUFFIX}")
+    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
+    parser.add_argument("--out", type=Path, metavar="FILE", help="ends as the format")
     given = parser.parse_args(arguments)
     parallel.keep_to_the_host()  # a training may have the accelerators
     try:
-        out = export_run(given.run, given.out)
+        out, distance = export_run(given.run, given.format, given.out)
     except Exception as error:
         return tell(error)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB; on {FILMS} sample films at most"
+        f" {distance:.1e} away from the run"
+    )
     return 0
 
 

@@ -23,7 +23,7 @@ def read_network(path: str) -> Weights:
     Raises:
       UsageError: if it is none, or has no operating point.
     """
-    if path.endswith(SUFFIX):
+    if path.endswith(SUFFIX) and not Path(path).is_dir():
         return read_weights(Path(path))
     trained = read_trained(path)
     run = trained.run

@@ -76,8 +76,8 @@ def compile_eval_step(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.pmap(step, axis_name=AXIS)
 
 
-def compile_local(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles `function(state, images)`; this process's devices share the images.
+def jit_local(function: Callable[..., Any]) -> Any:
+    """Jits `function(state, images)`; this process's devices share the images.
 
     They do not meet each other, and no other process takes part: each keeps its pace.
     The state is one that `put_on_local` returned; images are [B, ...], B divisible by
@@ -89,7 +89,7 @@ def compile_local(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def put_on_local(tree: Any) -> Any:
-    """Copies a tree to every device of this process, for `compile_local`."""
+    """Copies a tree to every device of this process, for `jit_local`."""
     return jax.device_put(tree, NamedSharding(_local_mesh(), PartitionSpec()))
 
 

@@ -2,13 +2,14 @@
 
   python -m covjax.predict PATH … --out=DIR [--lung=RUN] [--infection=RUN]
 
-PATH is a film (PNG, JPEG, TIFF, WebP, BMP, DICOM), a folder of them or a pattern; RUN a
-run's folder, a checkpoint or a file of weights (*.safetensors); by default the weights in
-covjax/pretrained. --infection=none finds lungs alone. DIR gets, for each film and at its
-size, lungs/NAME.png and infection/NAME.png (0 and 255), overlays/NAME.jpg to look at and,
-of DICOM, seg/NAME.dcm; and predictions.csv, a row a film. The same command again goes on
-where it stopped. Several processes share the films as in covjax.main (--coordinator,
---num_processes, --process_id). For research: not a medical device.
+PATH is a film (PNG, JPEG, TIFF, WebP, BMP, DICOM), a folder of them or a pattern; RUN
+a run's folder, a checkpoint or a file of weights (*.safetensors); where none is named,
+the weights in covjax/pretrained. --infection=none finds lungs alone. DIR gets, for each
+film and at its size, lungs/NAME.png and infection/NAME.png (0 and 255),
+overlays/NAME.jpg to look at and, of DICOM, seg/NAME.dcm; and predictions.csv, a row a
+film. The same command again goes on where it stopped. Several processes share the films
+as in covjax.main (--coordinator, --num_processes, --process_id). For research: not a
+medical device.
 
 Exit status: 0; 2 if something is wrong with what was given, or a film could not be read
 (each is told in a line, and the others are done); 1 anything else; 130, 143 a signal.
@@ -37,12 +38,14 @@ from covjax.data.dicom import is_dicom
 from covjax.data.inputs import Input, find_inputs
 from covjax.data.progress import progress_bar
 from covjax.data.radiograph import Radiograph, read_radiograph
+from covjax.data.sides import measure_sides
 from covjax.dicom_seg import write_seg
+from covjax.doubts import doubt
 from covjax.errors import DataError
 from covjax.files import HALF, write_whole
 from covjax.interrupt import Interrupted, raise_signals
 from covjax.last_words import tell
-from covjax.metrics.sides import measure_sides
+from covjax.networks import lungs_for, read_network, shipped_network
 from covjax.overlay import draw_overlay
 from covjax.predictions import (
     ABOUT,
@@ -56,8 +59,6 @@ from covjax.predictions import (
 )
 from covjax.segmenter import Seen, Segmenter
 from covjax.weights import Weights
-from covjax.doubts import doubt
-from covjax.networks import lungs_for, read_network, shipped_network
 
 LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
 NONE = "none"  # in place of a run of stage 2
@@ -74,7 +75,8 @@ _OPTIONS = {  # of OpenCV
     ],
 }  # fmt: skip
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,9 +264,13 @@ def _finish(film: Film, *, out: Path, segmenter: Segmenter) -> Row:
     if is_dicom(film.asked.path):
         try:
             write_seg(
-                _output(out, SEGS, film.asked, "dcm"), film.asked.path, lungs, infection,
-                name="covjax", version=importlib.metadata.version("covjax"),
-            )  # fmt: skip
+                _output(out, SEGS, film.asked, "dcm"),
+                film.asked.path,
+                lungs,
+                infection,
+                name="covjax",
+                version=importlib.metadata.version("covjax"),
+            )
         except DataError as error:
             warnings.append(f"no DICOM SEG: {error}")
     return row | {"warnings": "; ".join(warnings)}

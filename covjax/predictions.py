@@ -16,7 +16,7 @@ from covjax.errors import UsageError
 from covjax.files import write_whole
 
 TABLE, ABOUT = "predictions.csv", "predictions.json"
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "file", "name", "presence", "infected_share", "infected_share_right",
     "infected_share_left", "lung_pixels", "lung_pixels_right", "lung_pixels_left",
     "infected_pixels", "height", "width", "mm2_per_pixel", "lung_mm2", "infected_mm2",
@@ -91,7 +91,7 @@ class Additions:
         self._file.close()
 
     def add(self, row: Row) -> None:
-        """Adds a row; it is there for whoever goes on, should this process be killed."""
+        """Adds a row, which outlives this process if it is killed now."""
         self._rows.writerow(row)
         self._file.flush()
 

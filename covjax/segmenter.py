@@ -1,8 +1,8 @@
 """Both trained networks in a row: a film of any size → lungs → infection.
 
-Each film is squeezed to the square that a network was trained on, as the published films
-were. The lungs that stage 1 finds are shown to stage 2, and probabilities become masks at
-the operating points that the runs chose on Val.
+Each film is squeezed to the square that a network was trained on, as the published ones
+were. The lungs that stage 1 finds are shown to stage 2, and probabilities become masks
+at the operating points that the runs chose on Val.
 """
 
 import dataclasses
@@ -166,8 +166,8 @@ def enlarge(
 ) -> np.ndarray:
     """Returns a mask at the size of a film, with smooth outlines.
 
-    Probabilities are interpolated, then cut; what the operating point had dropped (small
-    areas, films of low presence) stays dropped.
+    Probabilities are interpolated, then cut; what the operating point had dropped
+    (small areas, films of low presence) stays dropped.
 
     Args:
       levels: probabilities times 255, uint8 [S, S].
@@ -237,7 +237,7 @@ def _compile(
         prediction = predict(state, images, flip=config.eval.flip)
         return to_levels(prediction.logits)[..., 0], prediction.presence
 
-    step = parallel.compile_local(levels_and_presence)
+    step = parallel.jit_local(levels_and_presence)
     programs, lock = dict[tuple[int, ...], Any](), threading.Lock()
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -136,17 +136,17 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 
 def predict(state: TrainState, images: jax.Array, *, flip: bool) -> Prediction:
-    """Returns what the evaluated variables say of pictures.
+    """Returns what a network says of films; it is not training.
 
     Args:
       state: the variables that are evaluated are read.
       images: what the network is shown, uint8 [B, H, W, C].
-      flip: whether it is the mean of the pictures' and of their mirror images'.
+      flip: whether the mirror image is asked as well: what is returned is the mean.
     """
-    images = scale_pixels(images)
-    seen = state.apply_fn(state.evaluated(), images, train=False)
+    pixels = scale_pixels(images)
+    seen = state.apply_fn(state.evaluated(), pixels, train=False)
     if not flip:
         return seen
-    mirrored = state.apply_fn(state.evaluated(), images[:, :, ::-1], train=False)
+    mirrored = state.apply_fn(state.evaluated(), pixels[:, :, ::-1], train=False)
     mirrored = mirrored._replace(logits=mirrored.logits[:, :, ::-1])
     return jax.tree.map(lambda a, b: (a + b) / 2, seen, mirrored)

@@ -34,7 +34,7 @@ def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
     weights of that run; else the next evaluation chooses it anew.
 
     Args:
-      file: as `weights.write_weights` writes it.
+      file: as `covjax.export` writes it.
       workdir: a new folder, or an empty one.
       lung_run: run that finds the lungs for it; "": none is named.
 

@@ -21,12 +21,11 @@ import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from covjax.calibrate import as_point
 from covjax.config import fill_in
 from covjax.errors import UsageError
-from covjax.files import write_whole
 from covjax.models import make_model
 from covjax.train_state import inference_state
 from covjax.trained import Trained, check_fits
@@ -62,16 +61,9 @@ class Weights:
     commit: str | None = None
 
 
-def write_weights(path: Path, weights: Weights) -> None:
-    """Writes what `read_weights` reads, whole or not at all.
-
-    Raises:
-      UsageError: if a number is not finite, or a parameter too large for float16; or
-        the file cannot be written.
-    """
+def describe(weights: Weights) -> str:
+    """Returns what the numbers mean, as above, as JSON."""
     trained = weights.trained
-    leaves: dict[str, Any] = flatten_dict(trained.state.variables(), sep="/")
-    arrays = {leaf: _narrow(leaf, np.asarray(array)) for leaf, array in leaves.items()}
     config = ml_collections.ConfigDict(trained.config.to_dict())
     config.update_from_flattened_dict(_FOLDERS)
     about = {
@@ -83,11 +75,28 @@ def write_weights(path: Path, weights: Weights) -> None:
         "phantom": weights.phantom,
         "attribution": PHANTOMS if weights.phantom else FILMS,
     }
-    content = save(arrays, {"covjax": json.dumps(about, sort_keys=True)})
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    return json.dumps(about, sort_keys=True)
+
+
+def pack_weights(weights: Weights) -> bytes:
+    """Returns the content of a file that `read_weights` reads.
+
+    Raises:
+      UsageError: if a number is not finite, or a parameter too large for float16.
+    """
+    leaves: dict[str, Any] = flatten_dict(weights.trained.state.variables(), sep="/")
+    arrays = {leaf: _narrow(leaf, np.asarray(array)) for leaf, array in leaves.items()}
+    return save(arrays, {"covjax": describe(weights)})
+
+
+def unpack_variables(content: bytes) -> dict[str, Any]:
+    """Returns parameters and batch statistics of what `pack_weights` returned."""
+    return _as_tree(load(content))
+
+
+def _as_tree(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
+    floats = {leaf: array.astype(np.float32) for leaf, array in leaves.items()}
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(floats, sep="/")
 
 
 def read_weights(path: Path) -> Weights:
@@ -106,8 +115,7 @@ def read_weights(path: Path) -> Weights:
         step, fingerprint = int(about["step"]), str(about["fingerprint"])
         config = fill_in(about["config"])
         model = make_model(config)
-        floats = {leaf: array.astype(np.float32) for leaf, array in leaves.items()}
-        variables = {"params": {}, "batch_stats": {}} | unflatten_dict(floats, sep="/")
+        variables = _as_tree(leaves)
         check_fits(variables, model, config.data, path)
     except (
         OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError,

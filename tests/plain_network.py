@@ -19,7 +19,7 @@ from covjax.models import make_model
 from covjax.run_dir import CONFIG
 from covjax.train_state import TrainState, inference_state
 from covjax.trained import Trained
-from covjax.weights import Weights, write_weights
+from covjax.weights import Weights, pack_weights
 
 SIDE = 16
 STEP = 3
@@ -80,7 +80,7 @@ def write_files(folder: Path) -> tuple[Path, Path]:
     """Writes files of weights of both stages."""
     files = folder / "lung.safetensors", folder / "infection.safetensors"
     for path, task in zip(files, ("lung", "infection"), strict=True):
-        write_weights(path, make_weights(task))
+        path.write_bytes(pack_weights(make_weights(task)))
     return files
 
 

@@ -8,6 +8,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -430,7 +431,7 @@ def test_of_writes_that_fail_one_alone_is_told(run, monkeypatch, caplog):
     told, log = [], logging.getLogger("asyncio").error
     monkeypatch.setattr(sys, "unraisablehook", told.append)
     closed, other = (
-        types.SimpleNamespace(exc_value=RuntimeError(text))
+        cast(Any, types.SimpleNamespace(exc_value=RuntimeError(text)))
         for text in ("Event loop is closed", "Event loop is not closed")
     )
 

@@ -18,8 +18,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "films/b.png": b"", "films/a.JPG": b"", "films/notes.txt": b"",
         "films/.hidden.png": b"", "films/.git/c.png": b"", "films/ward 2/IM0001": DICOM,
         "films/ward 2/IM0002": b"no film", "films/ward 2/x.dcm": b"",
-        "films/lung masks/b.png": b"", "films/out/masks/a.txt": b"", "films/infection masks/b.png": b"",
-        "films/out/overlays/b.jpg": b"", "elsewhere/b.png": b"", "films/v1.2/d.tif": b"",
+        "films/lung masks/b.png": b"", "films/infection masks/b.png": b"",
+        "films/out/masks/a.txt": b"", "films/out/overlays/b.jpg": b"",
+        "elsewhere/b.png": b"", "films/v1.2/d.tif": b"",
     }  # fmt: skip
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

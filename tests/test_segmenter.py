@@ -42,6 +42,7 @@ def test_infection_is_found_within_the_lungs_that_were_found(both):
     # is bright is black to the second network, whose probability is .02 there.
     assert np.array_equal(both.lungs_of(seen, FILM.shape), LUNGS)
     assert np.array_equal(both.infection_of(seen, FILM.shape), SPOT)
+    assert seen.levels is not None
     expected = 255 * probabilities(FILM * LUNGS, "infection")
     assert np.abs(seen.levels - expected).max() <= 0.5 + 1e-3
     # No head tells: the surest pixel of 256.
@@ -75,6 +76,7 @@ def test_stages_may_be_of_two_sizes():
     segmenter = Segmenter(make_weights("lung"), make_weights("infection", config))
     (seen,) = look(segmenter, [FILM.repeat(2, 0).repeat(2, 1)])
     assert seen.lungs.shape == (SIDE, SIDE)
+    assert seen.levels is not None
     assert seen.levels.shape == (2 * SIDE, 2 * SIDE)
     found = segmenter.infection_of(seen, (2 * SIDE, 2 * SIDE))
     assert np.array_equal(found, SPOT.repeat(2, 0).repeat(2, 1))
@@ -157,7 +159,7 @@ def test_a_point_that_was_chosen_with_other_lungs_is_told():
 def test_a_point_that_was_chosen_with_true_lungs_serves_and_is_told():
     only = with_point("infection", "truth", threshold=0.6)
     segmenter = Segmenter(make_weights("lung"), only)
-    assert segmenter.point.threshold == 0.6
+    assert segmenter.point == OperatingPoint(0.6, 3, 0.1)
     assert "chosen with true lungs" in segmenter.remarks[0]
 
 

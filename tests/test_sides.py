@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from covjax.metrics.sides import Side, measure_sides, split_sides
+from covjax.data.sides import Side, measure_sides, split_sides
 
 
 def mask(*boxes: tuple[int, int, int, int]) -> np.ndarray:

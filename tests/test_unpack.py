@@ -32,7 +32,7 @@ def export_tiny(
     save_config(run.config, folder / CONFIG, {"commit": "1f3a", "phantom": True})
     own = read_trained(str(folder)).fingerprint
     (folder / FILE).write_text(json.dumps({roi: point | {"fingerprint": own}}))
-    return export.export_run(str(folder))
+    return export.export_run(str(folder))[0]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_file_that_was_unpacked_is_exported_as_it_was(file, tmp_path, capsys):
     run = tmp_path / "again"
     assert unpack.main([str(file), f"--workdir={run}"]) == 0
     assert capsys.readouterr().out == f"{run}: the network of {file}\n"
-    again = export.export_run(str(run))
+    again, _ = export.export_run(str(run))
     before, after = leaves(file), leaves(again)
     assert before.keys() == after.keys()
     for name, leaf in before.items():

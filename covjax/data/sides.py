@@ -33,8 +33,8 @@ def split_sides(lungs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cuts a mask of the lungs into the one on the left of the picture and the other.
 
     Each area goes where its middle is: of several, left or right of the middle between
-    the outermost two. One area alone is one lung, or two that touch if it is wide; those
-    are parted at the column, within the middle third, where they are thinnest.
+    the outermost two. One area alone is one lung, or two that touch if it is wide:
+    these are parted at the column, within the middle third, where they are thinnest.
 
     Args:
       lungs: uint8 [H, W] in {0, 1}.
