@@ -484,9 +484,9 @@ def test_another_set_goes_through_both_stages(tmp_path):
         "--config.data.phantom_films=()",
         "--config.data.root=set",
         f"--config.data.image_size={SIZE}",
-        "--config.model.width=4",
-        "--config.model.depth=2",
-        "--config.train.batch_size=4",
+        "--config.model.width=2",
+        "--config.model.depth=1",
+        "--config.train.batch_size=8",
         "--config.train.epochs=1",
     )
     lung, infection = project / "lung", project / "infection"
