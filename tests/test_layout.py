@@ -54,7 +54,8 @@ def contents(root: Path) -> dict[str, str | bytes]:
             )
         if not folders and not files:
             found[str(Path(folder).relative_to(root))] = "an empty folder"
-    found.pop("FROM_TABLE.json", None)
+    for name in ("FROM_TABLE.json", ".lock"):
+        found.pop(name, None)
     return found
 
 
@@ -217,6 +218,15 @@ def test_a_tree_that_is_a_link_is_not_followed(tmp_path, source):
     with pytest.raises(DataError, match="not written by this command"):
         lay_out(root, TABLE, second(source))
     assert contents(other) == before
+
+
+def test_two_processes_do_not_write_at_once(tmp_path, source):
+    root = tmp_path / "root"
+    with layout._alone(root):
+        with pytest.raises(DataError, match="root: another process is at work there"):
+            lay_out(root, TABLE, first(source))
+        assert [path.name for path in root.iterdir()] == [".lock"]
+    lay_out(root, TABLE, first(source))
 
 
 @pytest.mark.parametrize("kind", ["files", "a film", "another table", "no marker"])

@@ -105,10 +105,8 @@ def test_unknown_names_are_told_once_at_their_first_line(tmp_path):
         ' (--class "viral=Non-COVID", or another)',
         "3: split: dev is none of Train, Val or Test: write one in each row, or leave"
         " the column out",
-        "4: class: empty, where it has to be COVID-19, Non-COVID or Normal: map it"
-        ' (--class "=Non-COVID", or another)',
-        "4: split: empty, where it has to be Train, Val or Test: write one in each row,"
-        " or leave the column out",
+        "4: class: empty, where each film has COVID-19, Non-COVID or Normal",
+        "4: split: empty, where each film has Train, Val or Test",
     ]
 
 

@@ -121,7 +121,8 @@ def _digest_films(table: Table) -> dict[Path, bytes]:
             with row.image.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
-            faults.append(Fault(row.line, f"image: {row.image}: {error.strerror}"))
+            said = f"image: {shown(row.image)}: {error.strerror}"
+            faults.append(Fault(row.line, said))
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         digests = dict(zip(table.rows, threads.map(digest, table.rows), strict=True))
@@ -264,7 +265,10 @@ def _pass_on_phantom(root: Path, films: Sequence[Film]) -> None:
     for folder in sorted(folders):
         if covidqu.is_phantom(folder) and not covidqu.is_phantom(root):
             told = {"phantom": True, "from": str(folder)}
-            write_whole(root / covidqu.PHANTOM_MARKER, json.dumps(told) + "\n")
+            try:
+                write_whole(root / covidqu.PHANTOM_MARKER, json.dumps(told) + "\n")
+            except OSError as error:
+                raise DataError(f"{shown(root)}: {error.strerror}") from None
 
 
 def format_summary(table: Table, root: Path, laid: Laid) -> str:

@@ -2,6 +2,7 @@
 
     <root>/FROM_TABLE.json     whose they are, and each of them
     <root>/.part/              the two trees while they are made or changed
+    <root>/.lock               held meanwhile
 
 A tree comes to its place, where training looks for it, once it is whole. Stopped at any
 moment, the same command goes on. What it did not write, or what was changed since, is
@@ -10,6 +11,7 @@ neither replaced nor removed.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -17,12 +19,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from covjax.data.covidqu import TABLE_MARKER, TREES
 from covjax.data.decode import shown
 from covjax.errors import DataError, reason
 from covjax.files import HALF, write_whole
 
-_PART = ".part"
+_PART, _LOCK = ".part", ".lock"
+# What a file system answers that knows no locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _WAY_ON = "name another folder, or remove this one"
 
 
@@ -74,8 +80,36 @@ def lay_out(root: Path, table: Path, items: Mapping[str, Item]) -> int:
 
     Raises:
       DataError: if `root` belongs to something else, or holds in its trees what was not
-        written here; then nothing is changed. If it cannot be written.
+        written here; then nothing is changed. If it cannot be written, or another
+        process is at it.
     """
+    check_root(root, table)  # no lock is put into a folder of something else
+    with _alone(root):
+        return _lay_out(root, table, items)
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made if missing."""
+    lock = filelock.FileLock(root / _LOCK, blocking=False, fallback_to_soft=False)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise DataError(
+            f"{shown(root)}: another process is at work there: wait for it"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            said = f"cannot be written ({reason(error)}); name another folder"
+            raise DataError(f"{shown(root)}: {said}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lay_out(root: Path, table: Path, items: Mapping[str, Item]) -> int:
     marker = check_root(root, table)
     before: dict[str, list[str]] = marker.get("files", {})
     there = _check_ours(root, before)
@@ -127,7 +161,8 @@ def check_root(root: Path, table: Path) -> dict[str, Any]:
         except OSError as error:
             raise DataError(f"{shown(root)}: {reason(error)}; {_WAY_ON}") from None
         # A first marker may have been half-written.
-        if all(n.startswith(f".{TABLE_MARKER}.") and n.endswith(HALF) for n in inside):
+        half = [n for n in inside if n.startswith(f".{TABLE_MARKER}.") and _is_half(n)]
+        if {*inside} <= {_LOCK, *half}:
             return {}
         raise DataError(
             f"{shown(root)}: neither empty nor laid out by a table; {_WAY_ON}"
@@ -154,7 +189,7 @@ def _check_ours(root: Path, before: Mapping[str, list[str]]) -> set[str]:
     for base, top in [*tops, (root / _PART, root / _PART)]:
         for path in _walk(top):
             name = path.relative_to(base).as_posix()
-            if base != root and _is_half(path):
+            if base != root and _is_half(path.name):
                 continue
             if not any(_is(path, state) for state in before.get(name, [])):
                 raise DataError(
@@ -190,8 +225,8 @@ def _is(path: Path, state: str) -> bool:
     return _digest(_read(path)) == of.partition(" ")[0]
 
 
-def _is_half(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(HALF)
+def _is_half(name: str) -> bool:
+    return name.startswith(".") and name.endswith(HALF)
 
 
 def _remove_others(part: Path, items: Mapping[str, Item]) -> None:

@@ -261,10 +261,10 @@ class _Reader:
         # A name that a thousand rows have is told once.
         if not found and (column, value) not in self._unknown:
             self._unknown.add((column, value))
-            said = (
-                f"{shown(value)} is none of" if value else "empty, where it has to be"
-            )
-            self._say(line, column, f"{said} {_one_of(names)}: {way}")
+            said = f"{shown(value)} is none of {_one_of(names)}: {way}"
+            if not value:
+                said = f"empty, where each film has {_one_of(names)}"
+            self._say(line, column, said)
         return found
 
     def _check_patient(self, line: int, patient: str, split: str) -> None:
