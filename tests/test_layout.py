@@ -89,13 +89,23 @@ def test_again_writes_nothing_and_a_change_writes_what_changed(tmp_path, source)
     root.mkdir()  # an empty one is as good as a new one
     lay_out(root, TABLE, first(source))
     kept = root / f"{LUNG}/Train/Normal/images/a.png"
-    before = os.lstat(kept)
+    before, marker = os.lstat(kept), os.lstat(root / "FROM_TABLE.json")
     assert lay_out(root, TABLE, first(source)) == 0
+    # The trees were not taken away meanwhile, from a run that reads them.
+    assert os.lstat(root / "FROM_TABLE.json") == marker
     assert lay_out(root, TABLE, second(source)) == 2
     assert contents(root) == expected(source, "second")
     assert os.lstat(kept) == before
     assert lay_out(root, TABLE, first(source)) == 2
     assert contents(root) == expected(source, "first")
+
+
+def test_links_become_copies_and_links_again(tmp_path, source):
+    root, name = tmp_path / "root", f"{LUNG}/Train/Normal/images/a.png"
+    for make, is_link in ((link, True), (copy, False), (link, True)):
+        assert lay_out(root, TABLE, {name: make(source / "a")}) == 1
+        assert (root / name).is_symlink() == is_link
+        assert (root / name).read_bytes() == b"a"
 
 
 class Stop(BaseException):

@@ -116,6 +116,18 @@ def test_a_column_that_is_empty_throughout_is_as_good_as_none(tmp_path):
     assert (row.infection_mask, row.split, row.patient) == (None, "", "")
 
 
+def test_a_column_that_any_row_fills_is_there_for_all(tmp_path):
+    path = write_table(
+        tmp_path,
+        HEADER,
+        "a.png,a_lung.png,,Normal,,",
+        "b.png,b_lung.png,,Normal,Train,1",
+    )
+    assert [said.partition(",")[0] for said in faults(path)] == [
+        "2: patient: empty", "2: split: empty",
+    ]  # fmt: skip
+
+
 def test_a_patient_in_two_splits_is_refused_without_the_name(tmp_path):
     path = write_table(
         tmp_path,
