@@ -106,6 +106,13 @@ def test_links_become_copies_and_links_again(tmp_path, source):
         assert lay_out(root, TABLE, {name: make(source / "a")}) == 1
         assert (root / name).is_symlink() == is_link
         assert (root / name).read_bytes() == b"a"
+    assert lay_out(root, TABLE, {name: link(source / "b")}) == 1
+    assert os.readlink(root / name) == str(source / "b")
+    (root / name).unlink()
+    (root / name).symlink_to(source / "c")  # somebody's own
+    with pytest.raises(DataError, match="a.png: not written by this command, or"):
+        lay_out(root, TABLE, {name: link(source / "b")})
+    assert os.readlink(root / name) == str(source / "c")
 
 
 class Stop(BaseException):
