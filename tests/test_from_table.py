@@ -127,7 +127,10 @@ def test_each_film_stands_in_the_trees_that_have_its_masks(films, tmp_path, caps
         ["stage", "2", "Val", "1", "0", "0", "1"],
         ["stage", "2", "Test", "0", "1", "0", "1"],
     ]
-    assert "note: 1 films without an infection mask are of stage 1 alone" in out
+    assert [line for line in out.splitlines() if line.startswith("note")] == [
+        "note: films of stage 1 alone, without an infection mask: 1",
+        "note: no infection in Test: figures of stage 2 tell nothing",
+    ]
     assert f"python -m covjax.data.audit {root}" in out
     assert f"  --init_from=runs/own-lung --config.data.root={root}" in out
 
@@ -246,7 +249,7 @@ def test_an_empty_mask_of_another_class_is_no_infection(films, tmp_path, capsys)
     films.add("d/8.png", "COVID-19", "Train", sick=EMPTY)
     assert from_table.main([films.table, str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "note: 2 COVID-19 films have an empty infection mask" in said
+    assert "note: COVID-19 films with an empty infection mask: 2\n" in said
 
 
 def test_copies_of_a_film_are_refused(films, tmp_path, capsys):
@@ -478,6 +481,7 @@ def test_another_set_goes_through_both_stages(tmp_path):
     command = ("-m", "covjax.data.from_table")
     out, _ = finish(start(project, str(table), "set", *flags, command=command))
     assert "stage 2 Train           8          4          4         16" in out
+    assert "note" not in out
     check_pixels(project / "set", made)
 
     small = (

@@ -292,16 +292,17 @@ def format_summary(table: Table, root: Path, laid: Laid) -> str:
 
 
 def _notes(laid: Laid) -> list[str]:
-    blank = sum(
-        one.film.label == POSITIVE and not one.infected for one in laid.of("infection")
-    )
+    of_2 = laid.of("infection")
     notes = []
-    if blank:
-        notes.append(f"{blank:,} {POSITIVE} films have an empty infection mask")
-    if without := len(laid.films) - len(laid.of("infection")):
-        notes.append(
-            f"{without:,} films without an infection mask are of stage 1 alone"
-        )
+    if blank := sum(one.film.label == POSITIVE and not one.infected for one in of_2):
+        notes.append(f"{POSITIVE} films with an empty infection mask: {blank:,}")
+    if without := len(laid.films) - len(of_2):
+        notes.append(f"films of stage 1 alone, without an infection mask: {without:,}")
+    infected = {one.film.split for one in of_2 if one.infected}
+    if of_2 and (lacking := [split for split in SPLITS if split not in infected]):
+        # Empty masks would have a Dice of 1 there, and be chosen.
+        where = " nor ".join(lacking)
+        notes.append(f"no infection in {where}: figures of stage 2 tell nothing")
     return notes
 
 
