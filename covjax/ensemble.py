@@ -53,11 +53,14 @@ SPLITS = ("train", "val", "test")
 # there, and what the outside of the lungs gives away is not to be tuned.
 WAYS = ("", *(f"-{roi}" for roi in ROIS if roi != "outside"))
 SAME = (
-    "task", "phantom", "image_size", "split", "roi", "roi_dilate", "roi_as",
-    "presence_from", "loss_weights",
+    "task", "phantom", "from_table", "image_size", "split", "roi", "roi_dilate",
+    "roi_as", "presence_from", "loss_weights",
 )  # fmt: skip
 # Of results from before these were told.
-EARLIER = {"roi_as": "cut", "presence_from": "pixels", "loss_weights": None}
+EARLIER = {
+    "from_table": False, "roi_as": "cut", "presence_from": "pixels",
+    "loss_weights": None,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

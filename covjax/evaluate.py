@@ -23,7 +23,7 @@ from covjax.calibrate import (
 )
 from covjax.config import ROIS, loss_weights, read_config, validate_config
 from covjax.data.audit import audit_with_bar
-from covjax.data.covidqu import is_phantom
+from covjax.data.covidqu import is_from_table, is_phantom
 from covjax.data.pipeline import Region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import UsageError
@@ -286,6 +286,7 @@ class _Evaluation:
             "loss_weights": loss_weights(self._config.loss),
             "image_size": data.image_size,
             "phantom": is_phantom(self._root),
+            "from_table": is_from_table(self._root),
             **self._about(roi),
             "operating_point": told,
         }

@@ -57,6 +57,12 @@ FLOORS = [
         "data.film_checks",
         "data.audit",
         "data.download",
+    ]
+    + [
+        "data.table",
+        "data.split_films",
+        "data.layout",
+        "data.from_table",
         "data",
     ]
     + ["device_augment"],

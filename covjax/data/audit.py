@@ -1,11 +1,12 @@
-"""Checks a copy of COVID-QU-Ex before anything is trained on it.
+"""Checks a copy of COVID-QU-Ex, or another set, before anything is trained on it.
 
   python -m covjax.data.audit ROOT [--json FILE]
 
-Prints the counts beside the published ones, the files that cannot be used, the masks
-that are not what they should be, and the films that stand in two splits, byte for byte
-or nearly. Nothing is changed. Exit status: 0 if the audit was completed, whatever it
-found; 2 if there is nothing to audit, or the report cannot be written.
+Prints the counts (beside the published ones, unless a table laid the set out), the
+files that cannot be used, the masks that are not what they should be, and the films
+that stand in two splits, byte for byte or nearly. Nothing is changed. Exit status: 0 if
+the audit was completed, whatever it found; 2 if there is nothing to audit, or the
+report cannot be written.
 """
 
 import argparse
@@ -63,7 +64,8 @@ def audit(
       What `--json` writes, the same on every run:
         "root", "phantom" (synthetic films?);
         "trees": by task (only those found): "folder", and "films" and "published",
-          both by split and class;
+          both by split and class; "published" is None for another set, which a table
+          laid out;
         "files": by kind (`KINDS`) a list of {"path": below root, ...};
         "identical", "near": {"pairs": [{"parts": two "task/split", "pairs": n,
           "leak": bool}], "across_splits": groups of films in more than one split}; a
@@ -77,6 +79,7 @@ def audit(
       DataError: if neither tree is there.
     """
     trees, errors = {}, []
+    another = covidqu.is_from_table(root)
     entries: list[Entry] = []
     found: list[Finding] = []
     for task in covidqu.TASKS:
@@ -91,10 +94,7 @@ def audit(
         trees[task] = {
             "folder": _below(root, folder),
             "films": _count(listed),
-            "published": {
-                split: dict(zip(covidqu.CLASSES, PUBLISHED[task][split], strict=True))
-                for split in covidqu.SPLITS
-            },
+            "published": None if another else _published(task),
         }
     if not trees:
         raise DataError("\n".join(errors))
@@ -127,6 +127,13 @@ def audit(
     }
 
 
+def _published(task: str) -> dict[str, dict[str, int]]:
+    return {
+        split: dict(zip(covidqu.CLASSES, films, strict=True))
+        for split, films in PUBLISHED[task].items()
+    }
+
+
 def _count(entries: list[Entry]) -> dict[str, dict[str, int]]:
     counts = collections.Counter(
         (entry.place.split, entry.place.label) for entry in entries
@@ -149,7 +156,9 @@ def _below(root: Path, path: Path) -> str:
 
 def format_report(findings: dict[str, Any]) -> str:
     """Returns what `audit` found as text of some 40 lines; long lists are cut."""
-    lines = [f"COVID-QU-Ex in {findings['root']}"]
+    published = any(tree["published"] for tree in findings["trees"].values())
+    name = "COVID-QU-Ex" if published else "A set that a table laid out,"
+    lines = [f"{name} in {findings['root']}"]
     if findings["phantom"]:
         lines.append("A phantom set: synthetic films, nobody's chest.")
     for task in covidqu.TASKS:
@@ -180,6 +189,13 @@ def _format_counts(task: str, findings: dict[str, Any]) -> list[str]:
         return [f"{covidqu.TREES[task]}: not there"]
     titles = (*covidqu.CLASSES, "all")
     head = "".join(f"{title:>18}" for title in titles)
+    if tree["published"] is None:
+        lines = [f"{tree['folder']}: films", f"  {'':5}{head}"]
+        for split, films in tree["films"].items():
+            have = [*films.values()]
+            row = "".join(f"{n:>18,}" for n in [*have, sum(have)])
+            lines.append(f"  {split:5}{row}")
+        return lines
     lines = [f"{tree['folder']}: films / published", f"  {'':5}{head}"]
     for split in covidqu.SPLITS:
         have, told = (

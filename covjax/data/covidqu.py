@@ -34,6 +34,8 @@ _NOT_IN_A_NAME = {"Cc", "Cs", "Zl", "Zp"}
 # A phantom set carries this file in its root, so that no figure drawn from it can
 # pass for a patient's.
 PHANTOM_MARKER = "PHANTOM.json"
+# So does a set that was laid out by somebody's table: it is not the published one.
+TABLE_MARKER = "FROM_TABLE.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,18 @@ def is_phantom(root: Path) -> bool:
     return os.path.isfile(root / PHANTOM_MARKER)
 
 
+def is_from_table(root: Path) -> bool:
+    """Tells whether the set is another than COVID-QU-Ex, laid out like it."""
+    return os.path.isfile(root / TABLE_MARKER)
+
+
+def fits_a_line(name: str) -> bool:
+    """Tells whether a line of a table can hold a name: UTF-8, no control characters."""
+    return name.isprintable() or not any(
+        unicodedata.category(c) in _NOT_IN_A_NAME for c in name
+    )
+
+
 def list_films(root: Path, task: str, split: str) -> list[Film]:
     """Lists one split of one tree, in an order that is the same on every machine.
 
@@ -128,9 +142,7 @@ def list_films(root: Path, task: str, split: str) -> list[Film]:
     for label in CLASSES:
         masks = {kind: _by_stem(folder / label / kind) for kind in MASK_FOLDERS[task]}
         for stem, image in sorted(_by_stem(folder / label / IMAGES).items()):
-            if not image.name.isprintable() and any(
-                unicodedata.category(c) in _NOT_IN_A_NAME for c in image.name
-            ):
+            if not fits_a_line(image.name):
                 raise DataError(
                     f"{shown(image)}: a name that no table can hold (not UTF-8, or with"
                     " control characters): rename it, and its masks"

@@ -12,6 +12,7 @@ from covjax.report.tables import (
     NONE,
     ROI_NAMES,
     figure,
+    has_study,
     number,
     roi_name,
     study_figures,
@@ -53,7 +54,7 @@ def headline(run: RunFiles) -> Section | None:
         for row in _headline_rows(run.results[stem])
     ]
     caption = "Test, family “all”"
-    if not run.phantom:
+    if not run.phantom and has_study(main):
         roi = "whole film" if run.task == "lung" else "true lungs"
         rows.append([f"the study, {roi}", *map(number, study_figures(main))])
         caption += ", beside the study that covjax reproduces"

@@ -56,6 +56,11 @@ class RunFiles:
         return asked or any(r.get("phantom") for r in self.results.values())
 
     @property
+    def from_table(self) -> bool:
+        """Tells whether the films are of another set than COVID-QU-Ex."""
+        return any(r.get("from_table") for r in self.results.values())
+
+    @property
     def headline(self) -> str | None:
         """Returns the stem that stands for the run: a clinic's way, else its own."""
         if "test" not in self.results:

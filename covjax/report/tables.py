@@ -107,8 +107,8 @@ def format_results(results: dict[str, Any], title: str) -> str:
     if untuned:
         name = f"  at {untuned['threshold']:g}, untuned"
         rows.append((name, (None, *_all(untuned))))
-    # The study saw no phantoms, and gives figures of Test alone.
-    if not results["phantom"] and results["split"] == "test":
+    # The study saw these films alone, and gives figures of Test alone.
+    if has_study(results) and results["split"] == "test":
         shown = "whole film" if results["task"] == "lung" else "true lungs"
         rows.append((f"the study, {shown}", study_figures(results)))
     for name, values in rows:
@@ -125,6 +125,11 @@ def format_results(results: dict[str, Any], title: str) -> str:
             f" {number(blank['Normal'])}, Non-COVID {number(blank['Non-COVID'])}"
         )
     return "\n".join(lines)
+
+
+def has_study(results: dict[str, Any]) -> bool:
+    """Tells whether the study saw such films: neither phantoms nor another set's."""
+    return not results["phantom"] and not results.get("from_table")
 
 
 def study_figures(results: dict[str, Any]) -> tuple[float | None, ...]:
