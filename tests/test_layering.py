@@ -71,13 +71,15 @@ FLOORS = [
     + ["report.page", "report"]
     + ["evaluate", "ensemble", "export", "unpack"],
     ["feed", "judge", "watch", "loop", "train"],
-    ["main"],
+    ["app.films", "app.markup", "app.viewer", "app.page", "app.__main__", "app"]
+    + ["main"],
 ]
 
 # Libraries that only these files import; a package stands for all its files.
 ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
+    "gradio": ["app.page"],
     "kornia_rs": ["data.png"],
     "optax": ["losses", "optim", "train_state", "steps", "loop"],
     "orbax": ["checkpoint"],
