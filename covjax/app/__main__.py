@@ -109,10 +109,12 @@ def _check_gradio() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise UsageError(f"--port={port}: from 0, a free one, to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         where = f"--host={host} --port={port}"
         raise UsageError(
             f"{where}: cannot listen there ({reason(error)}); another --port, or"
@@ -166,7 +168,7 @@ def _run(app: Any, listening: socket.socket) -> None:
     # No line a request: it would tell the names of files. Pages that are open keep a
     # connection, which would not end by itself.
     config = uvicorn.Config(
-        app, log_level="error", access_log=False, timeout_graceful_shutdown=1
+        app, log_level="critical", access_log=False, timeout_graceful_shutdown=1
     )
     uvicorn.Server(config).run(sockets=[listening])
 

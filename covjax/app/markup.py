@@ -147,9 +147,7 @@ def remarks_of(
             f" is below the run's limit of {_percent(point.presence)}"
         )
     elif not infection.any():
-        remarks.append(
-            "no pixel is above the threshold in an area that is large enough"
-        )
+        remarks.append("no area above the threshold is large enough to be drawn")
     if not film.lungs.any():
         remarks.append("no lungs were found: is this a frontal chest film?")
     return remarks

@@ -131,8 +131,8 @@ def _lay_out(viewer: Viewer) -> _Parts:
                 )
     gr.HTML(_MEANING, elem_id="meaning")
     return _Parts(
-        files, phantoms, forget, said, film, picture, figures, threshold, reset, opacity,
-        view,
+        files, phantoms, forget, said, film, picture, figures, threshold, reset,
+        opacity, view,
     )  # fmt: skip
 
 
