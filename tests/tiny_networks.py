@@ -49,11 +49,12 @@ def _make(config: ml_collections.ConfigDict, run: Path) -> Trained:
     state = make_state(config, 3)
     film = resize_image(make_film(), SIDE)[None, ..., None].astype(np.float32) / 255
     logits = np.asarray(state.apply_fn(state.variables(), film, train=False).logits)
-    scale = 1.5 / logits.std()
-    head = state.params["head"]
+    scale = 1.5 / float(logits.std())
+    params: dict = dict(state.params)
+    head = params["head"]
     head = {
         "kernel": scale * head["kernel"],
         "bias": scale * (head["bias"] - logits.mean()),
     }
-    state = state.replace(params=state.params | {"head": head})
+    state = state.replace(params=params | {"head": head})
     return Trained(run, config, 3, "0123abcd", state)
