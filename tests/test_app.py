@@ -114,7 +114,7 @@ def test_a_small_film_keeps_its_size_and_a_thin_one_its_pixels():
     film = look_at(drawn(), Radiograph(np.ones((40, 30), np.uint8), whole(30)), "a")
     assert film.image.shape == (40, 30)
     thin = np.ones((4, 8192), np.uint8)
-    film = look_at(drawn(), Radiograph(thin, (slice(3, 4), slice(8190, 8192))), "a")
+    film = look_at(drawn(), Radiograph(thin, (slice(3, 4), slice(8, 9))), "a")
     assert film.image.shape == (1, 1024) and film.lungs.any()
 
 
