@@ -36,7 +36,7 @@ demo: .venv/.core ## train both stages on phantoms and print their tables (minut
 test: .venv/.dev ## run the tests; ARGS="-k losses" goes to pytest
 	@$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
-test-browser: .venv/.dev ## look at the report in Chromium (CHROMIUM= names another)
+test-browser: .venv/.dev ## look at both pages in Chromium (CHROMIUM= names another)
 	@$(PY) -m pytest -m browser $(ARGS)
 
 faults: .venv/.dev ## break runs on purpose, for an hour; ARGS="kills" runs a part

@@ -59,6 +59,21 @@ def shipped_network(task: str) -> Weights:
     return read_weights(_SHIPPED / f"{task}{SUFFIX}")
 
 
+def read_stages(lung: str, infection: str) -> tuple[Weights, Weights]:
+    """Reads the networks of both stages.
+
+    Args:
+      lung: as `read_network` takes it; "": what fits to the second stage.
+      infection: likewise; "": what comes with covjax.
+
+    Raises:
+      UsageError: if one cannot be read.
+    """
+    first = read_network(lung) if lung else None
+    second = read_network(infection) if infection else shipped_network("infection")
+    return first or lungs_for(second), second
+
+
 def lungs_for(infection: Weights) -> Weights:
     """Reads what finds the lungs for a network of stage 2: its run's, else the shipped.
 

@@ -45,7 +45,7 @@ from covjax.errors import DataError
 from covjax.files import HALF, write_whole
 from covjax.interrupt import Interrupted, raise_signals
 from covjax.last_words import tell
-from covjax.networks import lungs_for, read_network, shipped_network
+from covjax.networks import read_network, read_stages, shipped_network
 from covjax.overlay import draw_overlay
 from covjax.predictions import (
     ABOUT,
@@ -58,7 +58,6 @@ from covjax.predictions import (
     write_table,
 )
 from covjax.segmenter import Seen, Segmenter
-from covjax.weights import Weights
 
 LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
 NONE = "none"  # in place of a run of stage 2
@@ -354,21 +353,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_networks(lung: str, infection: str) -> list[Weights]:
-    """Reads what is named, and where nothing is, what fits to it or is shipped."""
-    first = read_network(lung) if lung else None
-    if infection == NONE:
-        return [first or shipped_network("lung")]
-    second = read_network(infection) if infection else shipped_network("infection")
-    return [first or lungs_for(second), second]
-
-
 def _main(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
     keep_compiled()
     hosts.join(given.coordinator, given.num_processes, given.process_id)
     inputs = find_inputs(given.paths, leave_out=given.out)
-    stages = _read_networks(given.lung, given.infection)
+    if given.infection != NONE:
+        stages = read_stages(given.lung, given.infection)
+    else:
+        only = given.lung
+        stages = (read_network(only) if only else shipped_network("lung"),)
     segmenter = Segmenter(*stages)
     if parallel.is_main():
         told = " and ".join(str(stage.trained.run) for stage in stages)

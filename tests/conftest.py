@@ -10,6 +10,8 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from absl import flags
@@ -51,3 +53,24 @@ def devices() -> list:
     found = jax.devices()
     assert len(found) == DEVICES, f"{found}: jax looked for devices before conftest.py"
     return found
+
+
+# A quiet browser: no sandbox (root has none), no GPU, no calls home.
+BROWSER = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window, for the tests marked `browser`."""
+    from playwright.sync_api import sync_playwright
+
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        pytest.fail("no chromium: install it, or name one by CHROMIUM=/path/to/it")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=[*BROWSER])
+        yield launched
+        launched.close()

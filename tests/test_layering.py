@@ -85,7 +85,8 @@ FLOORS = [
     + ["evaluate", "ensemble"],
     ["networks"]
     + ["inference", "stablehlo", "onnx_graph", "export_check", "export", "unpack"]
-    + ["segmenter", "overlay", "doubts", "dicom_seg", "predictions", "predict"],
+    + ["segmenter", "overlay", "doubts", "dicom_seg", "predictions", "predict"]
+    + ["app.films", "app.markup", "app.viewer", "app.page", "app.__main__", "app"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],
 ]
@@ -94,6 +95,7 @@ FLOORS = [
 ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
+    "gradio": ["app.page"],
     "highdicom": ["dicom_seg"],
     "imagecodecs": ["data.codestreams"],
     "kornia_rs": ["data.png"],

@@ -1,12 +1,8 @@
 """The report page in a real browser: no error, no request, no picture or text lost."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from configs import infection
 from covjax.config import save_config
@@ -16,23 +12,6 @@ from evaluated_run import write_two_runs
 from finished_run import write_finished_run
 
 pytestmark = pytest.mark.browser
-
-# A quiet browser: no sandbox (root has none), no GPU, no calls home.
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if path is None:
-        pytest.fail("no chromium: install it, or name one by CHROMIUM=/path/to/it")
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module", params=["full", "evaluated", "bare"])

@@ -1,0 +1,170 @@
+"""What the page says of a film: its picture, its figures and what to note, as HTML."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from covjax.app.films import Film
+from covjax.calibrate import OperatingPoint
+from covjax.data.sides import Side, measure_sides
+from covjax.doubts import doubt
+from covjax.overlay import draw_overlay
+from covjax.segmenter import Segmenter
+
+_QUALITY = 92  # of JPEG: outlines of one pixel stay clean
+
+
+def picture_html(
+    film: Film,
+    segmenter: Segmenter,
+    infection: np.ndarray,
+    *,
+    opacity: float,
+    beside: bool,
+) -> str:
+    """Returns the film with lungs and infection over it, as HTML.
+
+    Args:
+      film: what is drawn.
+      segmenter: what looked at it.
+      infection: uint8 [H, W] in {0, 1}, of the film.
+      opacity: of the infection's colour, in [0, 1].
+      beside: whether the film itself is shown beside it.
+    """
+    over = draw_overlay(
+        film.image, film.lungs, infection, opacity=opacity,
+        phantom=film.phantom or segmenter.phantom,
+    )  # fmt: skip
+    figures = [_figure(over, _described(film, infection), _LEGEND)]
+    if beside:
+        bare = draw_overlay(film.image, np.zeros_like(film.lungs), phantom=film.phantom)
+        figures.insert(0, _figure(bare, "The film alone", "The film alone."))
+    kind = "films beside" if beside else "films"
+    return f'<div class="{kind}">{"".join(figures)}</div>'
+
+
+_LEGEND = (
+    '<span class="key lungs" aria-hidden="true"></span>Lungs: thin blue outline.'
+    ' <span class="key infection" aria-hidden="true"></span>Infection: orange, hatched'
+    " and outlined."
+)
+
+
+def _figure(picture: np.ndarray, alt: str, caption: str) -> str:
+    buffer = io.BytesIO()
+    # Colours at full resolution: an outline is a pixel wide.
+    Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    height, width = picture.shape[:2]
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{data}" width="{width}"'
+        f' height="{height}" alt="{html.escape(alt)}"><figcaption>{caption}'
+        "</figcaption></figure>"
+    )
+
+
+def _described(film: Film, infection: np.ndarray) -> str:
+    found = "infection is drawn" if infection.any() else "no infection is drawn"
+    lungs = "with the lungs outlined" if film.lungs.any() else "no lungs were found"
+    return f"The film, {lungs}; {found}. The figures tell how much."
+
+
+def figures_html(
+    film: Film, segmenter: Segmenter, infection: np.ndarray, point: OperatingPoint
+) -> str:
+    """Returns what was measured on a film, and what to know of it, as HTML.
+
+    Args:
+      film: what was measured.
+      segmenter: what looked at it.
+      infection: uint8 [H, W] in {0, 1}, of the film, at `point`.
+      point: the operating point.
+    """
+    hung = film.patient_left_on_right
+    sides = measure_sides(film.lungs, infection, patient_left_on_right=hung)
+    rows = "".join(_row(label, sides[name]) for name, label in _ROWS.items())
+    where = "left" if hung else "right"
+    remarks = "".join(
+        f"<li>{html.escape(remark)}</li>"
+        for remark in remarks_of(film, segmenter, infection, point)
+    )
+    noted = f'<h3>To be noted</h3><ul class="remarks">{remarks}</ul>' if remarks else ""
+    presence = film.seen.presence or 0.0
+    return (
+        f"<h2>{html.escape(film.name)}</h2>"
+        '<p class="figure"><span>Probability of an infection at all</span>'
+        f"<strong>{_percent(presence)}</strong></p>{_bar(presence)}"
+        "<table><caption>Infected share of the lungs, in % of the area found"
+        f"</caption><tbody>{rows}</tbody></table>"
+        f"<p>Right and left are the patient's: the right lung is on the {where} of the"
+        f" picture.</p>{noted}"
+    )
+
+
+_ROWS = {"both": "Both lungs", "right": "Right lung", "left": "Left lung"}
+
+
+def _row(label: str, side: Side) -> str:
+    if side.share is None:
+        told, bar = "not found", ""
+    else:
+        told, bar = _percent(side.share), _bar(side.share)
+    return (
+        f'<tr><th scope="row">{label}</th><td class="number">{told}</td>'
+        f"<td>{bar}</td></tr>"
+    )
+
+
+def _percent(share: float) -> str:
+    """Returns "12.3 %"; what is neither none nor all is not rounded to it."""
+    if 0 < share < 0.001:
+        return "under 0.1 %"
+    if 0.999 < share < 1:
+        return "over 99.9 %"
+    return f"{100 * share:.1f} %"
+
+
+def _bar(share: float) -> str:
+    """Returns a bar that repeats a figure to the eye alone."""
+    return (
+        '<div class="bar" aria-hidden="true">'
+        f'<span style="width:{100 * share:.1f}%"></span></div>'
+    )
+
+
+def remarks_of(
+    film: Film, segmenter: Segmenter, infection: np.ndarray, point: OperatingPoint
+) -> list[str]:
+    """Returns what a user should know of a film and its figures, a sentence each."""
+    remarks = [*film.remarks, *doubt(film.image, film.lungs), *segmenter.remarks]
+    presence = film.seen.presence or 0.0
+    if presence < point.presence:
+        remarks.append(
+            "nothing is drawn at any threshold: the probability of an infection at all"
+            f" is below the run's limit of {_percent(point.presence)}"
+        )
+    elif not infection.any():
+        remarks.append("no area above the threshold is large enough to be drawn")
+    return remarks
+
+
+def told(problems: Sequence[tuple[str, str]], number: int) -> str:
+    """Returns what is said of a drop, as HTML: what was read, and a line a problem.
+
+    Args:
+      problems: names of files, and why they are not shown.
+      number: of films that are.
+    """
+    films = "1 film is" if number == 1 else f"{number} films are"
+    lines = [f"<p>{films} shown.</p>"] if number or not problems else []
+    lines += [
+        '<p class="problem"><strong>Not shown:</strong>'
+        f" {html.escape(name)}: {html.escape(why)}</p>"
+        for name, why in problems
+    ]
+    role = "alert" if problems else "status"
+    return f'<div role="{role}">{"".join(lines)}</div>'

@@ -1,0 +1,266 @@
+"""The page: its words, its controls, and what each of them asks for."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import gradio as gr
+from gradio.themes import Default, ThemeClass
+
+from covjax.app.films import LONGEST
+from covjax.app.viewer import ALONE, BESIDE, EMPTY, MOST_FILMS, Viewer
+from covjax.overlay import OPACITY
+from covjax.segmenter import Segmenter
+
+MOST_BYTES = 2**26  # of a film's file
+TITLE = "Lungs and COVID-19 infection on chest films"
+_STYLE = Path(__file__).with_name("style.css")
+# Scripts, styles and pictures of this server alone: the browser refuses all else.
+_POLICY = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none';"
+    " base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+
+_BANNER = (
+    '<div role="note"><strong>Research use only: not a medical device.</strong>'
+    " Nothing here may decide about a patient.</div>"
+)
+_PHANTOM = (
+    '<p class="phantom"><strong>PHANTOM networks:</strong> trained on synthetic films'
+    " of no patient. What they find on a real film means nothing.</p>"
+)
+_KINDS = (
+    f"<p>PNG, JPEG, TIFF, WebP, BMP or DICOM; at most {MOST_FILMS} films at a time,"
+    f" each of at most {MOST_BYTES >> 20} MiB.</p>"
+)
+_MEANING = f"""
+<h2>What the figures mean</h2>
+<ul>
+<li><strong>Probability of an infection at all</strong>: how sure the second network is
+that the film shows an infection by COVID-19 anywhere. Half of the published films show
+one; where fewer patients have one, expect it to be too high.</li>
+<li><strong>Infected share</strong>: pixels of infection above the threshold within a
+lung, over the pixels of that lung, on a projection: no volume, and no grade of
+severity. Measured on the film as it is shown, at most {LONGEST:,} pixels a side.</li>
+<li><strong>Threshold</strong>: a pixel counts as infected if its probability is above.
+The run's own was chosen on other films of the same collection; a lower one draws
+more.</li>
+</ul>
+<h2>Limits</h2>
+<p>Of the published films, those with COVID-19 and the normal ones come from different
+hospitals, and the networks tell them apart by more than disease. On films of another
+hospital their figures are not known. The masks they learned
+from were partly drawn by machine. Whatever it is given, the page takes for a frontal
+chest film. More:
+<code>docs/app.md</code> and <code>covjax/pretrained/README.md</code> of covjax.</p>
+<h2>What is kept</h2>
+<p>A film is deleted from the disk as soon as it is read, and is in memory only until
+this page is closed, or another film dropped. Nothing is sent to any other machine than
+the one that serves this page.</p>
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What a user can see change, or change."""
+
+    files: gr.File
+    phantoms: gr.Button
+    forget: gr.Button
+    said: gr.HTML
+    film: gr.Radio
+    picture: gr.HTML
+    figures: gr.HTML
+    threshold: gr.Slider
+    reset: gr.Button
+    opacity: gr.Slider
+    view: gr.Radio
+
+
+def make_blocks(viewer: Viewer) -> gr.Blocks:
+    """Returns the page as Gradio has it, its queue bounded and its interface closed."""
+
+    def closed(request: gr.Request) -> None:
+        viewer.sessions.drop(_session(request))
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        parts = _lay_out(viewer)
+        _connect(viewer, parts)
+        blocks.unload(closed)
+    blocks.queue(max_size=40, default_concurrency_limit=2, api_open=False)
+    return blocks
+
+
+def _lay_out(viewer: Viewer) -> _Parts:
+    own = viewer.own_threshold
+    phantom = _PHANTOM if viewer.segmenter.phantom else ""
+    gr.HTML(_BANNER, elem_id="banner")
+    gr.HTML(f"<h1>{TITLE}</h1>{phantom}", elem_id="title")
+    with gr.Row():
+        with gr.Column(scale=7, min_width=320):
+            files = gr.File(
+                label="Films", file_count="multiple", height=120, elem_id="files"
+            )
+            gr.HTML(_KINDS, elem_id="kinds")
+            with gr.Row():
+                phantoms = gr.Button(
+                    "Show phantoms (synthetic films)", size="sm", elem_id="phantoms"
+                )
+                forget = gr.Button("Remove the films", size="sm", elem_id="forget")
+            said = gr.HTML("", elem_id="said")
+            film = gr.Radio([], label="Film", visible=False, elem_id="film")
+            picture = gr.HTML(EMPTY, elem_id="picture")
+        with gr.Column(scale=3, min_width=320):
+            figures = gr.HTML("", elem_id="figures")
+            with gr.Group():
+                threshold = gr.Slider(
+                    0.01, 0.99, own, step=0.01, buttons=[], elem_id="threshold",
+                    label="Threshold of infection (probability)",
+                    info="A lower one draws more.",
+                )  # fmt: skip
+                reset = gr.Button(
+                    f"The run's threshold ({own:.2f})", size="sm", elem_id="reset"
+                )
+                opacity = gr.Slider(
+                    0, 1, OPACITY, step=0.05, buttons=[], elem_id="opacity",
+                    label="Opacity of the infection's colour",
+                )  # fmt: skip
+                view = gr.Radio(
+                    [BESIDE, ALONE], value=BESIDE, label="View", elem_id="view"
+                )
+    gr.HTML(_MEANING, elem_id="meaning")
+    return _Parts(
+        files, phantoms, forget, said, film, picture, figures, threshold, reset,
+        opacity, view,
+    )  # fmt: skip
+
+
+def _connect(viewer: Viewer, parts: _Parts) -> None:
+    """Says what each control asks for; names are for this page alone, not an API."""
+
+    def filled(session: str, said: str, *settings: Any) -> tuple[Any, ...]:
+        choices = viewer.choices(session)
+        chosen = 0 if choices else None
+        radio = gr.Radio(choices, value=chosen, visible=len(choices) > 1)
+        return None, said, radio, *viewer.show(session, chosen, *settings)
+
+    def dropped(
+        paths: list[str] | None,
+        threshold: float,
+        opacity: float,
+        view: str,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio's own way)
+    ) -> tuple[Any, ...]:
+        def tell_progress(done: int, of: int) -> None:
+            progress((done, of), desc="Looking at the films", unit="films")
+
+        session = _session(request)
+        said = viewer.read(paths or [], session, tell_progress)
+        return filled(session, said, threshold, opacity, view)
+
+    def synthetic(
+        threshold: float, opacity: float, view: str, request: gr.Request
+    ) -> tuple[Any, ...]:
+        session = _session(request)
+        said = viewer.show_phantoms(session)
+        return filled(session, said, threshold, opacity, view)
+
+    def removed(
+        threshold: float, opacity: float, view: str, request: gr.Request
+    ) -> tuple[Any, ...]:
+        session = _session(request)
+        viewer.sessions.drop(session)
+        return filled(session, "", threshold, opacity, view)
+
+    def changed(
+        number: int | None,
+        threshold: float,
+        opacity: float,
+        view: str,
+        request: gr.Request,
+    ) -> tuple[str, str]:
+        return viewer.show(_session(request), number, threshold, opacity, view)
+
+    def back(
+        number: int | None, opacity: float, view: str, request: gr.Request
+    ) -> tuple[Any, ...]:
+        own = viewer.own_threshold
+        return own, *viewer.show(_session(request), number, own, opacity, view)
+
+    settings = [parts.threshold, parts.opacity, parts.view]
+    shown: list[Any] = [parts.picture, parts.figures]
+    all_shown: list[Any] = [parts.files, parts.said, parts.film, *shown]
+    # One film at a time through the networks, whoever asks.
+    network: dict[str, Any] = {
+        "concurrency_limit": 1, "concurrency_id": "network",
+        "show_progress_on": parts.picture, "api_visibility": "private",
+    }  # fmt: skip
+    quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    parts.files.upload(dropped, [parts.files, *settings], all_shown, **network)
+    parts.phantoms.click(synthetic, settings, all_shown, **network)
+    parts.forget.click(removed, settings, all_shown, **quick)
+    parts.reset.click(
+        back,
+        [parts.film, parts.opacity, parts.view],
+        [parts.threshold, *shown],
+        **quick,
+    )
+    gr.on(
+        [control.input for control in (parts.film, *settings)],
+        changed, [parts.film, *settings], shown, trigger_mode="always_last", **quick,
+    )  # fmt: skip
+
+
+def make_theme() -> ThemeClass:
+    """Returns Gradio's own theme with the fonts of the machine and more contrast."""
+    theme = Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_label_text_color="*neutral_800",
+        block_label_text_color_dark="*neutral_100",
+        slider_color="*primary_600",
+        slider_color_dark="*primary_400",
+    )
+
+
+def _session(request: gr.Request) -> str:
+    if not request.session_hash:  # a request that no page made
+        raise gr.Error("open the page")
+    return request.session_hash
+
+
+def make_app(segmenter: Segmenter) -> fastapi.FastAPI:
+    """Returns the page as an application to serve; both networks are compiled.
+
+    Args:
+      segmenter: of two stages.
+    """
+    viewer = Viewer(segmenter)
+    viewer.show_phantoms("")  # compiles before the first visitor comes
+    viewer.sessions.drop("")
+    closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = fastapi.FastAPI(**closed)
+
+    @app.middleware("http")
+    async def add_policy(request: fastapi.Request, call_next: Any) -> Any:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    return gr.mount_gradio_app(
+        app, make_blocks(viewer), "/", footer_links=[], run_history=False,
+        app_kwargs=closed, show_error=False, max_file_size=MOST_BYTES, ssr_mode=False,
+        pwa=False, mcp_server=False, enable_monitoring=False, theme=make_theme(),
+        css_paths=[_STYLE],
+    )  # fmt: skip

@@ -1,0 +1,364 @@
+"""The page without a browser: what it keeps, shows, says and listens to."""
+
+import base64
+import dataclasses
+import io
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covjax.app import __main__ as app
+from covjax.app import films, markup, viewer
+from covjax.app.films import Film, look_at
+from covjax.app.markup import figures_html, picture_html, remarks_of, told
+from covjax.app.viewer import ALONE, BESIDE, Sessions, Viewer, short_name
+from covjax.calibrate import OperatingPoint
+from covjax.data.radiograph import Radiograph
+from covjax.segmenter import Seen
+from tiny_networks import make_film, write_networks
+
+POINT = OperatingPoint(0.333, 0, 0.25)
+
+
+@dataclasses.dataclass
+class Drawn:
+    """Finds lungs everywhere, and infection in the upper rows, by the threshold."""
+
+    phantom: bool = False
+    point: OperatingPoint | None = POINT
+    remarks: list[str] = dataclasses.field(default_factory=lambda: ["of another run"])
+    looked: list[list[tuple[int, ...]]] = dataclasses.field(default_factory=list)
+    points: list[OperatingPoint] = dataclasses.field(default_factory=list)
+
+    def look(self, given: list[np.ndarray]) -> list[Seen]:
+        self.looked.append([film.shape for film in given])
+        level = np.full((4, 4), 200, np.uint8)
+        return [Seen(level, np.ones((4, 4), np.uint8), level, 0.5) for _ in given]
+
+    def lungs_of(self, seen: Seen, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ones(shape, np.uint8)
+
+    def infection_of(
+        self, seen: Seen, shape: tuple[int, ...], point: OperatingPoint
+    ) -> np.ndarray:
+        self.points.append(point)
+        mask = np.zeros(shape, np.uint8)
+        mask[: round(shape[0] * (1 - point.threshold))] = 1
+        return mask
+
+
+def drawn(**kwargs: Any) -> Any:  # a stand-in that the types need not know
+    return Drawn(**kwargs)
+
+
+def whole(side: int) -> tuple[slice, slice]:
+    return slice(0, side), slice(0, side)
+
+
+def hand_made(*, hung: bool = True, presence: float = 0.123, **others: Any) -> Film:
+    """On the picture's left a lung of 200 pixels, on its right one of 100."""
+    lungs = np.zeros((40, 40), np.uint8)
+    lungs[5:25, 5:15], lungs[5:15, 25:35] = 1, 1
+    seen = Seen(lungs, lungs, lungs, presence)
+    image = np.full((40, 40), 128, np.uint8)
+    return Film("a.png", image, whole(40), seen, lungs, hung, **others)
+
+
+def rows_of(html: str) -> dict[str, str]:
+    return dict(
+        re.findall(r'<th scope="row">([^<]*)</th><td class="number">([^<]*)</td>', html)
+    )
+
+
+def pictures_of(html: str) -> list[np.ndarray]:
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(d)))) for d in found]
+
+
+def write_film(folder: Path, name: str, image: np.ndarray | None = None) -> str:
+    path = folder / name.replace(".", "_") / name  # a folder each, as Gradio has it
+    path.parent.mkdir()
+    Image.fromarray(make_film() if image is None else image).save(path)
+    return str(path)
+
+
+def no_progress(done: int, of: int) -> None:
+    pass
+
+
+def test_a_large_film_is_looked_at_in_full_and_shown_reduced(devices):
+    image = np.zeros((1024, 3072), np.uint8)
+    film = Radiograph(image, (slice(0, 512), slice(768, 3072)), None, False, ("odd",))
+    segmenter = drawn()
+    found = look_at(segmenter, film, "a.png")
+    # One for each device, and what lies in the box alone.
+    assert segmenter.looked == [[(512, 2304)] * len(devices)]
+    assert found.image.shape == (341, 1024)  # a third of each side
+    assert found.box == (slice(0, 170), slice(256, 1024))
+    assert found.lungs[:170, 256:].all() and found.lungs.sum() == 170 * 768
+    assert not found.patient_left_on_right and found.remarks == ("odd",)
+    # Half of the box's rows.
+    infection = found.infection(segmenter, OperatingPoint(0.5))
+    assert infection[:85, 256:].all() and infection.sum() == 85 * 768
+
+
+def test_a_small_film_keeps_its_size_and_a_thin_one_its_pixels():
+    film = look_at(drawn(), Radiograph(np.ones((40, 30), np.uint8), whole(30)), "a")
+    assert film.image.shape == (40, 30)
+    thin = np.ones((4, 8192), np.uint8)
+    film = look_at(drawn(), Radiograph(thin, (slice(3, 4), slice(8, 9))), "a")
+    assert film.image.shape == (1, 1024) and film.lungs.any()
+
+
+@pytest.mark.parametrize("hung", [True, False])
+def test_shares_are_of_the_patients_own_sides(hung):
+    film = hand_made(hung=hung)
+    infection = np.zeros((40, 40), np.uint8)
+    infection[5:10, 5:15] = 1  # 50 of 200 on the picture's left
+    infection[30:, :] = 1  # outside of the lungs
+    html = figures_html(film, drawn(), infection, OperatingPoint(0.5))
+    on_left, on_right = ("Right", "Left") if hung else ("Left", "Right")
+    assert rows_of(html) == {
+        "Both lungs": "16.7 %", f"{on_left} lung": "25.0 %",
+        f"{on_right} lung": "0.0 %",
+    }  # fmt: skip
+    assert "<strong>12.3 %</strong>" in html
+    assert f"the right lung is on the {'left' if hung else 'right'} of" in html
+
+
+def test_little_is_not_none_and_much_not_all():
+    assert markup._percent(0.0) == "0.0 %" and markup._percent(1.0) == "100.0 %"
+    assert markup._percent(0.0004) == "under 0.1 %"
+    assert markup._percent(0.99951) == "over 99.9 %"
+
+
+def test_a_film_without_lungs_has_no_shares():
+    film = dataclasses.replace(hand_made(), lungs=np.zeros((40, 40), np.uint8))
+    nothing = np.zeros((40, 40), np.uint8)
+    html = figures_html(film, drawn(), nothing, OperatingPoint(0.5))
+    assert set(rows_of(html).values()) == {"not found"}
+    assert "no lungs found: not a frontal chest film?" in html
+
+
+def test_names_and_remarks_cannot_become_markup():
+    film = hand_made(remarks=("<b>x",))
+    film = dataclasses.replace(film, name="<script>.png")
+    nothing = np.zeros((40, 40), np.uint8)
+    html = figures_html(film, drawn(), nothing, OperatingPoint(0.5))
+    html += told([("<i>", "<u>")], 1)
+    assert not re.search("<(script|b|i|u)>", html) and "&lt;script&gt;.png" in html
+
+
+def test_remarks_tell_why_nothing_is_drawn():
+    nothing = np.zeros((40, 40), np.uint8)
+    some = np.ones((40, 40), np.uint8)
+
+    def said(presence: float, infection: np.ndarray) -> list[str]:
+        film = hand_made(presence=presence)
+        flat, *others = remarks_of(film, drawn(), infection, POINT)
+        assert flat.startswith("little contrast")
+        return others
+
+    assert said(0.25, some) == ["of another run"]  # at the limit it is drawn
+    assert "below the run's limit of 25.0 %" in said(0.249, nothing)[1]
+    assert "no area above the threshold is large enough" in said(0.5, nothing)[1]
+    assert len(said(0.249, nothing)) == len(said(0.5, nothing)) == 2
+
+
+def test_opacity_is_of_the_infection_and_the_film_stands_beside():
+    film, infection = hand_made(), np.zeros((40, 40), np.uint8)
+    infection[10:20, 5:15] = 1
+    shown = {
+        opacity: pictures_of(
+            picture_html(film, drawn(), infection, opacity=opacity, beside=True)
+        )
+        for opacity in (0.0, 1.0)
+    }
+    for bare, over in shown.values():
+        assert np.abs(bare.astype(int) - 128).max() <= 3  # JPEG
+        assert np.abs(over[30:, 18:22].astype(int) - 128).max() <= 12
+    inside = [shown[opacity][1][13:17, 8:12].mean(axis=(0, 1)) for opacity in (0.0, 1)]
+    assert np.abs(inside[0] - 128).max() < 15
+    assert inside[1][0] - inside[1][2] > 60  # orange: more red than blue
+    alone = picture_html(film, drawn(), infection, opacity=0.5, beside=False)
+    assert len(pictures_of(alone)) == 1
+
+
+def test_phantoms_and_networks_of_phantoms_are_written_on():
+    film = Film("a", *look(200), np.zeros((200, 200), np.uint8))
+    nothing = np.zeros((200, 200), np.uint8)
+
+    def whites(film: Film, segmenter: Any) -> list[bool]:
+        html = picture_html(film, segmenter, nothing, opacity=0.3, beside=True)
+        return [bool((picture > 200).any()) for picture in pictures_of(html)]
+
+    phantom = dataclasses.replace(film, phantom=True)
+    assert whites(film, drawn()) == [False, False]
+    assert whites(phantom, drawn()) == [True, True]
+    assert whites(film, drawn(phantom=True)) == [False, True]
+    assert all(name.startswith("PHANTOM") for name, _ in films.draw_phantoms())
+
+
+def look(side: int) -> tuple[np.ndarray, Any, Seen]:
+    level = np.zeros((4, 4), np.uint8)
+    image = np.full((side, side), 60, np.uint8)
+    return image, whole(side), Seen(level, level, level, 0.5)
+
+
+def test_a_drop_shows_what_can_be_read_and_leaves_no_file(tmp_path):
+    viewing = Viewer(drawn())
+    good = [write_film(tmp_path, name) for name in ("one.png", "two.png")]
+    broken = tmp_path / "broken" / "<broken>.png"
+    broken.parent.mkdir()
+    broken.write_bytes(b"\x89PNG\r\n\x1a\nxxxx")
+    steps = []
+    said = viewing.read(
+        [good[0], str(broken), good[1]], "me", lambda *step: steps.append(step)
+    )
+    assert steps == [(0, 3), (1, 3), (2, 3)]
+    assert [p for p in tmp_path.rglob("*")] == []  # nor a folder named by content
+    assert viewing.choices("me") == [("1: one.png", 0), ("2: two.png", 1)]
+    assert viewing.choices("you") == []
+    assert "2 films are shown." in said and 'role="alert"' in said
+    assert "&lt;broken&gt;.png: cannot be read as a picture" in said
+    assert str(tmp_path) not in said and said.count("Not shown") == 1
+    # The next drop takes their place.
+    viewing.read([write_film(tmp_path, "three.png")], "me", no_progress)
+    assert viewing.choices("me") == [("1: three.png", 0)]
+
+
+def test_films_beyond_the_most_are_deleted_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(viewer, "MOST_FILMS", 2)
+    segmenter = drawn()
+    paths = [write_film(tmp_path, f"{k}.png") for k in range(4)]
+    said = Viewer(segmenter).read(paths, "me", no_progress)
+    assert said.count("more than 2 films at a time") == 2 and "2 films are" in said
+    assert len(segmenter.looked) == 2 and list(tmp_path.rglob("*")) == []
+
+
+def test_a_film_is_deleted_when_something_unforeseen_happens(tmp_path):
+    segmenter = drawn()
+    segmenter.look = None
+    with pytest.raises(TypeError):
+        Viewer(segmenter).read([write_film(tmp_path, "a.png")], "me", no_progress)
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_threshold_asks_no_network_and_the_runs_own_is_exact(tmp_path):
+    segmenter = drawn()
+    viewing = Viewer(segmenter)
+    viewing.read([write_film(tmp_path, "a.png")], "me", no_progress)
+    assert viewing.own_threshold == 0.33
+    own = viewing.show("me", 0, 0.33, 0.3, BESIDE)
+    other = viewing.show("me", 0, 0.75, 0.3, ALONE)
+    assert segmenter.points == [POINT, dataclasses.replace(POINT, threshold=0.75)]
+    assert len(segmenter.looked) == 1
+    # 128 rows, of which round(128 * .667) = 85 and 32.
+    assert rows_of(own[1])["Both lungs"] == "66.4 %"
+    assert rows_of(other[1])["Both lungs"] == "25.0 %"
+    assert [html[0].count("<img") for html in (own, other)] == [2, 1]
+
+
+def test_films_that_are_gone_are_asked_for_again():
+    viewing = Viewer(drawn())
+    assert "no longer kept" in viewing.show("me", 0, 0.5, 0.3, BESIDE)[0]
+    assert "No film yet" in viewing.show("me", None, 0.5, 0.3, BESIDE)[0]
+    with pytest.raises(ValueError, match="lungs alone"):
+        Viewer(drawn(point=None))
+
+
+def test_sessions_keep_no_more_than_is_shown(monkeypatch):
+    monkeypatch.setattr(viewer, "PAGES", 2)
+    sessions, some = Sessions(), [hand_made()]
+    for name in ("a", "b"):
+        sessions.start(name)
+        sessions.keep(name, some)
+    sessions.start("a")  # which is filled last, then
+    assert sessions.films("a") == [] and sessions.films("b") == some
+    sessions.keep("a", some)
+    sessions.start("c")
+    assert sessions.films("b") == [] and sessions.films("a") == some
+    sessions.drop("c")
+    sessions.keep("c", some)  # its page was closed meanwhile
+    assert sessions.films("c") == []
+
+
+def test_names_are_short_and_printable():
+    assert short_name("/tmp/x/a.png") == "a.png"
+    assert short_name("a\nb.png") == "a?b.png"
+    name = short_name("a" * 60 + "b" * 60)
+    assert name == "a" * 19 + "…" + "b" * 19
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    lung, infection = write_networks(tmp_path_factory.mktemp("networks"))
+    return [f"--lung={lung}", f"--infection={infection}"]
+
+
+@pytest.mark.parametrize(
+    ("host", "warned"), [("127.0.0.1", False), ("0.0.0.0", True), ("localhost", False)]
+)
+def test_the_folder_of_uploads_is_private_and_gone_at_the_end(
+    networks, host, warned, monkeypatch, capsys
+):
+    seen = {}
+
+    def served(made: Any, listening: socket.socket) -> None:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        (folder / "left").write_bytes(b"film")
+        seen["folder"], seen["mode"] = folder, folder.stat().st_mode & 0o777
+        seen["at"] = listening.getsockname()
+
+    page = SimpleNamespace(make_app=lambda segmenter: segmenter)  # without Gradio
+    monkeypatch.setitem(sys.modules, "covjax.app.page", page)
+    monkeypatch.setattr(app, "_run", served)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "/elsewhere")
+    monkeypatch.delenv("GRADIO_ANALYTICS_ENABLED", raising=False)
+    assert app.main([*networks, f"--host={host}", "--port=0"]) == 0
+    assert seen["mode"] == 0o700 and not seen["folder"].exists()
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    out, err = capsys.readouterr()
+    assert out == f"covjax: http://{host}:{seen['at'][1]}/ (Ctrl-C ends it)\n"
+    assert ("anybody who can reach this machine" in err) == warned
+    assert (seen["at"][0] == "127.0.0.1") != warned
+
+
+def one_line(words: list[str], capsys: Any) -> str:
+    assert app.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+def test_what_is_missing_is_said_in_one_line(networks, tmp_path, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = f"--port={taken.getsockname()[1]}"
+        said = one_line([*networks, port], capsys)
+    assert port in said and "in use" in said and "--port=0" in said
+    assert "--port=70000" in one_line([*networks, "--port=70000"], capsys)
+    assert "--host=nowhere.invalid" in one_line(["--host=nowhere.invalid"], capsys)
+    said = one_line([f"--lung={tmp_path / 'none'}", "--port=0"], capsys)
+    assert f"{tmp_path / 'none'}: neither a run" in said
+    said = one_line([networks[0].replace("--lung", "--infection"), "--port=0"], capsys)
+    assert "where --infection needs one that finds infection" in said
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'covjax[app]'" in one_line(networks, capsys)
+
+
+def test_uploads_that_nobody_reads_are_deleted(tmp_path):
+    for name, written in (("old", 100), ("new", 300)):
+        path = tmp_path / "deep" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"film")
+        os.utime(path, (written, written))
+    app.delete_older(tmp_path, 200)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["new"]

@@ -1,0 +1,245 @@
+"""The page for films in a real browser, against a server of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from tiny_networks import THRESHOLD, make_film, write_networks
+
+pytestmark = pytest.mark.browser
+
+LAST_PICTURE = "[...document.querySelectorAll('#picture img')].pop().src"
+
+
+class Server(NamedTuple):
+    """A process of the page, its address, and where it may write."""
+
+    process: subprocess.Popen
+    url: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    lung, infection = write_networks(tmp_path_factory.mktemp("networks"))
+    folder = tmp_path_factory.mktemp("temporary")
+    words = [f"--lung={lung}", f"--infection={infection}", "--port=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "covjax.app", *words],
+        env=os.environ | {"TMPDIR": str(folder), "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    told = process.stdout.readline()
+    found = re.search(r"http://127\.0\.0\.1:\d+/", told)
+    if found is None:
+        pytest.fail(f"{told}\n{process.communicate()[1]}")
+    yield Server(process, found[0], folder)
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("films")
+    paths = [folder / "ward-one.png", folder / "ward-two.png"]
+    for path, seed in zip(paths, (5, 6), strict=True):
+        Image.fromarray(make_film(seed, 300)).save(path)
+    return paths
+
+
+class Watched(NamedTuple):
+    """A page, what it complained of, and what it asked for."""
+
+    page: Page
+    told: list[str]
+    asked: list[Any]
+
+
+def open_page(browser: Browser, server: Server, width: int) -> Watched:
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    told, asked = [], []
+
+    def listen(message: Any) -> None:
+        if message.type == "error":
+            told.append(message.text)
+
+    page.on("console", listen)
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("request", lambda request: asked.append(request))
+    page.goto(server.url)
+    expect(page.locator("#files button")).to_be_visible(timeout=20_000)
+    return Watched(page, told, asked)
+
+
+def drop(page: Page, paths: list[Path]) -> None:
+    page.set_input_files("#files input[type=file]", paths)
+    expect(page.locator("#said")).to_contain_text("shown", timeout=20_000)
+    expect(page.locator("#picture img").last).to_be_visible()
+
+
+def next_picture(page: Page, before: str) -> str:
+    page.wait_for_function(f"before => {LAST_PICTURE} !== before", arg=before)
+    return page.evaluate(LAST_PICTURE)
+
+
+def shares(page: Page) -> list[float]:
+    """The infected shares of both lungs, the right and the left, in percent."""
+    told = page.locator("#figures td.number").all_inner_texts()
+    numbers = re.findall(r"[\d.]+", " ".join(told))  # "over 99.9 %" is one as well
+    return [float(number) for number in numbers]
+
+
+def tab_to(page: Page, selector: str) -> None:
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    pytest.fail(f"Tab does not reach {selector}")
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_page_fits_and_says_what_it_is(browser, server, films, width):
+    page, told, asked = open_page(browser, server, width)
+    drop(page, films)
+    overflow = page.evaluate(
+        "[document.documentElement.scrollWidth, document.body.scrollWidth]"
+    )
+    assert max(overflow) <= width
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.evaluate("scrollY") > 0
+    banner = page.get_by_text("Research use only: not a medical device")
+    expect(banner).to_be_in_viewport(ratio=1)
+    expect(page.get_by_text("PHANTOM networks")).to_be_attached()
+    addresses = [request.url for request in asked]
+    remote = [u for u in addresses if not u.startswith(("data:", "blob:", server.url))]
+    assert told == [] and remote == [] and len(addresses) > 10
+    page.close()
+
+
+def test_films_are_shown_chosen_and_judged_by_keyboard(browser, server, films):
+    page, told, _ = open_page(browser, server, 1280)
+    broken = films[0].with_name("broken.png")
+    broken.write_bytes(films[0].read_bytes()[:200])
+    drop(page, [films[0], broken, films[1]])
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("2 films are shown.")
+    expect(alert).to_contain_text("broken.png: cannot be read as a picture")
+    expect(page.locator("#figures h2")).to_have_text("ward-one.png")
+    assert not [p for p in server.folder.rglob("*") if p.is_file() and p.stat().st_size]
+
+    first, before = page.evaluate(LAST_PICTURE), shares(page)
+    tab_to(page, "#film label:nth-child(2) input")
+    page.keyboard.press("Space")
+    expect(page.locator("#figures h2")).to_have_text("ward-two.png")
+    second = next_picture(page, first)
+    tab_to(page, "#film label:nth-child(1) input")
+    page.keyboard.press("Space")
+    assert next_picture(page, second) == first and shares(page) == before
+
+    tab_to(page, "#threshold input[type=range]")
+    page.keyboard.press("End")
+    slider = page.get_by_label("range slider for Threshold of infection")
+    expect(slider).to_have_value("0.99")
+    high = next_picture(page, first)
+    assert shares(page)[0] < before[0]
+    tab_to(page, "#reset")
+    page.keyboard.press("Enter")
+    assert next_picture(page, high) == first and shares(page) == before
+    expect(slider).to_have_value(str(THRESHOLD))
+
+    tab_to(page, "#opacity input[type=range]")
+    page.keyboard.press("End")
+    opaque = next_picture(page, first)
+    assert opaque != high and shares(page) == before
+    assert page.locator("#picture img").count() == 2
+    page.get_by_label("Overlay alone").check()
+    expect(page.locator("#picture img")).to_have_count(1)
+    assert page.evaluate(LAST_PICTURE) == opaque
+    for selector in ("#files button", "#phantoms", "#forget", "#view input"):
+        tab_to(page, selector)
+    for picture in page.locator("img").all():
+        assert picture.get_attribute("alt")
+
+    page.locator("#phantoms").click()
+    expect(page.locator("#figures h2")).to_contain_text("PHANTOM", timeout=20_000)
+    page.locator("#forget").click()
+    expect(page.locator("#picture")).to_contain_text("No film yet")
+    assert told == []
+    page.close()
+
+
+def test_a_closed_page_leaves_nothing_to_be_asked_for(browser, server, films):
+    page, _, asked = open_page(browser, server, 1280)
+    drop(page, films[:1])
+    page.get_by_label("Overlay alone").check()
+    expect(page.locator("#picture img")).to_have_count(1)
+    joined = [r for r in asked if r.url.endswith("/queue/join?")]
+    body = joined[-1].post_data_json
+    assert "data:image/jpeg" in ask_again(server, body)
+    page.close()
+    for _ in range(40):  # the server sees it when its heartbeat finds nobody
+        if "no longer kept" in ask_again(server, body):
+            return
+    pytest.fail("the films are still there")
+
+
+def ask_again(server: Server, body: dict) -> str:
+    """Sends what a page sent; returns the answer."""
+    api = f"{server.url}gradio_api/queue"
+    request = urllib.request.Request(
+        f"{api}/join?", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request).close()
+    with urllib.request.urlopen(
+        f"{api}/data?session_hash={body['session_hash']}"
+    ) as lines:
+        for line in lines:
+            if b"process_completed" in line:
+                return line.decode()
+    return ""
+
+
+def test_the_server_offers_the_page_and_nothing_else(server):
+    def get(path: str) -> tuple[str, dict]:
+        with urllib.request.urlopen(server.url + path) as answer:
+            return answer.read().decode(), dict(answer.headers)
+
+    first, headers = get("")
+    policy = headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+    assert not re.findall(r'<(?:script|link)[^>]*"(https?://[^"]*)"', first)
+    config = json.loads(get("config")[0])
+    assert config["stylesheets"] == [] and not config["analytics_enabled"]
+    assert {d["api_visibility"] for d in config["dependencies"]} == {"private"}
+    info = json.loads(get("gradio_api/info")[0])
+    assert info["named_endpoints"] == info["unnamed_endpoints"] == {}
+    for path in ("docs", "openapi.json", "gradio_api/file=/etc/hostname"):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            get(path)
+        assert error.value.code in (403, 404)
+        error.value.close()
+
+
+def test_it_ends_without_a_trace(browser, server, films):
+    page = open_page(browser, server, 1280).page  # which keeps its connection
+    drop(page, films)
+    process = server.process
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err == "covjax: ended; no film is kept\n" and "ward" not in out
+    assert list(server.folder.iterdir()) == []
+    page.close()
