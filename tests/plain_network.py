@@ -42,9 +42,11 @@ def make_config(task: str, **data: Any) -> ml_collections.ConfigDict:
     return config
 
 
-def make_state(config: ml_collections.ConfigDict) -> TrainState:
+def make_state(
+    config: ml_collections.ConfigDict, slope: float | None = None, step: int = STEP
+) -> TrainState:
     """The first channel of the first level is the film; all else is 0."""
-    model, slope = make_model(config), SLOPES[config.data.task]
+    model, slope = make_model(config), slope or SLOPES[config.data.task]
     side = config.data.image_size
     image = np.zeros((1, side, side, make_region(config.data).channels), np.float32)
     shapes = jax.eval_shape(
@@ -62,7 +64,7 @@ def make_state(config: ml_collections.ConfigDict) -> TrainState:
         lambda path, leaf: leaf + (path[-1].key == "var"), zeros["batch_stats"]
     )
     state = inference_state(model.apply, params, stats)
-    return state.replace(step=np.int32(STEP))
+    return state.replace(step=np.int32(step))
 
 
 def make_weights(task: str, config: ml_collections.ConfigDict | None = None) -> Weights:

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -26,9 +25,8 @@ from covjax.config import save_config
 from covjax.data.covidqu import Film
 from covjax.errors import DataError, UsageError
 from covjax.lungs import make_finder, read_finder
-from covjax.models import make_model
 from covjax.run_dir import CONFIG
-from covjax.train_state import TrainState, inference_state
+from plain_network import make_state
 
 SIDE, BATCH = 16, 8
 THRESHOLD = 0.4  # of the run; not the one of a new config
@@ -36,38 +34,13 @@ BEST, LAST = 3, 5  # checkpoints of the run
 SLOPES = {BEST: 8.0, LAST: -8.0}  # the last one finds what is dark
 
 
-def make_state(config: ml_collections.ConfigDict, step: int) -> TrainState:
-    """A network whose logit is SLOPES[step] * (pixel / 255 - 1 / 2).
-
-    The first channel of the first level is the film; all else is 0.
-    """
-    model = make_model(config)
-    image = np.zeros((1, SIDE, SIDE, 1), np.float32)
-    shapes = jax.eval_shape(
-        lambda key: model.init(key, image, train=False), jax.random.key(0)
-    )
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    params: dict[str, Any] = zeros["params"]
-    for block in ("encoder_0", "decoder_0"):
-        for i in range(2):
-            params[block][f"conv_{i}"]["kernel"][1, 1, 0, 0] = 1
-            params[block][f"norm_{i}"]["scale"][:] = np.sqrt(1 + 1e-5)
-    params["head"]["kernel"][0, 0, 0, 0] = SLOPES[step]
-    params["head"]["bias"][:] = -SLOPES[step] / 2
-    stats = jax.tree.map_with_path(
-        lambda path, leaf: leaf + (path[-1].key == "var"), zeros["batch_stats"]
-    )
-    state = inference_state(model.apply, params, stats)
-    return state.replace(step=np.int32(step))
-
-
 def write_run(folder: Path, config: ml_collections.ConfigDict) -> Path:
     config.data.image_size, config.train.batch_size = SIDE, BATCH
     config.model.width, config.model.depth = 2, 1
     config.eval.threshold = THRESHOLD
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(make_state(config, BEST), dice=0.9)
-        checkpoints.save(make_state(config, LAST), dice=0.4)
+        checkpoints.save(make_state(config, SLOPES[BEST], BEST), dice=0.9)
+        checkpoints.save(make_state(config, SLOPES[LAST], LAST), dice=0.4)
     save_config(config, folder / CONFIG, {})
     return folder
 
