@@ -51,8 +51,8 @@ more.</li>
 <p>Of the published films, those with COVID-19 and the normal ones come from different
 hospitals, and the networks tell them apart by more than disease. On films of another
 hospital their figures are not known. The masks they learned
-from were partly drawn by machine. Lungs are looked for in whatever is given: little that
-speaks against a frontal chest film is noticed. More:
+from were partly drawn by machine. Lungs are looked for in whatever is given: little
+that speaks against a frontal chest film is noticed. More:
 <code>docs/app.md</code> and <code>covjax/pretrained/README.md</code> of covjax.</p>
 <h2>What is kept</h2>
 <p>A film is deleted from the disk as soon as it is read, and is in memory only until

@@ -81,6 +81,8 @@ _ELSEWHERE = set(
 
 # What pydicom remarks on in a file quotes it, and is nothing to whoever reads a film.
 logging.getLogger("pydicom").propagate = False  # a level would be set anew
+# `catch_warnings` below is for one thread: another that leaves it lifts it for all.
+warnings.filterwarnings("ignore", module=r"(py|high)dicom\.")
 
 
 @dataclasses.dataclass(frozen=True)
