@@ -9,7 +9,6 @@ not of what: which disease it was trained on says the label alone.
 import hashlib
 import io
 import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from covjax.data.decode import shown
 from covjax.data.dicom import read_header
+from covjax.data.silence import without_warnings
 from covjax.errors import DataError, UsageError
 from covjax.files import write_whole
 
@@ -99,8 +99,7 @@ def write_seg(
                 f"masks [{film.Rows}, {film.Columns}] of 0 and 1, not {mask.shape}"
             )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             content = _encode(_make_seg(film, np.stack(masks, axis=-1), name, version))
     except MemoryError:  # says nothing of the file
         raise

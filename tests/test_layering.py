@@ -32,6 +32,7 @@ FLOORS = [
         "data.levels",
         "data.borders",
         "data.codestreams",
+        "data.silence",
         "data.dicom",
         "data.covidqu",
         "data.inputs",

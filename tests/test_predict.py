@@ -6,6 +6,7 @@ The networks hand every pixel on (plain_network.py), so that NumPy knows what th
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +15,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
 from covjax.data.phantom_film import make_phantom
 from covjax.predict import main
-from dicom_files import make_film, save
+from dicom_files import SHIPPED, make_film, save
 from plain_network import SIDE, draw_film, write_files, write_run
 from whole_runs import PROJECT
 
@@ -287,3 +289,36 @@ def test_one_command_leads_from_a_film_to_its_masks(tmp_path):
     assert 2 * both / (lungs.sum() + film["lung"].sum()) > 0.8
     told = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert told["phantom"] is False and len(told["networks"]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of what it wrote itself
+def test_dicom_of_every_encoding_has_masks_of_its_size(films, networks, capfd):
+    """On all files of one frame that come with pydicom, whatever they show."""
+    folder, sizes, syntaxes = films / "dicom", {}, {}
+    folder.mkdir()
+    for path in sorted(SHIPPED.glob("*.dcm")):
+        told = pydicom.dcmread(path, force=True)
+        if path.read_bytes()[128:132] == b"DICM":
+            shutil.copy(path, folder)
+            if (
+                "Rows" in told
+                and "PixelData" in told
+                and str(told.get("NumberOfFrames") or 1) == "1"
+            ):
+                sizes[f"dicom/{path.stem}"] = told.Rows, told.Columns
+                syntaxes[f"dicom/{path.stem}"] = told.file_meta.TransferSyntaxUID
+    main(["films", "--out=out", *networks])
+    rows = table()
+    good = [name for name in sizes if not rows[name]["error"]]
+    assert len(good) >= 30 and len({syntaxes[name] for name in good}) >= 8
+    for name in good:
+        assert mask("lungs", name).shape == mask("infection", name).shape == sizes[name]
+        assert (int(rows[name]["height"]), int(rows[name]["width"])) == sizes[name]
+        if not rows[name]["warnings"].count("no DICOM SEG"):
+            seg = pydicom.dcmread(Path("out", "seg", f"{name}.dcm"))
+            source = pydicom.dcmread(folder / f"{Path(name).name}.dcm")
+            (series,) = seg.ReferencedSeriesSequence
+            (instance,) = series.ReferencedInstanceSequence
+            assert instance.ReferencedSOPInstanceUID == source.SOPInstanceUID
+    said = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("covjax: films/dicom/") for line in said)

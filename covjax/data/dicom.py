@@ -9,7 +9,6 @@ the short lists below: a name or a date may stand in any other.
 import dataclasses
 import io
 import logging
-import warnings
 import zlib
 from collections.abc import Callable, MutableSequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from covjax.data import levels
 from covjax.data.borders import find_box
 from covjax.data.decode import MAX_BYTES, check_size, read_content, shown
+from covjax.data.silence import without_warnings
 from covjax.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +81,6 @@ _ELSEWHERE = set(
 
 # What pydicom remarks on in a file quotes it, and is nothing to whoever reads a film.
 logging.getLogger("pydicom").propagate = False  # a level would be set anew
-# `catch_warnings` below is for one thread: another that leaves it lifts it for all.
-warnings.filterwarnings("ignore", module=r"(py|high)dicom\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +159,7 @@ def _safely(path: Path, read: Callable[[bytes], Any]) -> Any:
         content = _ours(read_content, path)
         if not is_dicom(content):
             raise _Unfit("no DICOM file: 128 bytes, then DICM, have to stand first")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return read(content)
     except MemoryError:  # says nothing of the file
         raise
