@@ -3,12 +3,13 @@
   python -m experiments.benchmarks.predict [--lung=RUN] [--infection=RUN] [--films=64]
 
 Three questions, each side in turns with the others, --rounds times. *The whole*: films
-a second of `covjax.predict.predict`, from PNGs (phantoms of the network's size) to
-masks, overlays and the table, over those of its two networks alone, on pictures that
-are ready, as many at once and as many batches in flight. *The network*: that of the
-second stage as `Segmenter` compiles it, beside ONNX Runtime and PyTorch, once their
-probabilities agree. *The start*: seconds from the start of `python -m covjax.predict`
-on one film to its end, with an empty and with a filled cache of compiled programs.
+a second of `covjax.predict.predict`, from PNGs (phantoms, of the network's size or of
+--size) to masks, overlays and the table, over those of its two networks alone, on
+pictures that are ready, as many at once and as many batches in flight. *The network*:
+that of the second stage as `Segmenter` compiles it, beside ONNX Runtime and PyTorch,
+once their probabilities agree. *The start*: seconds from the start of `python -m
+covjax.predict` on one film to its end, with an empty and with a filled cache of
+compiled programs.
 
 torch is no dependency of covjax: `pip install -e '.[bench]'`; or `--peer_python` names
 the Python of another environment that has it; or `--peer=none`.
@@ -41,7 +42,7 @@ from covjax import parallel
 from covjax import predict as predicting
 from covjax.data.covidqu import CLASSES
 from covjax.data.inputs import Input
-from covjax.data.phantom_film import make_phantom
+from covjax.data.phantom_film import MIN_SIZE, make_phantom
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
 from covjax.export_check import draw_samples
@@ -232,12 +233,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "jax": jax.__version__,
             "image_size": sides[0],
+            "film_size": given.size or sides[0],
             "films": given.films,
             "batch": size,
             "in_flight": predicting.IN_FLIGHT,
         }
         print(", ".join(f"{k} {v}" for k, v in found.items()))
-        inputs = write_films(folder / "films", given.films, sides[0])
+        inputs = write_films(folder / "films", given.films, found["film_size"])
         shown = [
             of_batch(draw_samples(make_region(data), data.image_size), size)
             for data in (stage.trained.config.data for stage in stages)
@@ -287,6 +289,8 @@ def _check(given: argparse.Namespace, size: int) -> None:
     devices = parallel.local_devices()
     if size % devices:
         raise UsageError(f"--batch={size}: must be divisible by {devices} devices")
+    if given.size and given.size < MIN_SIZE:
+        raise UsageError(f"--size={given.size}: phantoms have {MIN_SIZE} px or more")
     if given.films % size:
         raise UsageError(f"--films={given.films}: must be whole batches of {size}")
 
@@ -314,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lung", default="", metavar="RUN", help="finds the lungs")
     add("--infection", default="", metavar="RUN", help="finds infection")
     add("--films", type=_count, default=64, help="of a turn (%(default)s)")
+    add("--size", type=_count, help="of the films, pixels (the first network's)")
     add("--batch", type=_count, help="films at once (as covjax.predict has it)")
     add("--rounds", type=_count, default=5, help="turns of each side (%(default)s)")
     add("--peer", choices=("torch", "none"), default="torch", help="whom to compare")
