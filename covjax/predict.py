@@ -63,7 +63,7 @@ LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
 NONE = "none"  # in place of a run of stage 2
 _BATCH = 4  # films of a device, on a CPU, where more are no faster
 _BATCH_ACCELERATED = 32
-_IN_FLIGHT = 2  # batches, so that one is computed while masks of another are made
+IN_FLIGHT = 2  # batches, so that one is computed while masks of another are made
 
 _OPTIONS = {  # of OpenCV
     ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],  # masks become small at once
@@ -165,21 +165,19 @@ def _output(out: Path, kind: str, one: Input, ending: str) -> Path:
 
 def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> None:
     """Reads, asks and writes side by side: each step while the next waits for it."""
-    devices = parallel.local_devices()
-    size = devices * (_BATCH_ACCELERATED if parallel.is_accelerated() else _BATCH)
-    size = min(size, -(-len(inputs) // devices) * devices)  # one film: a batch of one
     if not inputs:
         return
+    size = batch_size(len(inputs))
     finish = functools.partial(_finish, out=out, segmenter=segmenter)
     look = functools.partial(_look, segmenter=segmenter, size=size)
     with (
         _Threads(os.cpu_count() or 1) as threads,
-        _Threads(_IN_FLIGHT) as asking,
+        _Threads(IN_FLIGHT) as asking,
         Additions(out, parallel.process()[0]) as additions,
         progress_bar("finding lungs and infection") as progress,
     ):
         read = _ahead(threads, _read, inputs, size)
-        batches = _ahead(asking, look, _batches(read, size), _IN_FLIGHT)
+        batches = _ahead(asking, look, _batches(read, size), IN_FLIGHT)
         films = itertools.chain.from_iterable(batches)
         rows = _ahead(threads, finish, films, size)
         for done, row in enumerate(rows, 1):
@@ -187,6 +185,17 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
                 print(f"covjax: {row['error']}", file=sys.stderr)
             additions.add(row)
             progress(done, len(inputs))
+
+
+def batch_size(films: int) -> int:
+    """Returns how many films the networks see at once; the last batch is filled up.
+
+    Args:
+      films: that there are, at least 1; of one film, a batch of one for each device.
+    """
+    devices = parallel.local_devices()
+    most = _BATCH_ACCELERATED if parallel.is_accelerated() else _BATCH
+    return devices * min(most, -(-films // devices))
 
 
 class _Threads(concurrent.futures.ThreadPoolExecutor):

@@ -28,6 +28,9 @@ from covjax.steps import predict
 from covjax.train_state import inference_state
 from covjax.weights import Weights
 
+# Pictures, uint8 [B, S, S, C] → levels, uint8 [B, S, S], and presence, float [B].
+Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
@@ -50,6 +53,9 @@ class Segmenter:
     """Finds lungs, and infection within what they show.
 
     Attributes:
+      lung: the first network, of films at its size; compiled once for each number of
+        them.
+      infection: the second, of films as `Region.show` shows them; None without one.
       lung_point: what makes masks of the first network's probabilities.
       point: of the second's; None without one.
       remarks: what a user should know of this pair of networks.
@@ -66,14 +72,15 @@ class Segmenter:
         self.remarks: list[str] = []
         self.lung_point, self.point = as_point(lung.points["none"]), None
         self.phantom = lung.phantom
-        self._lung, self._infection = _compile(lung), None
+        self.lung: Network = _compile(lung)
+        self.infection: Network | None = None
         self._side = lung.trained.config.data.image_size
         if infection is None:
             return
         _check_task(infection, "infection")
         data = infection.trained.config.data
         self.phantom |= infection.phantom
-        self._infection, self._second_side = _compile(infection), data.image_size
+        self.infection, self._second_side = _compile(infection), data.image_size
         self._region = _region(infection)
         told = self._choose_point(infection)
         self.point = as_point(told)
@@ -115,10 +122,10 @@ class Segmenter:
         """
         side = self._side
         squares = [resize_image(film, side) for film in films]
-        lung_levels, presence = self._lung(np.stack(squares)[..., None])
+        lung_levels, presence = self.lung(np.stack(squares)[..., None])
         found = self.lung_point.masks(lung_levels, presence)
         lungs = [as_lungs(mask) for mask in found]
-        if self._infection is None:
+        if self.infection is None:
             return [Seen(*of_film) for of_film in zip(lung_levels, lungs, strict=True)]
         side = self._second_side
         shown = [
@@ -130,7 +137,7 @@ class Segmenter:
             )
             for film, mask in zip(films, lungs, strict=True)
         ]
-        levels, presence = self._infection(np.stack(shown))
+        levels, presence = self.infection(np.stack(shown))
         of_films = zip(lung_levels, lungs, levels, presence.tolist(), strict=True)
         return [Seen(*of_film) for of_film in of_films]
 
@@ -218,10 +225,8 @@ def _region(weights: Weights) -> Region:
     return Region(roi, data.roi_dilate, data.roi_as)
 
 
-def _compile(
-    weights: Weights,
-) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Returns what maps pictures, uint8 [B, S, S, C], to levels and presence.
+def _compile(weights: Weights) -> Network:
+    """Returns the network of some weights, to be called from any thread.
 
     The network is computed in the form that suits the machine: without an accelerator,
     bfloat16 and a transposed convolution take longer than what gives the same numbers.

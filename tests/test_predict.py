@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from covjax.data.phantom_film import make_phantom
-from covjax.predict import main
+from covjax.predict import batch_size, main
 from dicom_files import SHIPPED, make_film, save
 from plain_network import SIDE, draw_film, write_files, write_run
 from whole_runs import PROJECT
@@ -167,6 +167,13 @@ def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
         assert row["lung_pixels"] == ""
     for name in ("a", "ward/b", "d"):
         assert rows[name]["error"] == "" and rows[name]["infected_pixels"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("films", "expected"), [(1, 8), (8, 8), (9, 16), (32, 32), (1000, 32)]
+)
+def test_a_batch_is_four_films_of_a_device_or_as_few_as_there_are(films, expected):
+    assert batch_size(films) == expected  # on 8 devices
 
 
 def test_what_is_done_is_not_done_again(films, networks, capsys):
