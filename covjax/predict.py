@@ -28,28 +28,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
-import numpy as np
-
 from covjax import hosts, parallel, run_dir
 from covjax.compilation import keep_compiled
-from covjax.data.decode import shown
-from covjax.data.dicom import is_dicom
 from covjax.data.inputs import Input, find_inputs
 from covjax.data.progress import progress_bar
 from covjax.data.radiograph import Radiograph, read_radiograph
-from covjax.data.sides import measure_sides
-from covjax.dicom_seg import write_seg
-from covjax.doubts import doubt
 from covjax.errors import DataError
-from covjax.files import HALF, write_whole
+from covjax.files import HALF
+from covjax.film_outputs import is_done, make_row, write_outputs
 from covjax.interrupt import Interrupted, raise_signals
 from covjax.last_words import tell
 from covjax.networks import read_network, read_stages, shipped_network
-from covjax.overlay import draw_overlay
 from covjax.predictions import (
     ABOUT,
-    COLUMNS,
     Additions,
     Row,
     claim,
@@ -59,20 +50,10 @@ from covjax.predictions import (
 )
 from covjax.segmenter import Seen, Segmenter
 
-LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
 NONE = "none"  # in place of a run of stage 2
 _BATCH = 4  # films of a device, on a CPU, where more are no faster
 _BATCH_ACCELERATED = 32
 IN_FLIGHT = 2  # batches, so that one is computed while masks of another are made
-
-_OPTIONS = {  # of OpenCV
-    ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],  # masks become small at once
-    ".jpg": [
-        cv2.IMWRITE_JPEG_QUALITY, 90,
-        # Colour at full size: outlines are a pixel wide.
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ],
-}  # fmt: skip
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -120,7 +101,7 @@ def predict(
         done = read_rows(out)
         parallel.wait_for_all()  # before anybody adds to what another reads
         rank, world = parallel.process()
-        left = [one for one in inputs if not _is_done(one, out, done, segmenter)]
+        left = [one for one in inputs if not is_done(one, out, done, segmenter)]
         if parallel.is_main() and len(left) < len(inputs):
             print(f"{len(inputs) - len(left):,} of {len(inputs):,} films were done")
         _predict_some(left[rank::world], out, segmenter)
@@ -140,27 +121,6 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
     claim(out, about)
     for half in out.rglob(f".*{HALF}"):  # of a process that was killed
         half.unlink()
-
-
-def _is_done(one: Input, out: Path, done: dict[str, Row], segmenter: Segmenter) -> bool:
-    """Tells whether a film has a row without an error, and outputs younger than it."""
-    if one.name not in done or done[one.name]["error"]:
-        return False
-    kinds = {LUNGS: "png", OVERLAYS: "jpg"}
-    if segmenter.point is not None:
-        kinds[INFECTION] = "png"
-    try:
-        changed = one.path.stat().st_mtime_ns
-        return all(
-            _output(out, kind, one, ending).stat().st_mtime_ns >= changed
-            for kind, ending in kinds.items()
-        )
-    except OSError:
-        return False
-
-
-def _output(out: Path, kind: str, one: Input, ending: str) -> Path:
-    return out / kind / f"{one.name}.{ending}"
 
 
 def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> None:
@@ -250,96 +210,9 @@ def _look(films: list[Film], *, segmenter: Segmenter, size: int) -> list[Film]:
 
 def _finish(film: Film, *, out: Path, segmenter: Segmenter) -> Row:
     """Writes the outputs of a film; returns its row."""
-    blank = dict.fromkeys(COLUMNS, "")
-    about = {"file": shown(film.asked.path), "name": film.asked.name}
     if film.radiograph is None or film.seen is None:
-        return blank | about | {"error": film.error}
-    radiograph, seen = film.radiograph, film.seen
-    inside = radiograph.image[radiograph.box].shape
-    lungs = _within(radiograph, segmenter.lungs_of(seen, inside))
-    infection = None
-    if segmenter.point is not None:
-        infection = _within(radiograph, segmenter.infection_of(seen, inside))
-    overlay = draw_overlay(
-        radiograph.image, lungs, infection, phantom=segmenter.phantom
-    )
-    row = blank | about | _figures(radiograph, seen, lungs, infection)
-    warnings = [*radiograph.remarks, *doubt(radiograph.image, lungs)]
-    _write(_output(out, LUNGS, film.asked, "png"), 255 * lungs)
-    if infection is not None:
-        _write(_output(out, INFECTION, film.asked, "png"), 255 * infection)
-    _write(_output(out, OVERLAYS, film.asked, "jpg"), overlay[..., ::-1])
-    if is_dicom(film.asked.path):
-        try:
-            write_seg(
-                _output(out, SEGS, film.asked, "dcm"),
-                film.asked.path,
-                lungs,
-                infection,
-                name="covjax",
-                version=importlib.metadata.version("covjax"),
-            )
-        except DataError as error:
-            warnings.append(f"no DICOM SEG: {error}")
-    return row | {"warnings": "; ".join(warnings)}
-
-
-def _within(radiograph: Radiograph, mask: np.ndarray) -> np.ndarray:
-    """Returns a mask of the inside of a film's border as one of the whole film."""
-    if mask.shape == radiograph.image.shape:
-        return mask
-    whole = np.zeros(radiograph.image.shape, np.uint8)
-    whole[radiograph.box] = mask
-    return whole
-
-
-def _figures(
-    radiograph: Radiograph,
-    seen: Seen,
-    lungs: np.ndarray,
-    infection: np.ndarray | None,
-) -> Row:
-    nothing = np.zeros_like(lungs)
-    sides = measure_sides(
-        lungs, nothing if infection is None else infection,
-        patient_left_on_right=radiograph.patient_left_on_right,
-    )  # fmt: skip
-    both, right, left = (sides[name] for name in ("both", "right", "left"))
-    height, width = lungs.shape
-    told: dict[str, Any] = {
-        "lung_pixels": both.lung,
-        "lung_pixels_right": right.lung,
-        "lung_pixels_left": left.lung,
-        "height": height,
-        "width": width,
-    }
-    if infection is not None:
-        told |= {
-            "presence": seen.presence,
-            "infected_share": both.share,
-            "infected_share_right": right.share,
-            "infected_share_left": left.share,
-            "infected_pixels": both.infected,
-        }
-    if radiograph.spacing is not None:
-        area = radiograph.spacing[0] * radiograph.spacing[1]
-        told |= {"mm2_per_pixel": area, "lung_mm2": area * both.lung}
-        if infection is not None:
-            told["infected_mm2"] = area * both.infected
-    return {name: _text(value) for name, value in told.items()}
-
-
-def _text(value: float | int | None) -> str:
-    """Returns a number as the table has it: shares to a thousandth of a percent."""
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
-def _write(path: Path, picture: np.ndarray) -> None:
-    """Writes a picture, grey or BGR, in the format that its name says."""
-    _, content = cv2.imencode(path.suffix, picture, _OPTIONS[path.suffix])
-    write_whole(path, content.tobytes())
+        return make_row(film.asked, error=film.error)
+    return write_outputs(out, film.asked, film.radiograph, film.seen, segmenter)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -86,7 +86,8 @@ FLOORS = [
     + ["evaluate", "ensemble"],
     ["networks"]
     + ["inference", "stablehlo", "onnx_graph", "export_check", "export", "unpack"]
-    + ["segmenter", "overlay", "doubts", "dicom_seg", "predictions", "predict"]
+    + ["segmenter", "overlay", "doubts", "dicom_seg", "predictions"]
+    + ["film_outputs", "predict"]
     + ["app.films", "app.markup", "app.viewer", "app.page", "app.__main__", "app"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],

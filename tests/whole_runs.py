@@ -25,17 +25,22 @@ TWO_EPOCHS = "--config.train.epochs=2"
 COMMAND = ("-m", "covjax.main")
 
 
-def start(
-    cwd: Path, *flags: str, command: tuple[str, str] = COMMAND, **environment: str
-) -> subprocess.Popen:
+def environment(cwd: Path) -> dict[str, str]:
+    """What a process sees: this covjax, one device, no data but the phantoms."""
     env = os.environ | {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "xla")} | environment
-    for name in ("XLA_FLAGS", "COVJAX_DATA"):  # one device; no data but the phantoms
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "xla")}
+    for name in ("XLA_FLAGS", "COVJAX_DATA"):
         env.pop(name, None)
+    return env
+
+
+def start(
+    cwd: Path, *flags: str, command: tuple[str, str] = COMMAND, **more: str
+) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *command, *flags],
         cwd=cwd,
-        env=env,
+        env=environment(cwd) | more,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,161 @@
+"""What is written of one film: masks and a picture at its own size, and its row."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from covjax.data.decode import shown
+from covjax.data.dicom import is_dicom
+from covjax.data.inputs import Input
+from covjax.data.radiograph import Radiograph
+from covjax.data.sides import measure_sides
+from covjax.dicom_seg import write_seg
+from covjax.doubts import doubt
+from covjax.errors import DataError
+from covjax.files import write_whole
+from covjax.overlay import draw_overlay
+from covjax.predictions import COLUMNS, Row
+from covjax.segmenter import Seen, Segmenter
+
+LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
+
+_OPTIONS = {  # of OpenCV
+    ".png": [cv2.IMWRITE_PNG_COMPRESSION, 1],  # masks become small at once
+    ".jpg": [
+        cv2.IMWRITE_JPEG_QUALITY, 90,
+        # Colour at full size: outlines are a pixel wide.
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ],
+}  # fmt: skip
+
+
+def is_done(one: Input, out: Path, done: dict[str, Row], segmenter: Segmenter) -> bool:
+    """Tells whether a film has a row without an error, and outputs younger than it."""
+    if one.name not in done or done[one.name]["error"]:
+        return False
+    kinds = {LUNGS: "png", OVERLAYS: "jpg"}
+    if segmenter.point is not None:
+        kinds[INFECTION] = "png"
+    try:
+        changed = one.path.stat().st_mtime_ns
+        return all(
+            _output(out, kind, one, ending).stat().st_mtime_ns >= changed
+            for kind, ending in kinds.items()
+        )
+    except OSError:
+        return False
+
+
+def _output(out: Path, kind: str, one: Input, ending: str) -> Path:
+    return out / kind / f"{one.name}.{ending}"
+
+
+def make_row(asked: Input, **told: str) -> Row:
+    """Returns a film's row, blank but for what is told."""
+    about = {"file": shown(asked.path), "name": asked.name}
+    return dict.fromkeys(COLUMNS, "") | about | told
+
+
+def write_outputs(
+    out: Path, asked: Input, radiograph: Radiograph, seen: Seen, segmenter: Segmenter
+) -> Row:
+    """Writes masks and overlay of a film and, of DICOM, a segmentation.
+
+    Args:
+      out: folder of all outputs.
+      asked: which film.
+      radiograph: it.
+      seen: what the networks made of the inside of its border.
+      segmenter: the networks.
+
+    Returns:
+      The film's row.
+
+    Raises:
+      OSError: if a file cannot be written.
+    """
+    inside = radiograph.image[radiograph.box].shape
+    lungs = _within(radiograph, segmenter.lungs_of(seen, inside))
+    infection = None
+    if segmenter.point is not None:
+        infection = _within(radiograph, segmenter.infection_of(seen, inside))
+    overlay = draw_overlay(
+        radiograph.image, lungs, infection, phantom=segmenter.phantom
+    )
+    warnings = [*radiograph.remarks, *doubt(radiograph.image, lungs)]
+    _write(_output(out, LUNGS, asked, "png"), 255 * lungs)
+    if infection is not None:
+        _write(_output(out, INFECTION, asked, "png"), 255 * infection)
+    _write(_output(out, OVERLAYS, asked, "jpg"), overlay[..., ::-1])
+    if is_dicom(asked.path):
+        seg, version = _output(out, SEGS, asked, "dcm"), importlib.metadata.version
+        try:
+            write_seg(
+                seg, asked.path, lungs, infection,
+                name="covjax", version=version("covjax"),
+            )  # fmt: skip
+        except DataError as error:
+            warnings.append(f"no DICOM SEG: {error}")
+    told = _figures(radiograph, seen, lungs, infection)
+    return make_row(asked, **told, warnings="; ".join(warnings))
+
+
+def _within(radiograph: Radiograph, mask: np.ndarray) -> np.ndarray:
+    """Returns a mask of the inside of a film's border as one of the whole film."""
+    if mask.shape == radiograph.image.shape:
+        return mask
+    whole = np.zeros(radiograph.image.shape, np.uint8)
+    whole[radiograph.box] = mask
+    return whole
+
+
+def _figures(
+    radiograph: Radiograph,
+    seen: Seen,
+    lungs: np.ndarray,
+    infection: np.ndarray | None,
+) -> Row:
+    nothing = np.zeros_like(lungs)
+    sides = measure_sides(
+        lungs, nothing if infection is None else infection,
+        patient_left_on_right=radiograph.patient_left_on_right,
+    )  # fmt: skip
+    both, right, left = (sides[name] for name in ("both", "right", "left"))
+    height, width = lungs.shape
+    told: dict[str, Any] = {
+        "lung_pixels": both.lung,
+        "lung_pixels_right": right.lung,
+        "lung_pixels_left": left.lung,
+        "height": height,
+        "width": width,
+    }
+    if infection is not None:
+        told |= {
+            "presence": seen.presence,
+            "infected_share": both.share,
+            "infected_share_right": right.share,
+            "infected_share_left": left.share,
+            "infected_pixels": both.infected,
+        }
+    if radiograph.spacing is not None:
+        area = radiograph.spacing[0] * radiograph.spacing[1]
+        told |= {"mm2_per_pixel": area, "lung_mm2": area * both.lung}
+        if infection is not None:
+            told["infected_mm2"] = area * both.infected
+    return {name: _text(value) for name, value in told.items()}
+
+
+def _text(value: float | int | None) -> str:
+    """Returns a number as the table has it: shares to a thousandth of a percent."""
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+def _write(path: Path, picture: np.ndarray) -> None:
+    """Writes a picture, grey or BGR, in the format that its name says."""
+    _, content = cv2.imencode(path.suffix, picture, _OPTIONS[path.suffix])
+    write_whole(path, content.tobytes())

@@ -1,0 +1,181 @@
+"""The tutorial does what it says: its blocks are run as they stand, in their order.
+
+Blocks marked `sh` go to a shell, `python` to Python's prompt; `text` is what the block
+before it prints, with other numbers; `console` is not run (it installs or serves).
+The flags that make it short are those that the page itself offers to whoever hurries.
+"""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from whole_runs import PROJECT, environment, make_project
+
+PAGE = PROJECT / "docs" / "tutorial.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+KINDS = {"sh", "python", "text", "console"}
+FENCE = re.MULTILINE | re.DOTALL
+NUMBER = r"-?(\d[\d,]*(\.\d+)?(e[+-]\d+)?|–)"  # a dash where there is none
+
+
+class Block(NamedTuple):
+    """A block of the page, and what it printed: stdout and stderr; None if not run."""
+
+    kind: str
+    code: str
+    said: str | None = None
+
+
+def read_blocks() -> list[Block]:
+    return [
+        Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, FENCE)
+    ]
+
+
+def read_shorter() -> list[tuple[str, str]]:
+    """What the page offers to append, by the beginnings of commands."""
+    return re.findall(r"^\| `(python -m [\w.]+)`.* \| `(--.*)` \|$", TEXT, re.M)
+
+
+def shorten(code: str) -> str:
+    """Returns the commands of a block, each with what the page offers for it."""
+    lines = code.replace("\\\n", " ").splitlines()
+    for start, flags in read_shorter():
+        lines = [f"{x} {flags}" if x.startswith(f"{start} ") else x for x in lines]
+    return "\n".join(lines)
+
+
+def run(block: Block, project: Path) -> Block:
+    if block.kind == "sh":
+        command, fed = ["sh", "-e", "-c", shorten(block.code)], None
+    else:
+        command, fed = ["python", "-i", "-q"], block.code
+    env = environment(project)
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(
+        command, input=fed, cwd=project, env=env, text=True, capture_output=True
+    )
+    # Python's prompt goes on after an error, and ends with status 0.
+    failed = done.returncode or "Error" in done.stderr
+    assert not failed, (block.code, done.stdout, done.stderr)
+    return block._replace(said=done.stdout)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("tutorial"))
+
+
+@pytest.fixture(scope="module")
+def blocks(project: Path) -> list[Block]:
+    """The page's blocks, after all of them were run."""
+    return [
+        run(block, project) if block.kind in ("sh", "python") else block
+        for block in read_blocks()
+    ]
+
+
+def test_each_block_is_run_or_says_why_not():
+    assert TEXT.count("```") == 2 * len(read_blocks())
+    for block in read_blocks():
+        assert block.kind in KINDS, block
+        lines = block.code.splitlines()
+        assert block.kind != "console" or lines[0].startswith("$ "), block
+
+
+def test_what_is_offered_in_a_hurry_fits_the_commands():
+    commands = "\n".join(block.code for block in read_blocks() if block.kind == "sh")
+    starts = [start for start, _ in read_shorter()]
+    assert [commands.count(f"{start} ") for start in starts] == [1, 2]
+
+
+def test_prints_what_the_page_shows(blocks):
+    shown, printed = 0, iter(())
+    for block in blocks:
+        if block.said is not None:
+            printed = iter(block.said.splitlines())
+        elif block.kind == "text":  # two of them may share a command
+            for line in block.code.splitlines():
+                seen = any(map(form(line).fullmatch, printed))
+                assert seen, f"after {shown} lines, nobody prints: {line}"
+                shown += 1
+    assert shown > 30
+
+
+def form(line: str) -> re.Pattern[str]:
+    """Returns what a line looks like with other numbers; … stands for anything."""
+    kinds = {"number": NUMBER, "gap": r"\s+", "any": "…", "other": "."}
+    token = "|".join(f"(?P<{kind}>{pattern})" for kind, pattern in kinds.items())
+    standing_for = {"number": NUMBER, "gap": r"\s+", "any": ".*"}
+    return re.compile(
+        "".join(
+            standing_for.get(str(found.lastgroup), re.escape(found[0]))
+            for found in re.finditer(token, line)
+        )
+    )
+
+
+def test_files_that_the_page_names_are_there(blocks, project):
+    named = set(re.findall(r"`((?:data|runs)/[\w./-]+)`", TEXT))
+    assert len(named) > 10
+    assert not [name for name in named if not (project / name).exists()]
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]*))?\)", TEXT)
+    assert len(links) > 10
+    for path, anchor in links:
+        target = (PAGE.parent / path).resolve()
+        assert target.is_file(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.M)
+            slugs = [re.sub(r"[^\w -]", "", h).lower() for h in headings]
+            assert anchor in [slug.replace(" ", "-") for slug in slugs], (path, anchor)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    mask = np.asarray(Image.open(path))
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
+    return mask > 0
+
+
+def test_films_get_masks_of_their_size_and_rows_that_count_them(blocks, project):
+    films = sorted((project / "data/films").iterdir())
+    assert len(films) == 4
+    with (project / "runs/found/predictions.csv").open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [film.stem for film in films]
+    for film in films:
+        row = rows[film.stem]
+        assert Image.open(film).size == (360, 320) and Image.open(film).mode == "L"
+        with Image.open(project / f"runs/found/overlays/{film.stem}.jpg") as overlay:
+            assert overlay.size == (360, 320)
+        lungs, infection = (
+            read_mask(project / f"runs/found/{kind}/{film.stem}.png")
+            for kind in ("lungs", "infection")
+        )
+        assert lungs.shape == infection.shape == (320, 360)
+        assert row["error"] == "" and row["lung_pixels"] == str(lungs.sum())
+        assert row["infected_pixels"] == str(infection.sum())
+
+
+def test_the_exported_networks_find_what_the_runs_find(blocks, project):
+    for mask in sorted((project / "runs/found/lungs").iterdir()):
+        again = read_mask(project / "runs/found-again/lungs" / mask.name)
+        assert (again == read_mask(mask)).mean() > 0.99, mask.name
+
+
+def test_whatever_comes_of_phantoms_says_so(blocks, project):
+    for block in blocks:
+        if block.said and "covjax.main" in block.code:
+            assert "PHANTOM films" in block.said
+    for run_of in ("lung", "infection"):
+        assert "PHANTOM" in (project / f"runs/{run_of}/report.html").read_text("utf-8")
