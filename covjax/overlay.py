@@ -34,20 +34,24 @@ def draw_overlay(
     picture = np.repeat(film[..., None], 3, axis=2)
     thick = max(1, round(min(film.shape) / 256))
     if infection is not None and infection.any():
-        inside = infection > 0
-        colour = np.array(_rgb(ORANGE), np.float32)
+        inside, hatch = infection > 0, _hatch(film.shape, 8 * thick, thick)
         # Half of the colour everywhere, all of it on every eighth diagonal: a hatch
         # that stands out where the film is as bright as the colour.
-        shares = np.where(_hatch(film.shape, 8 * thick, thick), opacity, opacity / 2)
-        share = shares[inside][:, None]
-        picture[inside] = np.rint(
-            (1 - share) * picture[inside] + share * colour
-        ).astype(np.uint8)
+        for where, share in ((~hatch, opacity / 2), (hatch, opacity)):
+            tinted = cv2.LUT(picture, _tints(ORANGE, share))
+            cv2.copyTo(tinted, (inside & where).astype(np.uint8), picture)
         _outline(picture, infection, ORANGE, thick)
     _outline(picture, lungs, BLUE, thick)
     if phantom:
         _write(picture, "PHANTOM")
     return picture
+
+
+def _tints(colour: str, share: float) -> np.ndarray:
+    """Returns what each level becomes under a share of a colour, uint8 [1, 256, 3]."""
+    levels = np.arange(256)[None, :, None]
+    mixed = (1 - share) * levels + share * np.array(_rgb(colour))
+    return np.rint(mixed).astype(np.uint8)
 
 
 def _hatch(shape: tuple[int, ...], step: int, thick: int) -> np.ndarray:

@@ -53,16 +53,26 @@ def test_last_line_holds_share_ratios_and_starts(tmp_path, monkeypatch, capsys):
         kept.touch()
         return seconds
 
+    rates = {"predict": [3.0, 9.0], "forward": [4.0, 10.0]}
+    measured = predict.compare_whole
+
+    def compare_whole(*given):
+        assert measured(*given).keys() == rates.keys()
+        return rates
+
+    monkeypatch.setattr(predict, "compare_whole", compare_whole)
     monkeypatch.setattr(predict, "time_start", time_start)
     status = predict.main(
         [*flags, "--films=16", "--batch=8", "--rounds=2", "--peer=none"]
     )
     assert status == 0
     found = last_line(capsys)
-    assert found["share"] == np.median(found["shares"]) > 0
+    assert found["shares"] == [0.75, 0.9]
+    assert found["share"] == pytest.approx(0.825)
+    assert found["predict_films_per_s"] == 6 and found["forward_films_per_s"] == 7
     assert found["films"] == 16 and found["batch"] == found["devices"] == 8
     assert found["film_size"] == found["image_size"] == 32
-    assert len(found["shares"]) == len(found["ratios_onnx"]) == 2
+    assert len(found["ratios_onnx"]) == 2
     assert found["ratio_onnx"] == np.median(found["ratios_onnx"])
     assert found["onnx_distance"] < 1e-5
     assert 1e-5 < found["covjax_distance"] < 0.51 / 255  # by the rounding to levels
@@ -121,7 +131,7 @@ def test_start_that_fails_is_told_with_its_last_line(tmp_path):
         (["--lung=nowhere"], "nowhere"),
         (["--infection=none"], "none"),
         (["--films=12", "--batch=12"], "--batch=12: must be divisible by 8 devices"),
-        (["--films=12"], "--films=12: must be whole batches of 16"),
+        (["--films=8", "--batch=16"], "--films=8: must be whole batches of 16"),
         (["--films=16", "--size=16"], "--size=16: phantoms have 32 px or more"),
     ],
 )
