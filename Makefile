@@ -68,6 +68,6 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@touch $@
 
 .venv/.dev: .venv/.core
-	@echo "Installing the tools of a developer into .venv ..."
+	@echo "Installing the tools of a developer into .venv (about 1 GB more) ..."
 	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
