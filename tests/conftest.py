@@ -25,6 +25,8 @@ _others = re.sub(
 )
 os.environ["XLA_FLAGS"] = " ".join(
     [*_others.split(), f"--xla_force_host_platform_device_count={DEVICES}"]
+    # Tiny networks take longer to compile than to run; the sums are the same.
+    + ["--xla_backend_optimization_level=0"]
 )
 # An accelerator would bring its own number of devices and its own rounding.
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -49,6 +49,19 @@ def test_infection_is_found_within_the_lungs_that_were_found(both):
     assert seen.presence == pytest.approx(seen.levels.max() / 255)
 
 
+def test_what_a_presence_head_says_is_a_probability_that_gates_the_mask():
+    config = make_config("infection")
+    config.model.presence = True
+    weights = make_weights("infection", config)
+    weights.trained.state.params["presence"]["bias"][:] = np.log(3)  # of odds 3 : 1
+    segmenter = Segmenter(make_weights("lung"), weights)
+    (seen,) = look(segmenter, [FILM])
+    assert seen.presence == pytest.approx(0.75)
+    for gate, pixels in ((0.74, SPOT.sum()), (0.76, 0)):
+        point = OperatingPoint(0.7, presence=gate)
+        assert segmenter.infection_of(seen, FILM.shape, point).sum() == pixels
+
+
 def test_films_of_a_batch_do_not_meet(both):
     turned = np.ascontiguousarray(FILM[:, ::-1])
     first, second = look(both, [FILM, turned])
