@@ -132,7 +132,7 @@ def test_split_over_eight_devices_scores_as_one_film_at_a_time(
     assert scores.losses.shape == (N,) and scores.losses.dtype == np.float64
     counts, losses = zip(*map(expected_scores, films), strict=True)
     assert scores.counts.tolist() == list(counts)
-    np.testing.assert_allclose(scores.losses, losses, rtol=2e-6)
+    np.testing.assert_allclose(scores.losses, losses, rtol=5e-6)
 
 
 def test_scores_do_not_depend_on_the_batch(films, config, state, eval_step):
@@ -165,7 +165,7 @@ def test_levels_of_a_split_are_those_of_one_film_at_a_time(films, config, state)
         image, _ = seen_by_network(film)
         p = 1 / (1 + np.exp(-(WEIGHT * image.astype(np.float64) / 255 + BIAS)))
         assert np.abs(255 * p - levels).max() < 0.5001
-        assert loss == pytest.approx(expected_scores(film)[1], rel=2e-6)
+        assert loss == pytest.approx(expected_scores(film)[1], rel=5e-6)
 
 
 def test_counts_on_the_devices_are_those_of_the_levels(films, config, state, eval_step):
