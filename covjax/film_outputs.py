@@ -10,6 +10,7 @@ import numpy as np
 from covjax.data.decode import shown
 from covjax.data.dicom import is_dicom
 from covjax.data.inputs import Input
+from covjax.data.masks import place
 from covjax.data.radiograph import Radiograph
 from covjax.data.sides import measure_sides
 from covjax.dicom_seg import write_seg
@@ -77,11 +78,12 @@ def write_outputs(
     Raises:
       OSError: if a file cannot be written.
     """
-    inside = radiograph.image[radiograph.box].shape
-    lungs = _within(radiograph, segmenter.lungs_of(seen, inside))
+    shape, box = radiograph.image.shape, radiograph.box
+    inside = radiograph.image[box].shape
+    lungs = place(segmenter.lungs_of(seen, inside), shape, box)
     infection = None
     if segmenter.point is not None:
-        infection = _within(radiograph, segmenter.infection_of(seen, inside))
+        infection = place(segmenter.infection_of(seen, inside), shape, box)
     overlay = draw_overlay(
         radiograph.image, lungs, infection, phantom=segmenter.phantom
     )
@@ -101,15 +103,6 @@ def write_outputs(
             warnings.append(f"no DICOM SEG: {error}")
     told = _figures(radiograph, seen, lungs, infection)
     return make_row(asked, **told, warnings="; ".join(warnings))
-
-
-def _within(radiograph: Radiograph, mask: np.ndarray) -> np.ndarray:
-    """Returns a mask of the inside of a film's border as one of the whole film."""
-    if mask.shape == radiograph.image.shape:
-        return mask
-    whole = np.zeros(radiograph.image.shape, np.uint8)
-    whole[radiograph.box] = mask
-    return whole
 
 
 def _figures(

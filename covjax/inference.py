@@ -12,13 +12,10 @@ mirror image asked inside. Every format computes this in float32, whatever
 from collections.abc import Callable
 
 import jax
-import ml_collections
 
-from covjax.models import make_model
 from covjax.models.unet import Upsampling
 from covjax.steps import predict
-from covjax.train_state import inference_state
-from covjax.trained import Trained
+from covjax.trained import Trained, in_form
 
 # images → names → arrays, as above.
 Inference = Callable[[jax.Array], dict[str, jax.Array]]
@@ -31,10 +28,9 @@ def make_inference(trained: Trained, upsample: Upsampling | None = None) -> Infe
       trained: the network.
       upsample: as in `config.model`; None: as it was trained.
     """
-    config = ml_collections.ConfigDict(trained.config.to_dict())
-    config.model.dtype = "float32"
-    config.model.upsample = upsample or config.model.upsample
-    state = inference_state(make_model(config).apply, **trained.state.evaluated())
+    config = trained.config
+    form = {"upsample": upsample} if upsample else {}
+    state = in_form(trained, dtype="float32", **form)
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
         prediction = predict(state, images, flip=config.eval.flip)

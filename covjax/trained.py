@@ -58,6 +58,18 @@ def read_trained(path: str) -> Trained:
     return Trained(run, config, step, fingerprint(checkpoint), state)
 
 
+def in_form(trained: Trained, **model: str) -> TrainState:
+    """Returns the state of a network that is computed in another form.
+
+    Args:
+      trained: the network.
+      model: fields of `config.model` that change how, and not what is computed.
+    """
+    config = ml_collections.ConfigDict(trained.config.to_dict())
+    config.model.update(model)
+    return inference_state(make_model(config).apply, **trained.state.evaluated())
+
+
 def check_fits(
     variables: dict[str, Any],
     model: UNet,

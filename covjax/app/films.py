@@ -12,6 +12,7 @@ import numpy as np
 from covjax import parallel
 from covjax.calibrate import OperatingPoint
 from covjax.data.covidqu import CLASSES
+from covjax.data.masks import place
 from covjax.data.phantom_film import make_phantom
 from covjax.data.radiograph import Box, Radiograph
 from covjax.segmenter import Seen, Segmenter
@@ -47,7 +48,8 @@ class Film:
     def infection(self, segmenter: Segmenter, point: OperatingPoint) -> np.ndarray:
         """Returns the infection at an operating point, uint8 [H, W] in {0, 1}."""
         shape = self.image[self.box].shape
-        return _whole(self, segmenter.infection_of(self.seen, shape, point))
+        found = segmenter.infection_of(self.seen, shape, point)
+        return place(found, self.image.shape, self.box)
 
 
 def look_at(
@@ -57,8 +59,7 @@ def look_at(
     # The devices share a batch: one film is repeated for each of them.
     seen = segmenter.look([film.image[film.box]] * parallel.shareable(1))[0]
     image, box = _reduce(film.image, film.box)
-    lungs = np.zeros_like(image)
-    lungs[box] = segmenter.lungs_of(seen, image[box].shape)
+    lungs = place(segmenter.lungs_of(seen, image[box].shape), image.shape, box)
     return Film(
         name, image, box, seen, lungs, film.patient_left_on_right, film.remarks, phantom
     )
@@ -91,9 +92,3 @@ def _reduce(image: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
 def _scale(part: slice, new: int, old: int) -> slice:
     start = min(round(part.start * new / old), new - 1)
     return slice(start, max(start + 1, round(part.stop * new / old)))
-
-
-def _whole(film: Film, mask: np.ndarray) -> np.ndarray:
-    whole = np.zeros_like(film.image)
-    whole[film.box] = mask
-    return whole

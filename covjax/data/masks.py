@@ -53,6 +53,21 @@ def as_lungs(mask: np.ndarray) -> np.ndarray:
     return keep_largest(fill_holes(mask), 2)
 
 
+def place(
+    mask: np.ndarray, shape: tuple[int, ...], box: tuple[slice, slice]
+) -> np.ndarray:
+    """Returns the mask of a part of a film as one of the whole film.
+
+    Args:
+      mask: of the rows and columns in `box`.
+      shape: (H, W) of the film.
+      box: rows, columns.
+    """
+    whole = np.zeros(shape, np.uint8)
+    whole[box] = mask
+    return whole
+
+
 def disk(radius: int) -> np.ndarray:
     """Returns all that lies at most `radius` pixels from the middle of a square.
 
