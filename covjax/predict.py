@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 from covjax import hosts, parallel, run_dir
 from covjax.compilation import keep_compiled
+from covjax.data.decode import shown
 from covjax.data.inputs import Input, find_inputs
 from covjax.data.progress import progress_bar
 from covjax.data.radiograph import Radiograph, read_radiograph
@@ -100,6 +101,7 @@ def predict(
         parallel.wait_for_all()
         done = read_rows(out)
         parallel.wait_for_all()  # before anybody adds to what another reads
+        _check_names(inputs, out, done)
         rank, world = parallel.process()
         left = [one for one in inputs if not is_done(one, out, done, segmenter)]
         if parallel.is_main() and len(left) < len(inputs):
@@ -121,6 +123,17 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
     claim(out, about)
     for half in out.rglob(f".*{HALF}"):  # of a process that was killed
         half.unlink()
+
+
+def _check_names(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> None:
+    """Refuses films whose outputs would take the place of another film's."""
+    for one in inputs:
+        other = done[one.name]["file"] if one.name in done else shown(one.path)
+        if other != shown(one.path):
+            raise DataError(
+                f"--out={out} holds {shown(one.name)} of {other}, not of"
+                f" {shown(one.path)}: give another, or the path as it was given before"
+            )
 
 
 def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> None:

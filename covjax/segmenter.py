@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -23,9 +22,8 @@ from covjax.errors import UsageError
 from covjax.lungs import same_lungs
 from covjax.metrics.counts import to_levels
 from covjax.metrics.detection import presence_scores
-from covjax.models import make_model
 from covjax.steps import predict
-from covjax.train_state import inference_state
+from covjax.trained import in_form
 from covjax.weights import Weights
 
 # Pictures, uint8 [B, S, S, C] → levels, uint8 [B, S, S], and presence, float [B].
@@ -70,7 +68,8 @@ class Segmenter:
         """
         _check_task(lung, "lung")
         self.remarks: list[str] = []
-        self.lung_point, self.point = as_point(lung.points["none"]), None
+        self.lung_point = as_point(_find_point(lung, "none"))
+        self.point: OperatingPoint | None = None
         self.phantom = lung.phantom
         self.lung: Network = _compile(lung)
         self.infection: Network | None = None
@@ -98,19 +97,13 @@ class Segmenter:
         Raises:
           UsageError: if there is none.
         """
-        for roi in (self._region.roi, "truth"):
-            if told := infection.points.get(roi):
-                if roi != self._region.roi:
-                    self.remarks.append(
-                        f"the operating point of {infection.trained.run.name} was"
-                        " chosen with true lungs"
-                    )
-                return told
-        raise UsageError(
-            f"{infection.trained.run}: no operating point for roi = {self._region.roi};"
-            " python -m covjax.main --mode=evaluate --split=val --workdir=RUN chooses"
-            " one"
-        )
+        if "truth" in infection.points and self._region.roi not in infection.points:
+            self.remarks.append(
+                f"the operating point of {infection.trained.run.name} was chosen with"
+                " true lungs"
+            )
+            return infection.points["truth"]
+        return _find_point(infection, self._region.roi)
 
     def look(self, films: Sequence[np.ndarray]) -> list[Seen]:
         """Asks the networks.
@@ -200,6 +193,15 @@ def enlarge(
     return above(smooth, threshold) & near
 
 
+def _find_point(weights: Weights, roi: str) -> dict[str, Any]:
+    if roi not in weights.points:
+        raise UsageError(
+            f"{weights.trained.run}: no operating point for roi = {roi}; python -m"
+            " covjax.main --mode=evaluate --split=val --workdir=RUN chooses one"
+        )
+    return weights.points[roi]
+
+
 def _check_task(weights: Weights, task: str) -> None:
     found = weights.trained.config.data.task
     if found != task:
@@ -231,15 +233,13 @@ def _compile(weights: Weights) -> Network:
     The network is computed in the form that suits the machine: without an accelerator,
     bfloat16 and a transposed convolution take longer than what gives the same numbers.
     """
-    config = ml_collections.ConfigDict(weights.trained.config.to_dict())
-    if not parallel.is_accelerated():
-        config.model.dtype, config.model.upsample = "float32", "depth_to_space"
-    variables = weights.trained.state.evaluated()
-    state = inference_state(make_model(config).apply, **variables)
-    state = parallel.put_on_local(state)
+    form = {"dtype": "float32", "upsample": "depth_to_space"}
+    trained = weights.trained
+    state = in_form(trained, **({} if parallel.is_accelerated() else form))
+    state, flip = parallel.put_on_local(state), trained.config.eval.flip
 
     def levels_and_presence(state: Any, images: Any) -> tuple[Any, Any]:
-        prediction = predict(state, images, flip=config.eval.flip)
+        prediction = predict(state, images, flip=flip)
         return to_levels(prediction.logits)[..., 0], prediction.presence
 
     step = parallel.jit_local(levels_and_presence)

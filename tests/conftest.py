@@ -25,7 +25,7 @@ _others = re.sub(
 )
 os.environ["XLA_FLAGS"] = " ".join(
     [*_others.split(), f"--xla_force_host_platform_device_count={DEVICES}"]
-    # Tiny networks take longer to compile than to run; the sums are the same.
+    # Tiny networks take longer to compile than to run; sums are rounded otherwise.
     + ["--xla_backend_optimization_level=0"]
 )
 # An accelerator would bring its own number of devices and its own rounding.

@@ -209,6 +209,15 @@ def test_a_folder_of_something_else_is_left_alone(films, networks, capsys):
     assert {path: path.read_bytes() for path in films.rglob("*.png")} == before
 
 
+def test_another_film_of_a_name_that_is_there_costs_nothing(films, networks, capsys):
+    assert main(["films/a.png", "--out=out", *networks]) == 0
+    Image.fromarray(TURNED).save(films.parent / "a.png")
+    os.utime(films.parent / "a.png", ns=(0, 0))  # older than what was found
+    assert main(["a.png", "--out=out", *networks]) == 2
+    assert "holds a of films/a.png, not of a.png" in capsys.readouterr().err
+    assert np.array_equal(mask("infection", "a"), SPOT)
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

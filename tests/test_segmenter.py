@@ -182,6 +182,7 @@ def test_a_point_that_was_chosen_with_true_lungs_serves_and_is_told():
         (make_weights("infection"), None, "trained to find infection"),
         (make_weights("lung"), make_weights("lung"), "trained to find lung"),
         (make_weights("lung"), with_point("infection", "none"), "no operating point"),
+        (with_point("lung", "truth"), None, "no operating point for roi = none"),
         (
             make_weights("lung"),
             make_weights("infection", make_config("infection", roi="outside")),
