@@ -48,6 +48,8 @@ def test_files_and_patterns_keep_their_order_and_come_once(folder):
     assert names("films/b.png", "films/a.JPG") == ["b", "a"]
     assert names("films/[ab].*", "films/b.png") == ["a", "b"]
     assert names("films/**/*.dcm") == ["x"]
+    both = names("films", "films/ward 2/x.dcm")  # called as it was found first
+    assert both == names("films")
     assert names("films/notes.txt") == ["notes.txt"]  # named: it will have a line
     assert names("films/ward 2/../b.png") == ["b"]
 
