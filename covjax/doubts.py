@@ -23,11 +23,11 @@ def doubt(film: np.ndarray, lungs: np.ndarray) -> list[str]:
     long, short = max(film.shape), min(film.shape)
     if long > _ELONGATED * short:
         told.append(f"{film.shape[1]} x {film.shape[0]} pixels")
-    dark, bright = np.percentile(
-        film[:: 1 + short // 256, :: 1 + short // 256], [1, 99]
-    )
+    step = 1 + short // 256
+    dark, bright = np.percentile(film[::step, ::step], [1, 99])
     if bright - dark < _CONTRAST:
         told.append("little contrast")
+    lungs = lungs[::step, ::step]
     share = lungs.mean()
     sizes = np.sort(areas(lungs)[1])[::-1]
     if not len(sizes):

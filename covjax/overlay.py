@@ -31,15 +31,18 @@ def draw_overlay(
     Returns:
       RGB, uint8 [H, W, 3].
     """
-    picture = np.repeat(film[..., None], 3, axis=2)
+    picture = cv2.cvtColor(film, cv2.COLOR_GRAY2RGB)
     thick = max(1, round(min(film.shape) / 256))
     if infection is not None and infection.any():
-        inside, hatch = infection > 0, _hatch(film.shape, 8 * thick, thick)
+        left, top, width, height = cv2.boundingRect(infection)
+        box = slice(top, top + height), slice(left, left + width)
+        part, inside = picture[box], infection[box]
+        hatch = _hatch(film.shape, 8 * thick, thick)[box]
         # Half of the colour everywhere, all of it on every eighth diagonal: a hatch
         # that stands out where the film is as bright as the colour.
         for where, share in ((~hatch, opacity / 2), (hatch, opacity)):
-            tinted = cv2.LUT(picture, _tints(ORANGE, share))
-            cv2.copyTo(tinted, (inside & where).astype(np.uint8), picture)
+            tinted = cv2.LUT(part, _tints(ORANGE, share))
+            cv2.copyTo(tinted, inside & where, part)
         _outline(picture, infection, ORANGE, thick)
     _outline(picture, lungs, BLUE, thick)
     if phantom:
@@ -55,8 +58,10 @@ def _tints(colour: str, share: float) -> np.ndarray:
 
 
 def _hatch(shape: tuple[int, ...], step: int, thick: int) -> np.ndarray:
-    rows, columns = np.ogrid[: shape[0], : shape[1]]
-    return (rows + columns) % step < thick
+    """Returns True on `thick` of `step` diagonals, of a picture's shape."""
+    row = np.arange(shape[0] + shape[1]) % step < thick
+    # Each row is the one above it, moved by a pixel.
+    return np.lib.stride_tricks.sliding_window_view(row, shape[1])[: shape[0]]
 
 
 def _outline(picture: np.ndarray, mask: np.ndarray, colour: str, thick: int) -> None:

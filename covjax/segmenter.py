@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image
 
 from covjax import parallel
 from covjax.calibrate import OperatingPoint, above, as_point
@@ -184,10 +184,10 @@ def enlarge(
     if not kept.any():
         return np.zeros((height, width), np.uint8)
     smooth, near = (
-        np.asarray(Image.fromarray(array).resize((width, height), how))
+        cv2.resize(array, (width, height), interpolation=how)
         for array, how in (
-            (levels, Image.Resampling.BILINEAR),
-            (dilate(kept, 1), Image.Resampling.NEAREST),  # interpolation moves edges
+            (levels, cv2.INTER_LINEAR),
+            (dilate(kept, 1), cv2.INTER_NEAREST_EXACT),  # interpolation moves edges
         )
     )
     return above(smooth, threshold) & near

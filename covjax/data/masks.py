@@ -17,8 +17,9 @@ def areas(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       The number of each pixel's area, int32 [H, W], 0 outside of all; and the pixels
       of areas 1, 2, …, int64 [areas].
     """
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    return labels, stats[1:, cv2.CC_STAT_AREA].astype(np.int64)
+    # OpenCV counts them with more of their statistics, in five times the time.
+    count, labels = cv2.connectedComponents(mask, connectivity=8)
+    return labels, np.bincount(labels[mask > 0], minlength=count)[1:]
 
 
 def drop_small(mask: np.ndarray, min_area: int) -> np.ndarray:
@@ -26,7 +27,7 @@ def drop_small(mask: np.ndarray, min_area: int) -> np.ndarray:
     if min_area <= 1 or not mask.any():
         return mask
     labels, sizes = areas(mask)
-    return np.concatenate([[False], sizes >= min_area])[labels].astype(np.uint8)
+    return np.concatenate([[0], sizes >= min_area]).astype(np.uint8)[labels]
 
 
 def keep_largest(mask: np.ndarray, count: int) -> np.ndarray:
@@ -35,8 +36,9 @@ def keep_largest(mask: np.ndarray, count: int) -> np.ndarray:
     Of equals, those that OpenCV numbers first: the upper ones, give or take a row.
     """
     labels, sizes = areas(mask)
-    kept = np.argsort(-sizes, kind="stable")[:count] + 1
-    return np.isin(labels, kept).astype(np.uint8)
+    kept = np.zeros(len(sizes) + 1, np.uint8)
+    kept[np.argsort(-sizes, kind="stable")[:count] + 1] = 1
+    return kept[labels]
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:

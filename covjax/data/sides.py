@@ -64,8 +64,7 @@ def split_sides(lungs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ]
     )
     centre = (middles.min() + middles.max()) / 2 if len(middles) else 0.0
-    on_left = np.concatenate([[False], middles < centre])
-    left = on_left[labels].astype(np.uint8)
+    left = np.concatenate([[0], middles < centre]).astype(np.uint8)[labels]
     return left, lungs - left
 
 
@@ -82,7 +81,7 @@ def measure_sides(
     parts = split_sides(lungs)
     names = ("right", "left") if patient_left_on_right else ("left", "right")
     found = {
-        name: Side(int(part.sum()), int((part & infection).sum()))
+        name: Side(np.count_nonzero(part), np.count_nonzero(part & infection))
         for name, part in zip(names, parts, strict=True)
     }
     right, left = found["right"], found["left"]
