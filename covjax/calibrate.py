@@ -23,8 +23,8 @@ import numpy as np
 from covjax.data.masks import areas, drop_small
 from covjax.errors import UsageError
 from covjax.files import write_whole
-from covjax.metrics.counts import TOP_LEVEL
 from covjax.metrics.detection import presence_scores
+from covjax.metrics.levels import above
 
 FILE = "operating_points.json"
 OBJECTIVE = "all dice"
@@ -63,17 +63,6 @@ class OperatingPoint:
             for mask in found:
                 mask[:] = drop_small(mask, self.min_area)
         return found
-
-
-def above(levels: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns where level / 255 is above a threshold, uint8 in {0, 1}.
-
-    Args:
-      levels: probabilities times 255, uint8 [...].
-      threshold: in (0, 1).
-    """
-    # Among whole numbers the same as above 255 * threshold, and several times faster.
-    return (levels > np.uint8(TOP_LEVEL * threshold)).view(np.uint8)
 
 
 def areas_to_try(pixels: int) -> list[int]:

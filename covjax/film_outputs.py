@@ -19,7 +19,7 @@ from covjax.errors import DataError
 from covjax.files import write_whole
 from covjax.overlay import draw_overlay
 from covjax.predictions import COLUMNS, Row
-from covjax.segmenter import Seen, Segmenter
+from covjax.seen import Points, Seen
 
 LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
 
@@ -38,12 +38,12 @@ _OPTIONS = {  # of OpenCV
 }  # fmt: skip
 
 
-def is_done(one: Input, out: Path, done: dict[str, Row], segmenter: Segmenter) -> bool:
+def is_done(one: Input, out: Path, done: dict[str, Row], points: Points) -> bool:
     """Tells whether a film has a row without an error, and outputs younger than it."""
     if one.name not in done or done[one.name]["error"]:
         return False
     kinds = {LUNGS: "png", OVERLAYS: "jpg"}
-    if segmenter.point is not None:
+    if points.infection is not None:
         kinds[INFECTION] = "png"
     try:
         changed = one.path.stat().st_mtime_ns
@@ -66,8 +66,9 @@ def make_row(asked: Input, **told: str) -> Row:
 
 
 def write_outputs(
-    out: Path, asked: Input, radiograph: Radiograph, seen: Seen, segmenter: Segmenter
-) -> Row:
+    out: Path, asked: Input, radiograph: Radiograph, seen: Seen, points: Points, *,
+    phantom: bool = False,
+) -> Row:  # fmt: skip
     """Writes masks and overlay of a film and, of DICOM, a segmentation.
 
     Args:
@@ -75,7 +76,8 @@ def write_outputs(
       asked: which film.
       radiograph: it.
       seen: what the networks made of the inside of its border.
-      segmenter: the networks.
+      points: what makes masks of that.
+      phantom: whether to write on the picture that the networks know no patient.
 
     Returns:
       The film's row.
@@ -85,13 +87,11 @@ def write_outputs(
     """
     shape, box = radiograph.image.shape, radiograph.box
     inside = radiograph.image[box].shape
-    lungs = place(segmenter.lungs_of(seen, inside), shape, box)
+    lungs = place(points.lungs_of(seen, inside), shape, box)
     infection = None
-    if segmenter.point is not None:
-        infection = place(segmenter.infection_of(seen, inside), shape, box)
-    overlay = draw_overlay(
-        radiograph.image, lungs, infection, phantom=segmenter.phantom
-    )
+    if points.infection is not None:
+        infection = place(points.infection_of(seen, inside), shape, box)
+    overlay = draw_overlay(radiograph.image, lungs, infection, phantom=phantom)
     warnings = [*radiograph.remarks, *doubt(radiograph.image, lungs)]
     _write(_output(out, LUNGS, asked, "png"), 255 * lungs)
     if infection is not None:

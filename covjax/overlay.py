@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from covjax.report.canvas import BLUE, ORANGE
+from covjax.report.colours import BLUE, ORANGE
 
 OPACITY = 0.3  # of the infection's colour
 
@@ -40,9 +40,9 @@ def draw_overlay(
         hatch = _hatch(film.shape, 8 * thick, thick)[box]
         # Half of the colour everywhere, all of it on every eighth diagonal: a hatch
         # that stands out where the film is as bright as the colour.
-        for where, share in ((~hatch, opacity / 2), (hatch, opacity)):
+        for where, share in ((1 - hatch, opacity / 2), (hatch, opacity)):
             tinted = cv2.LUT(part, _tints(ORANGE, share))
-            cv2.copyTo(tinted, inside & where, part)
+            cv2.copyTo(tinted, inside * where, part)
         _outline(picture, infection, ORANGE, thick)
     _outline(picture, lungs, BLUE, thick)
     if phantom:
@@ -58,8 +58,8 @@ def _tints(colour: str, share: float) -> np.ndarray:
 
 
 def _hatch(shape: tuple[int, ...], step: int, thick: int) -> np.ndarray:
-    """Returns True on `thick` of `step` diagonals, of a picture's shape."""
-    row = np.arange(shape[0] + shape[1]) % step < thick
+    """Returns 1 on `thick` of `step` diagonals, else 0, uint8 [H, W]."""
+    row = (np.arange(shape[0] + shape[1]) % step < thick).astype(np.uint8)
     # Each row is the one above it, moved by a pixel.
     return np.lib.stride_tricks.sliding_window_view(row, shape[1])[: shape[0]]
 

@@ -18,25 +18,26 @@ Exit status: 0; 2 if something is wrong with what was given, or a film could not
 import argparse
 import concurrent.futures
 import dataclasses
-import functools
 import importlib.metadata
 import itertools
-import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from covjax import hosts, parallel, run_dir
 from covjax.compilation import keep_compiled
+from covjax.data.concurrency import MOST, count_cores
 from covjax.data.decode import shown
 from covjax.data.inputs import Input, find_inputs
 from covjax.data.progress import progress_bar
-from covjax.data.radiograph import Radiograph, read_radiograph
 from covjax.errors import DataError
 from covjax.files import HALF
-from covjax.film_outputs import is_done, make_row, write_outputs
+from covjax.film_outputs import is_done, make_row
+from covjax.film_work import finish_film, read_film
 from covjax.interrupt import Interrupted, raise_signals
 from covjax.last_words import tell
 from covjax.networks import read_network, read_stages, shipped_network
@@ -49,7 +50,9 @@ from covjax.predictions import (
     read_rows,
     write_table,
 )
-from covjax.segmenter import Seen, Segmenter
+from covjax.seen import Seen
+from covjax.segmenter import Segmenter
+from covjax.workers import Worker, WorkerDied, Workers
 
 NONE = "none"  # in place of a run of stage 2
 _BATCH = 4  # films of a device, on a CPU, where more are no faster
@@ -57,7 +60,6 @@ _BATCH_ACCELERATED = 32
 IN_FLIGHT = 2  # batches, so that one is computed while masks of another are made
 
 A = TypeVar("A")
-B = TypeVar("B")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +68,15 @@ class Film:
 
     Attributes:
       asked: which file it is.
-      radiograph: what was read; None if it cannot be.
+      worker: the process that has it.
+      squares: what the networks are shown; None if it cannot be read.
       error: one line; "" if it was read.
       seen: what the networks made of it.
     """
 
     asked: Input
-    radiograph: Radiograph | None = None
+    worker: Worker
+    squares: tuple[np.ndarray, ...] | None = None
     error: str = ""
     seen: Seen | None = None
 
@@ -103,7 +107,7 @@ def predict(
         parallel.wait_for_all()  # before anybody adds to what another reads
         _check_names(inputs, out, done)
         rank, world = parallel.process()
-        left = [one for one in inputs if not is_done(one, out, done, segmenter)]
+        left = [one for one in inputs if not is_done(one, out, done, segmenter.points)]
         if parallel.is_main() and len(left) < len(inputs):
             print(f"{len(inputs) - len(left):,} of {len(inputs):,} films were done")
         _predict_some(left[rank::world], out, segmenter)
@@ -141,23 +145,81 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
     if not inputs:
         return
     size = batch_size(len(inputs))
-    finish = functools.partial(_finish, out=out, segmenter=segmenter)
-    look = functools.partial(_look, segmenter=segmenter, size=size)
     with (
-        _Threads(os.cpu_count() or 1) as threads,
+        Workers(min(len(inputs), count_cores(), MOST)) as workers,
         _Threads(IN_FLIGHT) as asking,
         Additions(out, parallel.process()[0]) as additions,
         progress_bar("finding lungs and infection") as progress,
     ):
-        read = _ahead(threads, _read, inputs, size)
-        batches = _ahead(asking, look, _batches(read, size), IN_FLIGHT)
-        films = itertools.chain.from_iterable(batches)
-        rows = _ahead(threads, finish, films, size)
-        for done, row in enumerate(rows, 1):
+        films = _read(inputs, segmenter, workers, size)
+        seen = _look(films, segmenter, asking, size)
+        for done, row in enumerate(_finish(seen, out, segmenter, size), 1):
             if row["error"]:
                 print(f"covjax: {row['error']}", file=sys.stderr)
             additions.add(row)
             progress(done, len(inputs))
+
+
+def _read(
+    inputs: Sequence[Input], segmenter: Segmenter, workers: Workers, ahead: int
+) -> Iterator[Film]:
+    reading = (
+        (one, worker, worker.submit(read_film, one, segmenter.sides))
+        for k, one in enumerate(inputs)
+        for worker in [workers[k]]
+    )
+    for one, worker, future in _ahead(reading, ahead):
+        try:
+            read = future.result()
+        except WorkerDied as died:
+            read = f"{shown(one.path)}: the process that read it {died}"
+        if isinstance(read, str):
+            yield Film(one, worker, error=read)
+        else:
+            yield Film(one, worker, read)
+
+
+def _look(
+    films: Iterable[Film], segmenter: Segmenter, asking: "_Threads", size: int
+) -> Iterator[Film]:
+    looking = (
+        asking.submit(_look_at_batch, batch, segmenter, size)
+        for batch in _batches(films, size)
+    )
+    for future in _ahead(looking, IN_FLIGHT):
+        yield from future.result()
+
+
+def _look_at_batch(films: list[Film], segmenter: Segmenter, size: int) -> list[Film]:
+    """Asks the networks about the films of a batch that could be read."""
+    shown = [film.squares for film in films if film.squares is not None]
+    if not shown:
+        return films
+    padding = [shown[-1]] * (size - len(shown))  # one program for all batches
+    seen = iter(segmenter.look_at_squares(shown + padding))
+    return [
+        film if film.squares is None else dataclasses.replace(film, seen=next(seen))
+        for film in films
+    ]
+
+
+def _finish(
+    films: Iterable[Film], out: Path, segmenter: Segmenter, ahead: int
+) -> Iterator[Row]:
+    def begin(film: Film) -> concurrent.futures.Future[Row] | None:
+        if film.seen is None:
+            return None
+        told = film.asked, film.seen, out, segmenter.points, segmenter.phantom
+        return film.worker.submit(finish_film, *told)
+
+    for film, row in _ahead(((film, begin(film)) for film in films), ahead):
+        try:
+            yield row.result() if row else make_row(film.asked, error=film.error)
+        except WorkerDied as died:
+            error = f"the process that wrote its masks {died}"
+            yield make_row(film.asked, error=f"{shown(film.asked.path)}: {error}")
+        except DataError as gone:  # since it was read
+            yield make_row(film.asked, error=str(gone))
 
 
 def batch_size(films: int) -> int:
@@ -178,54 +240,20 @@ class _Threads(concurrent.futures.ThreadPoolExecutor):
         self.shutdown(cancel_futures=True)
 
 
-def _ahead(
-    threads: _Threads, function: Callable[[A], B], items: Iterable[A], count: int
-) -> Iterator[B]:
-    """Yields what a function makes of items, in their order, some computed ahead."""
-    waiting: deque[concurrent.futures.Future[B]] = deque()
-    for item in items:
-        waiting.append(threads.submit(function, item))
+def _ahead(begun: Iterable[A], count: int) -> Iterator[A]:
+    """Yields what is begun, in its order, when so many more have been begun."""
+    waiting: deque[A] = deque()
+    for one in begun:
+        waiting.append(one)
         if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
-
-
-def _read(one: Input) -> Film:
-    try:
-        return Film(one, read_radiograph(one.path))
-    except DataError as error:
-        return Film(one, error=str(error))
-
-
-def _look(films: list[Film], *, segmenter: Segmenter, size: int) -> list[Film]:
-    """Asks the networks about the films of a batch that could be read."""
-    pictures = [
-        film.radiograph.image[film.radiograph.box] if film.radiograph else None
-        for film in films
-    ]
-    shown = [picture for picture in pictures if picture is not None]
-    if not shown:
-        return films
-    padding = [shown[-1]] * (size - len(shown))  # one program for all batches
-    seen = iter(segmenter.look(shown + padding))
-    return [
-        film if film.radiograph is None else dataclasses.replace(film, seen=next(seen))
-        for film in films
-    ]
-
-
-def _finish(film: Film, *, out: Path, segmenter: Segmenter) -> Row:
-    """Writes the outputs of a film; returns its row."""
-    if film.radiograph is None or film.seen is None:
-        return make_row(film.asked, error=film.error)
-    return write_outputs(out, film.asked, film.radiograph, film.seen, segmenter)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -271,7 +299,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         "networks": [stage.trained.fingerprint for stage in stages],
         "operating_points": [
             dataclasses.asdict(point)
-            for point in (segmenter.lung_point, segmenter.point)
+            for point in (segmenter.points.lung, segmenter.points.infection)
             if point is not None
         ],
     }

@@ -10,41 +10,24 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from covjax import parallel
-from covjax.calibrate import OperatingPoint, above, as_point
-from covjax.data.covidqu import resize_image, resize_mask
-from covjax.data.masks import as_lungs, dilate
+from covjax.calibrate import as_point
+from covjax.data.covidqu import resize_mask
+from covjax.data.masks import as_lungs
 from covjax.data.pipeline import Region
 from covjax.errors import UsageError
 from covjax.lungs import same_lungs
 from covjax.metrics.counts import to_levels
 from covjax.metrics.detection import presence_scores
+from covjax.seen import Points, Seen, squeeze
 from covjax.steps import predict
 from covjax.trained import in_form
 from covjax.weights import Weights
 
 # Pictures, uint8 [B, S, S, C] → levels, uint8 [B, S, S], and presence, float [B].
 Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What the networks made of one film, at their own sizes.
-
-    Attributes:
-      lung_levels: probabilities times 255, uint8 [S, S].
-      lungs: the mask of them, uint8 [S, S] in {0, 1}.
-      levels: of infection, uint8 [T, T]; None without a second stage.
-      presence: how sure it is that there is an infection at all, in [0, 1].
-    """
-
-    lung_levels: np.ndarray
-    lungs: np.ndarray
-    levels: np.ndarray | None = None
-    presence: float | None = None
 
 
 class Segmenter:
@@ -54,8 +37,8 @@ class Segmenter:
       lung: the first network, of films at its size; compiled once for each number of
         them.
       infection: the second, of films as `Region.show` shows them; None without one.
-      lung_point: what makes masks of the first network's probabilities.
-      point: of the second's; None without one.
+      sides: of the square that each network sees, pixels.
+      points: what makes masks of their probabilities.
       remarks: what a user should know of this pair of networks.
       phantom: whether one of them was trained on synthetic films.
     """
@@ -68,23 +51,24 @@ class Segmenter:
         """
         _check_task(lung, "lung")
         self.remarks: list[str] = []
-        self.lung_point = as_point(_find_point(lung, "none"))
-        self.point: OperatingPoint | None = None
+        lung_point = as_point(_find_point(lung, "none"))
+        self.points = Points(lung_point)
         self.phantom = lung.phantom
         self.lung: Network = _compile(lung)
         self.infection: Network | None = None
-        self._side = lung.trained.config.data.image_size
+        self.sides: tuple[int, ...] = (lung.trained.config.data.image_size,)
         if infection is None:
             return
         _check_task(infection, "infection")
         data = infection.trained.config.data
         self.phantom |= infection.phantom
-        self.infection, self._second_side = _compile(infection), data.image_size
+        self.infection = _compile(infection)
+        self.sides += (data.image_size,)
         self._region = _region(infection)
         told = self._choose_point(infection)
-        self.point = as_point(told)
+        self.points = Points(lung_point, as_point(told))
         lungs = {"fingerprint": lung.trained.fingerprint, "step": lung.trained.step}
-        lungs |= dataclasses.asdict(self.lung_point) | {"run": None}
+        lungs |= dataclasses.asdict(lung_point) | {"run": None}
         if told.get("lungs") and not same_lungs(told["lungs"], lungs):
             self.remarks.append(
                 f"the operating point of {infection.trained.run.name} was chosen with"
@@ -106,91 +90,33 @@ class Segmenter:
         return _find_point(infection, self._region.roi)
 
     def look(self, films: Sequence[np.ndarray]) -> list[Seen]:
+        """Asks the networks about films, uint8 [H, W] of any size."""
+        return self.look_at_squares([squeeze(film, self.sides) for film in films])
+
+    def look_at_squares(self, films: Sequence[tuple[np.ndarray, ...]]) -> list[Seen]:
         """Asks the networks.
 
         Compiled once for each number of films: keep to one.
 
         Args:
-          films: uint8 [H, W] of any size; as many as `batch_size` allows.
+          films: for each what `squeeze` makes of it for `sides`.
         """
-        side = self._side
-        squares = [resize_image(film, side) for film in films]
-        lung_levels, presence = self.lung(np.stack(squares)[..., None])
-        found = self.lung_point.masks(lung_levels, presence)
+        squares = np.stack([squares[0] for squares in films])
+        lung_levels, presence = self.lung(squares[..., None])
+        found = self.points.lung.masks(lung_levels, presence)
         lungs = [as_lungs(mask) for mask in found]
         if self.infection is None:
             return [Seen(*of_film) for of_film in zip(lung_levels, lungs, strict=True)]
-        side = self._second_side
+        side = self.sides[1]
         shown = [
             self._region.show(
-                {
-                    "image": resize_image(film, side),
-                    "found_lung": resize_mask(mask, side),
-                }
+                {"image": squares[1], "found_lung": resize_mask(mask, side)}
             )
-            for film, mask in zip(films, lungs, strict=True)
+            for squares, mask in zip(films, lungs, strict=True)
         ]
         levels, presence = self.infection(np.stack(shown))
         of_films = zip(lung_levels, lungs, levels, presence.tolist(), strict=True)
         return [Seen(*of_film) for of_film in of_films]
-
-    def lungs_of(self, seen: Seen, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns the lungs at the size of a film, uint8 [H, W] in {0, 1}."""
-        if seen.lungs.shape == shape:
-            return seen.lungs
-        found = enlarge(seen.lung_levels, seen.lungs, shape, self.lung_point.threshold)
-        return as_lungs(found)
-
-    def infection_of(
-        self,
-        seen: Seen,
-        shape: tuple[int, ...],
-        point: OperatingPoint | None = None,
-    ) -> np.ndarray:
-        """Returns the infection at the size of a film, uint8 [H, W] in {0, 1}.
-
-        Args:
-          seen: of a segmenter of two stages.
-          shape: (H, W) of the film.
-          point: another operating point than the run's.
-        """
-        point = point or self.point
-        if point is None or seen.levels is None:
-            raise ValueError("a segmenter of lungs alone finds no infection")
-        kept = point.masks(seen.levels[None], np.array([seen.presence]))[0]
-        return enlarge(seen.levels, kept, shape, point.threshold)
-
-
-def enlarge(
-    levels: np.ndarray, kept: np.ndarray, shape: tuple[int, ...], threshold: float
-) -> np.ndarray:
-    """Returns a mask at the size of a film, with smooth outlines.
-
-    Probabilities are interpolated, then cut; what the operating point had dropped
-    (small areas, films of low presence) stays dropped.
-
-    Args:
-      levels: probabilities times 255, uint8 [S, S].
-      kept: the mask that the operating point made of them, uint8 [S, S] in {0, 1}.
-      shape: (H, W) of the film.
-      threshold: of the operating point.
-
-    Returns:
-      uint8 [H, W] in {0, 1}; `kept` itself at its own size.
-    """
-    if kept.shape == shape:
-        return kept
-    height, width = shape
-    if not kept.any():
-        return np.zeros((height, width), np.uint8)
-    smooth, near = (
-        cv2.resize(array, (width, height), interpolation=how)
-        for array, how in (
-            (levels, cv2.INTER_LINEAR),
-            (dilate(kept, 1), cv2.INTER_NEAREST_EXACT),  # interpolation moves edges
-        )
-    )
-    return above(smooth, threshold) & near
 
 
 def _find_point(weights: Weights, roi: str) -> dict[str, Any]:

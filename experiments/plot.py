@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from covjax.report import canvas
+from covjax.report import canvas, colours
 from experiments.seeds import FIGURES
 
 _APART, _NOT_APART = "#D55E00", "#0072B2"  # of Okabe and Ito, as in canvas.py
@@ -36,11 +36,11 @@ def draw_differences(
     figure.suptitle(title, fontsize=12)
     panels = figure.subplots(1, len(FIGURES), sharey=True, squeeze=False)[0]
     for panel, (name, called) in zip(panels, FIGURES.items(), strict=True):
-        panel.axvline(0, color=canvas.GREY, linewidth=1, zorder=1)
+        panel.axvline(0, color=colours.GREY, linewidth=1, zorder=1)
         for row, arm in enumerate(arms):
             found = differences[arm].get(name)
             if arm == baseline:
-                panel.plot(0, row, "D", color=canvas.GREY, markersize=6, zorder=3)
+                panel.plot(0, row, "D", color=colours.GREY, markersize=6, zorder=3)
             elif found and found["mean"] is not None:
                 _draw_row(panel, row, found)
         mean = of_baseline.get(name, {}).get("mean")

@@ -22,7 +22,7 @@ from covjax.app.markup import figures_html, picture_html, remarks_of, told
 from covjax.app.viewer import ALONE, BESIDE, Sessions, Viewer, short_name
 from covjax.calibrate import OperatingPoint
 from covjax.data.radiograph import Radiograph
-from covjax.segmenter import Seen
+from covjax.seen import Seen
 from tiny_networks import make_film, write_networks
 
 POINT = OperatingPoint(0.333, 0, 0.25)
@@ -33,10 +33,14 @@ class Drawn:
     """Finds lungs everywhere, and infection in the upper rows, by the threshold."""
 
     phantom: bool = False
-    point: OperatingPoint | None = POINT
+    infection: OperatingPoint | None = POINT
     remarks: list[str] = dataclasses.field(default_factory=lambda: ["of another run"])
     looked: list[list[tuple[int, ...]]] = dataclasses.field(default_factory=list)
-    points: list[OperatingPoint] = dataclasses.field(default_factory=list)
+    asked: list[OperatingPoint] = dataclasses.field(default_factory=list)
+
+    @property
+    def points(self) -> "Drawn":
+        return self
 
     def look(self, given: list[np.ndarray]) -> list[Seen]:
         self.looked.append([film.shape for film in given])
@@ -49,7 +53,7 @@ class Drawn:
     def infection_of(
         self, seen: Seen, shape: tuple[int, ...], point: OperatingPoint
     ) -> np.ndarray:
-        self.points.append(point)
+        self.asked.append(point)
         mask = np.zeros(shape, np.uint8)
         mask[: round(shape[0] * (1 - point.threshold))] = 1
         return mask
@@ -259,7 +263,7 @@ def test_the_threshold_asks_no_network_and_the_runs_own_is_exact(tmp_path):
     assert viewing.own_threshold == 0.33
     own = viewing.show("me", 0, 0.33, 0.3, BESIDE)
     other = viewing.show("me", 0, 0.75, 0.3, ALONE)
-    assert segmenter.points == [POINT, dataclasses.replace(POINT, threshold=0.75)]
+    assert segmenter.asked == [POINT, dataclasses.replace(POINT, threshold=0.75)]
     assert len(segmenter.looked) == 1
     # 128 rows, of which round(128 * .667) = 85 and 32.
     assert rows_of(own[1])["Both lungs"] == "66.4 %"
@@ -272,7 +276,7 @@ def test_films_that_are_gone_are_asked_for_again():
     assert "no longer kept" in viewing.show("me", 0, 0.5, 0.3, BESIDE)[0]
     assert "No film yet" in viewing.show("me", None, 0.5, 0.3, BESIDE)[0]
     with pytest.raises(ValueError, match="lungs alone"):
-        Viewer(drawn(point=None))
+        Viewer(drawn(infection=None))
 
 
 def test_sessions_keep_no_more_than_is_shown(monkeypatch):

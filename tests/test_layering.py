@@ -19,11 +19,11 @@ PROJECT = Path(__file__).parents[1]
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
     ["", "errors", "types", "files", "digests", "interrupt", "config"]
-    + ["command_line", "compilation", "hosts", "last_words"],
+    + ["command_line", "compilation", "hosts", "last_words", "workers"],
     ["losses", "optim", "averaging", "parallel"]
     + ["models.conv", "models.intensity"]
     + ["models.unet", "models"]
-    + ["metrics.counts", "metrics.bootstrap", "metrics.families"]
+    + ["metrics.levels", "metrics.counts", "metrics.bootstrap", "metrics.families"]
     + ["metrics.surface", "metrics.detection", "metrics.reliability"]
     + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
     + [
@@ -75,6 +75,7 @@ FLOORS = [
         "report.events",
         "report.log",
         "report.tables",
+        "report.colours",
         "report.canvas",
         "report.figures",
     ]
@@ -86,8 +87,8 @@ FLOORS = [
     + ["evaluate", "ensemble"],
     ["networks"]
     + ["inference", "stablehlo", "onnx_graph", "export_check", "export", "unpack"]
-    + ["segmenter", "overlay", "doubts", "dicom_seg", "predictions"]
-    + ["film_outputs", "predict"]
+    + ["seen", "segmenter", "overlay", "doubts", "dicom_seg", "predictions"]
+    + ["film_outputs", "film_work", "predict"]
     + ["app.films", "app.markup", "app.viewer", "app.page", "app.__main__", "app"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],

@@ -19,6 +19,8 @@ import pydicom
 import pytest
 from PIL import Image
 
+import in_workers
+from covjax import predict
 from covjax.data.phantom_film import make_phantom
 from covjax.predict import batch_size, main
 from dicom_files import SHIPPED, make_film, save
@@ -167,6 +169,38 @@ def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
         assert row["lung_pixels"] == ""
     for name in ("a", "ward/b", "d"):
         assert rows[name]["error"] == "" and rows[name]["infected_pixels"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("function", "stand_in", "told"),
+    [
+        ("read_film", in_workers.read_or_die, "read it ended by signal 11"),
+        (
+            "finish_film",
+            in_workers.finish_or_die,
+            "masks ended with status 7",
+        ),
+    ],
+)
+def test_a_film_that_kills_its_process_costs_no_other(
+    films, networks, capfd, monkeypatch, function, stand_in, told
+):
+    """Those that this process had read are read again by the next."""
+    monkeypatch.setattr(predict, function, stand_in)
+    monkeypatch.setattr(predict, "count_cores", lambda: 1)
+    for name in ("b", "c", "d", "dies", "e", "f"):
+        Image.fromarray(TURNED).save(films / f"{name}.png")
+    assert main(["films", "--out=out", *networks]) == 2
+    rows = table()
+    assert len(rows) == 8
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("covjax: films/dies.png: the process that ") and told in line
+    assert line == f"covjax: {rows.pop('dies')['error']}"
+    assert {row["infected_pixels"] for row in rows.values()} == {"9"}
+    monkeypatch.undo()
+    monkeypatch.chdir(films.parent)
+    assert main(["films", "--out=out", *networks]) == 0
+    assert table()["dies"]["infected_pixels"] == "9"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from PIL import Image
 
 from covjax.calibrate import OperatingPoint
 from covjax.errors import UsageError
-from covjax.segmenter import Segmenter, enlarge
+from covjax.seen import enlarge
+from covjax.segmenter import Segmenter
 from plain_network import (
     POINTS,
     SIDE,
@@ -40,8 +41,8 @@ def test_infection_is_found_within_the_lungs_that_were_found(both):
     (seen,) = look(both, [FILM])
     # The spot is a hole of what is dark: filled, it is part of the lungs. All else that
     # is bright is black to the second network, whose probability is .02 there.
-    assert np.array_equal(both.lungs_of(seen, FILM.shape), LUNGS)
-    assert np.array_equal(both.infection_of(seen, FILM.shape), SPOT)
+    assert np.array_equal(both.points.lungs_of(seen, FILM.shape), LUNGS)
+    assert np.array_equal(both.points.infection_of(seen, FILM.shape), SPOT)
     assert seen.levels is not None
     expected = 255 * probabilities(FILM * LUNGS, "infection")
     assert np.abs(seen.levels - expected).max() <= 0.5 + 1e-3
@@ -59,14 +60,14 @@ def test_what_a_presence_head_says_is_a_probability_that_gates_the_mask():
     assert seen.presence == pytest.approx(0.75)
     for gate, pixels in ((0.74, SPOT.sum()), (0.76, 0)):
         point = OperatingPoint(0.7, presence=gate)
-        assert segmenter.infection_of(seen, FILM.shape, point).sum() == pixels
+        assert segmenter.points.infection_of(seen, FILM.shape, point).sum() == pixels
 
 
 def test_films_of_a_batch_do_not_meet(both):
     turned = np.ascontiguousarray(FILM[:, ::-1])
     first, second = look(both, [FILM, turned])
-    assert np.array_equal(both.infection_of(first, FILM.shape), SPOT)
-    assert np.array_equal(both.infection_of(second, FILM.shape), SPOT[:, ::-1])
+    assert np.array_equal(both.points.infection_of(first, FILM.shape), SPOT)
+    assert np.array_equal(both.points.infection_of(second, FILM.shape), SPOT[:, ::-1])
 
 
 def test_lungs_are_told_beside_the_film_where_the_run_was_trained_so():
@@ -91,24 +92,24 @@ def test_stages_may_be_of_two_sizes():
     assert seen.lungs.shape == (SIDE, SIDE)
     assert seen.levels is not None
     assert seen.levels.shape == (2 * SIDE, 2 * SIDE)
-    found = segmenter.infection_of(seen, (2 * SIDE, 2 * SIDE))
+    found = segmenter.points.infection_of(seen, (2 * SIDE, 2 * SIDE))
     assert np.array_equal(found, SPOT.repeat(2, 0).repeat(2, 1))
 
 
 def test_the_first_stage_alone_finds_lungs_alone():
     segmenter = Segmenter(make_weights("lung"))
     (seen,) = look(segmenter, [FILM])
-    assert np.array_equal(segmenter.lungs_of(seen, FILM.shape), LUNGS)
-    assert (segmenter.point, seen.levels, seen.presence) == (None, None, None)
+    assert np.array_equal(segmenter.points.lungs_of(seen, FILM.shape), LUNGS)
+    assert segmenter.points.infection is seen.levels is seen.presence is None
     with pytest.raises(ValueError, match="no infection"):
-        segmenter.infection_of(seen, FILM.shape)
+        segmenter.points.infection_of(seen, FILM.shape)
 
 
 def test_a_film_of_another_size_has_masks_of_that_size(both):
     big = np.asarray(Image.fromarray(FILM).resize((100, 60), Image.Resampling.NEAREST))
     (seen,) = look(both, [big])
     for name, truth in (("lungs_of", LUNGS), ("infection_of", SPOT)):
-        found = getattr(both, name)(seen, big.shape)
+        found = getattr(both.points, name)(seen, big.shape)
         assert found.shape == (60, 100) and set(np.unique(found)) == {0, 1}
         # Edges move by less than a pixel of the network.
         inner, outer = (
@@ -123,13 +124,13 @@ def test_a_film_of_another_size_has_masks_of_that_size(both):
 
 def test_another_point_changes_the_mask_without_the_network(both):
     (seen,) = look(both, [FILM])
-    point = both.point
+    point = both.points.infection
     blank = dataclasses.replace(point, presence=0.99)
-    assert not both.infection_of(seen, FILM.shape, blank).any()
+    assert not both.points.infection_of(seen, FILM.shape, blank).any()
     small = dataclasses.replace(point, min_area=10)  # the spot has nine pixels
-    assert not both.infection_of(seen, FILM.shape, small).any()
+    assert not both.points.infection_of(seen, FILM.shape, small).any()
     all_of_it = dataclasses.replace(point, threshold=0.01, min_area=0)
-    assert both.infection_of(seen, FILM.shape, all_of_it).all()
+    assert both.points.infection_of(seen, FILM.shape, all_of_it).all()
 
 
 def test_what_the_point_dropped_does_not_come_back_when_a_mask_is_enlarged():
@@ -180,7 +181,7 @@ def test_a_point_that_was_chosen_with_other_lungs_is_told():
 def test_a_point_that_was_chosen_with_true_lungs_serves_and_is_told():
     only = with_point("infection", "truth", threshold=0.6)
     segmenter = Segmenter(make_weights("lung"), only)
-    assert segmenter.point == OperatingPoint(0.6, 3, 0.1)
+    assert segmenter.points.infection == OperatingPoint(0.6, 3, 0.1)
     assert "chosen with true lungs" in segmenter.remarks[0]
 
 

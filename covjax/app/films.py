@@ -15,7 +15,8 @@ from covjax.data.covidqu import CLASSES
 from covjax.data.masks import place
 from covjax.data.phantom_film import make_phantom
 from covjax.data.radiograph import Box, Radiograph
-from covjax.segmenter import Seen, Segmenter
+from covjax.seen import Seen
+from covjax.segmenter import Segmenter
 
 LONGEST = 1024  # side of a film as it is shown, pixels
 _SIDE = 512  # of a phantom, pixels
@@ -48,7 +49,7 @@ class Film:
     def infection(self, segmenter: Segmenter, point: OperatingPoint) -> np.ndarray:
         """Returns the infection at an operating point, uint8 [H, W] in {0, 1}."""
         shape = self.image[self.box].shape
-        found = segmenter.infection_of(self.seen, shape, point)
+        found = segmenter.points.infection_of(self.seen, shape, point)
         return place(found, self.image.shape, self.box)
 
 
@@ -59,7 +60,7 @@ def look_at(
     # The devices share a batch: one film is repeated for each of them.
     seen = segmenter.look([film.image[film.box]] * parallel.shareable(1))[0]
     image, box = _reduce(film.image, film.box)
-    lungs = place(segmenter.lungs_of(seen, image[box].shape), image.shape, box)
+    lungs = place(segmenter.points.lungs_of(seen, image[box].shape), image.shape, box)
     return Film(
         name, image, box, seen, lungs, film.patient_left_on_right, film.remarks, phantom
     )

@@ -40,9 +40,9 @@ class Viewer:
         Raises:
           ValueError: if it has one.
         """
-        if segmenter.point is None:
+        if segmenter.points.infection is None:
             raise ValueError("a segmenter of lungs alone finds no infection")
-        self.segmenter, self.point = segmenter, segmenter.point
+        self.segmenter, self.point = segmenter, segmenter.points.infection
         self.sessions = Sessions()
         self._phantoms = draw_phantoms()
 

@@ -19,7 +19,7 @@ def areas(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     # OpenCV counts them with more of their statistics, in five times the time.
     count, labels = cv2.connectedComponents(mask, connectivity=8)
-    return labels, np.bincount(labels[mask > 0], minlength=count)[1:]
+    return labels, np.bincount(labels[mask > 0].astype(np.int64), minlength=count)[1:]
 
 
 def drop_small(mask: np.ndarray, min_area: int) -> np.ndarray:
@@ -27,6 +27,8 @@ def drop_small(mask: np.ndarray, min_area: int) -> np.ndarray:
     if min_area <= 1 or not mask.any():
         return mask
     labels, sizes = areas(mask)
+    if sizes.min() >= min_area:
+        return mask
     return np.concatenate([[0], sizes >= min_area]).astype(np.uint8)[labels]
 
 
@@ -36,6 +38,8 @@ def keep_largest(mask: np.ndarray, count: int) -> np.ndarray:
     Of equals, those that OpenCV numbers first: the upper ones, give or take a row.
     """
     labels, sizes = areas(mask)
+    if len(sizes) <= count:
+        return mask
     kept = np.zeros(len(sizes) + 1, np.uint8)
     kept[np.argsort(-sizes, kind="stable")[:count] + 1] = 1
     return kept[labels]

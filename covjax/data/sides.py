@@ -81,7 +81,7 @@ def measure_sides(
     parts = split_sides(lungs)
     names = ("right", "left") if patient_left_on_right else ("left", "right")
     found = {
-        name: Side(np.count_nonzero(part), np.count_nonzero(part & infection))
+        name: Side(int(np.count_nonzero(part)), int(np.count_nonzero(part & infection)))
         for name, part in zip(names, parts, strict=True)
     }
     right, left = found["right"], found["left"]

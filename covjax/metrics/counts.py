@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TOP_LEVEL = 255
+from covjax.metrics.levels import TOP_LEVEL
 
 
 def to_levels(logits: jax.Array) -> jax.Array:

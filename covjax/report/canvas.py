@@ -9,10 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from covjax.files import write_whole
+from covjax.report.colours import BLUE, ORANGE
 
-# Okabe and Ito's palette: told apart with any colour vision. A line style or a marker
-# tells the same once more, for a print without colours.
-BLUE, ORANGE, GREY = "#56B4E9", "#E69F00", "#666666"
+# A line style or a marker tells the same once more, for a print without colours.
 TRUTH: Mapping[str, Any] = {"color": BLUE, "linestyle": "solid"}
 OUTPUT: Mapping[str, Any] = {"color": ORANGE, "linestyle": "dashed"}
 CLASS_STYLES: Mapping[str, Mapping[str, Any]] = {

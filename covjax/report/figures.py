@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from covjax.report import canvas
+from covjax.report import canvas, colours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,8 @@ def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None
     figure.suptitle(title, fontsize=11)
     loss, dice = figure.subplots(1, 2)
     for split, colour, style, told in (
-        ("train", canvas.BLUE, "-", "train: what training lowers"),
-        ("val", canvas.ORANGE, "--o", "val: of the masks alone"),
+        ("train", colours.BLUE, "-", "train: what training lowers"),
+        ("val", colours.ORANGE, "--o", "val: of the masks alone"),
     ):
         of_split = [line for line in lines if line["split"] == split]
         steps = [line["step"] for line in of_split]
@@ -116,7 +116,7 @@ def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None
             tuned = [line.get("tuned_all_dice", np.nan) for line in of_split]
             if not np.isnan(tuned).all():
                 dice.plot(
-                    steps, tuned, "-o", color=canvas.BLUE, label="val, all, tuned"
+                    steps, tuned, "-o", color=colours.BLUE, label="val, all, tuned"
                 )
     loss.set(xlabel="step", ylabel="loss")
     dice.set(xlabel="step", ylabel="Dice")

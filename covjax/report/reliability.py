@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from covjax.report import canvas
+from covjax.report import canvas, colours
 
 
 def draw_reliability(
@@ -31,7 +31,7 @@ def draw_reliability(
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
     curve, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
-    curve.plot([0, 1], [0, 1], ":", color=canvas.GREY, label="identity")
+    curve.plot([0, 1], [0, 1], ":", color=colours.GREY, label="identity")
     of_bins = np.stack([confidence, frequency]).astype(float)
     filled = np.isfinite(of_bins).all(axis=0)
     curve.plot(*of_bins[:, filled], "-o", color="#0072B2", markersize=4, label="bins")
@@ -41,7 +41,7 @@ def draw_reliability(
     # Most pixels are background: without a logarithm, one bar would be all there is.
     sizes.bar(
         edges[:-1], np.maximum(pixels, 0.5), np.diff(edges), align="edge",
-        color=canvas.BLUE, edgecolor="white",
+        color=colours.BLUE, edgecolor="white",
     )  # fmt: skip
     sizes.set(yscale="log", ylim=(0.5, 2 * max(1.0, *pixels)), xlim=(0, 1))
     sizes.set(xlabel="probability", ylabel="pixels")

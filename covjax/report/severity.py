@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from covjax.report import canvas
+from covjax.report import canvas, colours
 
 
 def draw_severity(
@@ -49,7 +49,7 @@ def draw_severity(
         )
         middle = (true[shown] + found[shown]) / 2
         difference.scatter(middle, found[shown] - true[shown], **look)
-    scatter.plot([0, 1], [0, 1], ":", color=canvas.GREY, label="identity")
+    scatter.plot([0, 1], [0, 1], ":", color=colours.GREY, label="identity")
     scatter.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     scatter.set(xlabel="true share", ylabel="found share")
     scatter.legend(frameon=False, fontsize=8)
