@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ PEER_SCRIPT = Path(__file__).with_name("torch_network.py")
 PEER_KNOWS = {"norm": "batch", "intensity": "unit"}
 _HALF_A_LEVEL = 0.5 / 255
 
+A = TypeVar("A")
 Said = dict[str, np.ndarray]  # as in covjax.inference
 
 
@@ -105,12 +106,12 @@ def of_batch(samples: np.ndarray, batch: int) -> np.ndarray:
 def _own_side(
     network: Network, samples: np.ndarray, batch: int, expected: Said
 ) -> Side:
-    def say(films: np.ndarray) -> Said:
-        levels, presence = network(films)
-        told = {"probability": levels[..., None] / 255, "presence": presence}
-        return {name: told[name] for name in expected}
+    def told(answer: tuple[np.ndarray, np.ndarray]) -> Said:
+        levels, presence = answer
+        said = {"probability": levels[..., None] / 255, "presence": presence}
+        return {name: said[name] for name in expected}
 
-    return _side({"jax": jax.__version__}, say, samples, batch, expected)
+    return _side({"jax": jax.__version__}, network, told, samples, batch, expected)
 
 
 def _onnx_side(
@@ -136,21 +137,24 @@ def _onnx_side(
     )
     names = list(expected)
 
-    def say(films: np.ndarray) -> Said:
-        arrays = map(np.asarray, session.run(names, {"image": films}))
-        return dict(zip(names, arrays, strict=True))
+    def ask(films: np.ndarray) -> list[np.ndarray]:
+        return [np.asarray(array) for array in session.run(names, {"image": films})]
+
+    def told(answer: list[np.ndarray]) -> Said:
+        return dict(zip(names, answer, strict=True))
 
     about = {
         "onnxruntime": onnxruntime.__version__,
         "threads": options.intra_op_num_threads,
         "provider": session.get_providers()[0],
     }
-    return _side(about, say, samples, batch, expected)
+    return _side(about, ask, told, samples, batch, expected)
 
 
 def _side(
     about: dict[str, Any],
-    say: Callable[[np.ndarray], Said],
+    ask: Callable[[np.ndarray], A],
+    told: Callable[[A], Said],
     samples: np.ndarray,
     batch: int,
     expected: Said,
@@ -160,10 +164,10 @@ def _side(
     def seconds(batches: int) -> float:
         start = time.perf_counter()
         for _ in range(batches):
-            say(films)
+            ask(films)
         return time.perf_counter() - start
 
-    said = _in_batches(say, samples, batch)
+    said = _in_batches(lambda films: told(ask(films)), samples, batch)
     return Side(about, seconds, find_distance(expected, said))
 
 
