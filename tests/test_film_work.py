@@ -1,0 +1,58 @@
+"""What a worker does of a film; here in this process."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covjax import film_work
+from covjax.calibrate import OperatingPoint
+from covjax.data.inputs import Input
+from covjax.seen import Points, Seen
+
+FILM = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 64, axis=0)
+HALF = (FILM > 127).astype(np.uint8)
+
+
+@pytest.fixture
+def asked(tmp_path) -> Input:
+    path = tmp_path / "film.png"
+    Image.fromarray(FILM).save(path)
+    return Input(path, "ward/film")
+
+
+def finish(asked, out) -> dict[str, str]:
+    seen = Seen(255 * HALF, HALF, 255 * HALF, 0.75)
+    points = Points(OperatingPoint(0.5), OperatingPoint(0.5))
+    return film_work.finish_film(asked, seen, out, points, True)
+
+
+def test_each_network_is_shown_the_film_at_its_size(asked):
+    squares = film_work.read_film(asked, (32, 64, 32))
+    assert isinstance(squares, tuple)
+    small, whole, again = squares
+    assert np.array_equal(whole, FILM) and small is again
+    assert small.shape == (32, 32)
+    # Each pixel of half the size lies between two whose levels differ by four.
+    assert np.array_equal(small[0, 1:-1], FILM[0, 2:-2].reshape(-1, 2).mean(axis=1))
+
+
+def test_a_film_is_kept_until_it_is_finished_and_no_longer(asked, tmp_path):
+    film_work.read_film(asked, (64,))
+    asked.path.unlink()  # what is written is of the film that was read
+    row = finish(asked, tmp_path / "out")
+    assert row["name"] == "ward/film" and row["presence"] == "0.75"
+    assert row["infected_pixels"] == row["lung_pixels"] == str(64 * 32)
+    assert (tmp_path / "out" / "lungs" / "ward" / "film.png").exists()
+    assert film_work._read == {}
+
+
+def test_one_that_another_process_had_read_is_read_again(asked, tmp_path):
+    assert film_work._read == {}
+    assert finish(asked, tmp_path / "out")["lung_pixels"] == str(64 * 32)
+
+
+def test_what_cannot_be_read_is_a_line(tmp_path):
+    (tmp_path / "film.png").write_bytes(b"no picture")
+    told = film_work.read_film(Input(tmp_path / "film.png", "film"), (64,))
+    assert isinstance(told, str) and "film.png" in told and "\n" not in told
+    assert film_work._read == {}
