@@ -17,6 +17,9 @@ def keep_compiled() -> None:
     processor may not run on another that shares the home. The variable
     JAX_COMPILATION_CACHE_DIR names another folder; empty, it turns this off.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # JAX leaves out what takes less than a second, as networks on a CPU do.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:

@@ -8,13 +8,17 @@ import pytest
 
 from covjax.compilation import keep_compiled
 
+_LEAST = "jax_persistent_cache_min_compile_time_secs"
+
 
 @pytest.fixture(autouse=True)
 def untouched():
-    """JAX's own setting, as it was."""
-    before = jax.config.jax_compilation_cache_dir  # pyright: ignore
+    """JAX's own settings, as they were."""
+    names = "jax_compilation_cache_dir", _LEAST
+    before = {name: jax.config.values[name] for name in names}
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def kept_in() -> str | None:
@@ -67,3 +71,15 @@ def test_without_a_folder_to_write_to_nothing_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda *_: False)  # read-only
     keep_compiled()
     assert kept_in() is None
+
+
+@pytest.mark.parametrize(("named", "kept"), [(None, 0.1), ("3", 3.0)])
+def test_networks_that_compile_in_less_than_a_second_are_kept(monkeypatch, named, kept):
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    monkeypatch.delenv(name, raising=False)
+    if named is not None:
+        monkeypatch.setenv(name, named)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    jax.config.update(_LEAST, float(named or 1))  # as at its import
+    keep_compiled()
+    assert jax.config.values[_LEAST] == kept
