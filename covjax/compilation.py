@@ -15,7 +15,9 @@ def keep_compiled() -> None:
 
     In the folder `xla/<processor>` of covjax's cache: a program for one machine's
     processor may not run on another that shares the home. The variable
-    JAX_COMPILATION_CACHE_DIR names another folder; empty, it turns this off.
+    JAX_COMPILATION_CACHE_DIR names another folder; empty, it turns this off. What
+    compiles in less than a tenth of a second is left out, or in less than
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS.
     """
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # JAX leaves out what takes less than a second, as networks on a CPU do.

@@ -27,7 +27,6 @@ def doubt(film: np.ndarray, lungs: np.ndarray) -> list[str]:
     dark, bright = np.percentile(film[::step, ::step], [1, 99])
     if bright - dark < _CONTRAST:
         told.append("little contrast")
-    lungs = lungs[::step, ::step]
     share = lungs.mean()
     sizes = np.sort(areas(lungs)[1])[::-1]
     if not len(sizes):

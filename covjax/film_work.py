@@ -5,16 +5,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from covjax.data.decode import shown
 from covjax.data.inputs import Input
 from covjax.data.radiograph import Radiograph, read_radiograph
 from covjax.errors import DataError
-from covjax.film_outputs import write_outputs
+from covjax.film_outputs import make_row, write_outputs
 from covjax.predictions import Row
 from covjax.seen import Points, Seen, squeeze
 
 _read: dict[str, Radiograph] = {}  # and not finished yet; by the names of the films
-
-cv2.setNumThreads(1)  # there is a worker for each core
 
 
 def read_film(asked: Input, sides: tuple[int, ...]) -> tuple[np.ndarray, ...] | str:
@@ -25,21 +24,47 @@ def read_film(asked: Input, sides: tuple[int, ...]) -> tuple[np.ndarray, ...] | 
       sides: of what each network is shown, pixels.
 
     Returns:
-      The film at these sizes; or in one line why it cannot be read.
+      The film at these sizes, uint8 [S, S] each; or in one line why it cannot be read.
+
+    Raises:
+      UsageError: if it is DICOM and what reads that is not installed.
     """
+    cv2.setNumThreads(1)  # there is a worker for each core
     try:
         film = read_radiograph(asked.path)
+        squares = squeeze(film.image[film.box], sides)
     except DataError as error:
         return str(error)
+    except MemoryError:
+        return _too_large(asked)
     _read[asked.name] = film
-    return squeeze(film.image[film.box], sides)
+    return squares
 
 
 def finish_film(
     asked: Input, seen: Seen, out: Path, points: Points, phantom: bool
 ) -> Row:
-    """Writes the outputs of a film that this worker has read; returns its row."""
-    film = _read.pop(asked.name, None)
-    if film is None:  # another process had, and died
-        film = read_radiograph(asked.path)
-    return write_outputs(out, asked, film, seen, points, phantom=phantom)
+    """Writes the outputs of a film; returns its row, with the error if there is one.
+
+    Args:
+      asked: which film. If this worker has not read it, another had, and died.
+      seen: what the networks made of it.
+      out: folder of all outputs.
+      points: what makes masks of that.
+      phantom: whether the networks know no patient.
+
+    Raises:
+      OSError: if a file cannot be written.
+    """
+    cv2.setNumThreads(1)
+    try:
+        film = _read.pop(asked.name, None) or read_radiograph(asked.path)
+        return write_outputs(out, asked, film, seen, points, phantom=phantom)
+    except DataError as error:  # it has gone since it was read
+        return make_row(asked, error=str(error))
+    except MemoryError:
+        return make_row(asked, error=_too_large(asked))
+
+
+def _too_large(asked: Input) -> str:
+    return f"{shown(asked.path)}: too large for the memory that there is"

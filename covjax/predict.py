@@ -16,13 +16,13 @@ Exit status: 0; 2 if something is wrong with what was given, or a film could not
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import importlib.metadata
 import itertools
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,12 +163,12 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
 def _read(
     inputs: Sequence[Input], segmenter: Segmenter, workers: Workers, ahead: int
 ) -> Iterator[Film]:
-    reading = (
-        (one, worker, worker.submit(read_film, one, segmenter.sides))
-        for k, one in enumerate(inputs)
-        for worker in [workers[k]]
-    )
-    for one, worker, future in _ahead(reading, ahead):
+    def begin() -> Iterator[tuple[Input, Worker, Future[Any]]]:
+        for k, one in enumerate(inputs):
+            worker = workers[k]
+            yield one, worker, worker.submit(read_film, one, segmenter.sides)
+
+    for one, worker, future in _ahead(begin(), ahead):
         try:
             read = future.result()
         except WorkerDied as died:
@@ -206,7 +206,7 @@ def _look_at_batch(films: list[Film], segmenter: Segmenter, size: int) -> list[F
 def _finish(
     films: Iterable[Film], out: Path, segmenter: Segmenter, ahead: int
 ) -> Iterator[Row]:
-    def begin(film: Film) -> concurrent.futures.Future[Row] | None:
+    def begin(film: Film) -> Future[Row] | None:
         if film.seen is None:
             return None
         told = film.asked, film.seen, out, segmenter.points, segmenter.phantom
@@ -218,8 +218,6 @@ def _finish(
         except WorkerDied as died:
             error = f"the process that wrote its masks {died}"
             yield make_row(film.asked, error=f"{shown(film.asked.path)}: {error}")
-        except DataError as gone:  # since it was read
-            yield make_row(film.asked, error=str(gone))
 
 
 def batch_size(films: int) -> int:
@@ -233,7 +231,7 @@ def batch_size(films: int) -> int:
     return devices * min(most, -(-films // devices))
 
 
-class _Threads(concurrent.futures.ThreadPoolExecutor):
+class _Threads(ThreadPoolExecutor):
     """Threads that, once their `with` is left, begin nothing more."""
 
     def __exit__(self, *_: object) -> None:

@@ -60,6 +60,9 @@ class Points:
           seen: of two networks.
           shape: (H, W) of the film.
           point: another operating point than the run's.
+
+        Raises:
+          ValueError: if there was no second network.
         """
         point = point or self.infection
         if point is None or seen.levels is None:
@@ -74,6 +77,9 @@ def squeeze(film: np.ndarray, sides: Sequence[int]) -> tuple[np.ndarray, ...]:
     Args:
       film: uint8 [H, W] of any size.
       sides: of their squares, pixels.
+
+    Returns:
+      uint8 [S, S] for each side.
     """
     squares = {side: resize_image(film, side) for side in set(sides)}
     return tuple(squares[side] for side in sides)

@@ -100,6 +100,9 @@ class Segmenter:
 
         Args:
           films: for each what `squeeze` makes of it for `sides`.
+
+        Returns:
+          What was seen of each.
         """
         squares = np.stack([squares[0] for squares in films])
         lung_levels, presence = self.lung(squares[..., None])

@@ -3,6 +3,9 @@
 Threads share one interpreter: where work is many small steps of Python, ten of them are
 no faster than one. `concurrent.futures` has processes too, but each loads the program
 that started it first, with jax, and waits for ever if that is killed.
+
+What is asked and answered travels by pickle, through pipes that nobody else has; no
+file is read so.
 """
 
 import concurrent.futures
@@ -12,8 +15,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from covjax.interrupt import NUMBERS
 
@@ -22,7 +26,7 @@ T = TypeVar("T")
 # Its modules are found where ours are.
 _PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
-    "from covjax.workers import serve; serve()"
+    "from covjax.workers import serve; serve(int(sys.argv[1]))"
 )
 
 
@@ -40,6 +44,7 @@ class Worker:
     def __init__(self) -> None:
         """Starts nothing yet."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._answers: BinaryIO | None = None
         # A process inherits what the thread that starts it holds back.
         self._thread = concurrent.futures.ThreadPoolExecutor(
             1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, NUMBERS)
@@ -48,13 +53,15 @@ class Worker:
     def submit(
         self, function: Callable[..., T], *args: Any
     ) -> concurrent.futures.Future[T]:
-        """Asks for what a function returns; both travel by pickle.
+        """Asks for what a function returns.
 
-        The future raises what the function raised, or `WorkerDied`.
+        The future raises what the function raised, or pickle of its answer, with the
+        traceback from there as a note; a RuntimeError that tells of it, if it cannot be
+        pickled; or `WorkerDied`.
 
         Args:
           function: at the top of a module.
-          args: of it.
+          args: of it; they can be pickled.
         """
         return self._thread.submit(self._ask, function, args)
 
@@ -65,29 +72,50 @@ class Worker:
     def close(self) -> None:
         """Ends the process, once it has done what it is at."""
         self._thread.shutdown(cancel_futures=True)
-        if self._process is not None:
-            self._end(self._process)
+        self._end()
 
     def _ask(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         content = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
-        process = self._process = self._process or _start()
-        assert process.stdin is not None and process.stdout is not None
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # while nothing was asked
+        if self._process is None:
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        assert self._answers is not None
         try:
-            process.stdin.write(content)
-            process.stdin.flush()
-            answer, error = pickle.load(process.stdout)
+            self._process.stdin.write(content)
+            self._process.stdin.flush()
+            answer, error = pickle.load(self._answers)
         except (BrokenPipeError, EOFError, pickle.UnpicklingError):
-            raise WorkerDied(_how(self._end(process))) from None
+            raise WorkerDied(_how(self._end())) from None
         if error is not None:
             raise error
         return answer
 
-    def _end(self, process: subprocess.Popen[bytes]) -> int:
-        self._process = None
-        assert process.stdin is not None and process.stdout is not None
+    def _start(self) -> None:
+        read, write = os.pipe()
+        self._answers = os.fdopen(read, "rb")
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, str(write)],
+                stdin=subprocess.PIPE, stdout=2, pass_fds=[write],
+            )  # fmt: skip
+        finally:
+            os.close(write)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # told when it is asked
+            self._process.stdin.write(pickle.dumps(sys.path))
+
+    def _end(self) -> int:
+        """Ends the process, if there is one; returns its exit status."""
+        process, self._process = self._process, None
+        if self._answers is not None:
+            self._answers.close()
+        if process is None:
+            return 0
+        assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # what it had not taken in
             process.stdin.close()
-        process.stdout.close()
         return process.wait()
 
 
@@ -114,34 +142,43 @@ class Workers:
             worker.close()
 
 
-def _start() -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _PROGRAM],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # told by whoever asks
-        process.stdin.write(pickle.dumps(sys.path))
-    return process
-
-
 def _how(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
     return f"ended by signal {-status} ({signal.strsignal(-status)})"
 
 
-def serve() -> None:
-    """Answers, in a process of its own, until nothing more can be asked."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what is printed is no answer
-    with contextlib.suppress(EOFError, BrokenPipeError):
+def serve(answers: int) -> None:
+    """Answers, in a process of its own, until nothing more can be asked.
+
+    Args:
+      answers: where they go, a file descriptor.
+    """
+    with os.fdopen(answers, "wb") as file:
         while True:
-            function, args = pickle.load(sys.stdin.buffer)
             try:
-                answer = function(*args), None
-            except Exception as error:
-                answer = None, error
-            pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
-            answers.flush()
-    os._exit(0)  # the rest of an answer would have nowhere to go
+                function, args = pickle.load(sys.stdin.buffer)
+            except (EOFError, pickle.UnpicklingError):  # whoever asks has gone
+                return
+            content = _answer(function, args)
+            sys.stdout.flush()
+            try:
+                file.write(content)
+                file.flush()
+            except BrokenPipeError:
+                os._exit(0)  # closing the file would write again
+
+
+def _answer(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
+    try:
+        return pickle.dumps((function(*args), None), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        try:
+            content = pickle.dumps((None, error))
+            pickle.loads(content)  # not all that can be pickled can be read again
+        except Exception:
+            told = RuntimeError(f"{type(error).__name__}: {error}")
+            told.add_note(error.__notes__[-1])
+            content = pickle.dumps((None, told))
+        return content

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from covjax.report import canvas, colours
 from experiments.seeds import FIGURES
 
-_APART, _NOT_APART = "#D55E00", "#0072B2"  # of Okabe and Ito, as in canvas.py
+_APART, _NOT_APART = "#D55E00", "#0072B2"  # of Okabe and Ito, as in colours.py
 
 
 def draw_differences(

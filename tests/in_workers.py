@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from covjax import film_work
+from covjax.seen import squeeze
 
 
 def own_number() -> int:
@@ -16,6 +17,22 @@ def own_number() -> int:
 
 def fail(path: str) -> None:
     raise FileNotFoundError(2, "gone", path)
+
+
+class TwoWords(Exception):
+    """Can be pickled, and not be read again."""
+
+    def __init__(self, first: str, second: str):
+        """Takes both."""
+        super().__init__(f"{first} {second}")
+
+
+def fail_in_two_words() -> None:
+    raise TwoWords("some", "thing")
+
+
+def give_a_lambda() -> Any:
+    return lambda: None
 
 
 def leave(status: int) -> None:
@@ -31,6 +48,19 @@ def read_or_die(asked: Any, sides: tuple[int, ...]) -> Any:
     if asked.name == "dies":
         os.kill(os.getpid(), signal.SIGSEGV)
     return film_work.read_film(asked, sides)
+
+
+def read_or_run_out(asked: Any, sides: tuple[int, ...]) -> Any:
+    if asked.name == "dies":
+        film_work.squeeze = _too_much
+    try:
+        return film_work.read_film(asked, sides)
+    finally:
+        film_work.squeeze = squeeze
+
+
+def _too_much(*_: Any) -> Any:
+    raise MemoryError
 
 
 def finish_or_die(asked: Any, *told: Any) -> Any:

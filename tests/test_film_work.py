@@ -1,5 +1,8 @@
 """What a worker does of a film; here in this process."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +11,7 @@ from covjax import film_work
 from covjax.calibrate import OperatingPoint
 from covjax.data.inputs import Input
 from covjax.seen import Points, Seen
+from whole_runs import PROJECT
 
 FILM = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 64, axis=0)
 HALF = (FILM > 127).astype(np.uint8)
@@ -56,3 +60,12 @@ def test_what_cannot_be_read_is_a_line(tmp_path):
     told = film_work.read_film(Input(tmp_path / "film.png", "film"), (64,))
     assert isinstance(told, str) and "film.png" in told and "\n" not in told
     assert film_work._read == {}
+
+
+def test_what_films_need_loads_no_jax():
+    """It would take each of them a second, and memory of the GPU."""
+    program = "import sys, covjax.film_work; print('jax' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.stdout == "False\n", done.stderr

@@ -175,14 +175,11 @@ def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
     ("function", "stand_in", "told"),
     [
         ("read_film", in_workers.read_or_die, "read it ended by signal 11"),
-        (
-            "finish_film",
-            in_workers.finish_or_die,
-            "masks ended with status 7",
-        ),
+        ("read_film", in_workers.read_or_run_out, "too large for the memory"),
+        ("finish_film", in_workers.finish_or_die, "masks ended with status 7"),
     ],
 )
-def test_a_film_that_kills_its_process_costs_no_other(
+def test_a_film_that_is_too_much_for_its_process_costs_no_other(
     films, networks, capfd, monkeypatch, function, stand_in, told
 ):
     """Those that this process had read are read again by the next."""
@@ -194,7 +191,7 @@ def test_a_film_that_kills_its_process_costs_no_other(
     rows = table()
     assert len(rows) == 8
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("covjax: films/dies.png: the process that ") and told in line
+    assert line.startswith("covjax: films/dies.png: ") and told in line
     assert line == f"covjax: {rows.pop('dies')['error']}"
     assert {row["infected_pixels"] for row in rows.values()} == {"9"}
     monkeypatch.undo()

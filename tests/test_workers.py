@@ -20,9 +20,11 @@ def is_there(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    # What has ended, and was not waited for, is there still.
-    state = Path(f"/proc/{process}/stat")
-    return not state.exists() or state.read_text().rpartition(") ")[2][0] != "Z"
+    try:  # what has ended, and was not waited for, is there still
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(") ")[2][0] != "Z"
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 20) -> bool:
@@ -32,7 +34,8 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20) -> bool:
     return holds()
 
 
-def test_each_worker_is_one_process_of_its_own_and_ends(capfd):
+def test_each_worker_is_one_process_of_its_own_and_ends(capfd, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with Workers(2) as workers:
         asked = [workers[k].submit(in_workers.own_number) for k in range(6)]
         numbers = [future.result() for future in asked]
@@ -48,7 +51,40 @@ def test_what_a_function_raises_is_raised_here():
         with pytest.raises(FileNotFoundError) as caught:
             workers[0].submit(in_workers.fail, "some/film.png").result()
         assert (caught.value.errno, caught.value.filename) == (2, "some/film.png")
+        assert "in fail\n" in caught.value.__notes__[0]  # where it came from
         assert workers[0].submit(in_workers.own_number).result()
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (in_workers.fail_in_two_words, "TwoWords: some thing"),
+        (in_workers.give_a_lambda, "give_a_lambda.<locals>.<lambda>"),
+    ],
+)
+def test_what_cannot_travel_is_told(function, told):
+    with Workers(1) as workers:
+        process = workers[0].submit(in_workers.own_number).result()
+        error = workers[0].submit(function).exception()
+        assert told in str(error)
+        # What is asked next is answered, and not what was asked before.
+        assert workers[0].submit(in_workers.own_number).result() == process
+
+
+def test_one_that_dies_while_it_waits_costs_nothing():
+    with Workers(1) as workers:
+        process = workers[0].submit(in_workers.own_number).result()
+        os.kill(process, signal.SIGKILL)
+        assert wait_until(lambda: not is_there(process))
+        assert workers[0].submit(in_workers.own_number).result() != process
+
+
+def test_what_is_printed_while_python_starts_is_no_answer(monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("print('hello')\n")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *paths]))
+    with Workers(1) as workers:
+        assert workers[0].submit(in_workers.own_number).result() != os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -104,12 +140,3 @@ def test_they_end_when_who_asks_is_killed():
         assert is_there(number)
         process.kill()
     assert wait_until(lambda: not is_there(number))
-
-
-def test_what_films_need_loads_no_jax():
-    """It would take each of them a second, and memory of the GPU."""
-    program = "import sys, covjax.film_work; print('jax' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True
-    )
-    assert done.stdout == "False\n", done.stderr

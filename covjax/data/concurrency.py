@@ -1,4 +1,4 @@
-"""How many worker processes load training films, where the config leaves it open."""
+"""How many processes work on films beside the one that has the devices."""
 
 import os
 
