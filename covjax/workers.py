@@ -30,6 +30,9 @@ _PROGRAM = (
 )
 
 
+_BEGUN = b"b"  # told when a request was taken in, before its answer
+
+
 class WorkerDied(Exception):
     """A process ended before it answered; the text tells how."""
 
@@ -76,8 +79,21 @@ class Worker:
 
     def _ask(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         content = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
-        if self._process is not None and self._process.poll() is not None:
-            self._end()  # while nothing was asked
+        if not self._begin(content):
+            self._end()  # it had died while nothing was asked
+            if not self._begin(content):
+                raise WorkerDied(_how(self._end()))
+        assert self._answers is not None
+        try:
+            answer, error = pickle.load(self._answers)
+        except (EOFError, pickle.UnpicklingError):
+            raise WorkerDied(_how(self._end())) from None
+        if error is not None:
+            raise error
+        return answer
+
+    def _begin(self, content: bytes) -> bool:
+        """Asks; returns whether it was taken in."""
         if self._process is None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
@@ -85,12 +101,9 @@ class Worker:
         try:
             self._process.stdin.write(content)
             self._process.stdin.flush()
-            answer, error = pickle.load(self._answers)
-        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
-            raise WorkerDied(_how(self._end())) from None
-        if error is not None:
-            raise error
-        return answer
+        except BrokenPipeError:
+            return False
+        return self._answers.read(1) == _BEGUN
 
     def _start(self) -> None:
         read, write = os.pipe()
@@ -160,10 +173,10 @@ def serve(answers: int) -> None:
                 function, args = pickle.load(sys.stdin.buffer)
             except (EOFError, pickle.UnpicklingError):  # whoever asks has gone
                 return
-            content = _answer(function, args)
-            sys.stdout.flush()
             try:
-                file.write(content)
+                file.write(_BEGUN)
+                file.flush()
+                file.write(_answer(function, args))
                 file.flush()
             except BrokenPipeError:
                 os._exit(0)  # closing the file would write again

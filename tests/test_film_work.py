@@ -24,10 +24,10 @@ def asked(tmp_path) -> Input:
     return Input(path, "ward/film")
 
 
-def finish(asked, out) -> dict[str, str]:
+def finish(asked, out, phantom: bool = False) -> dict[str, str]:
     seen = Seen(255 * HALF, HALF, 255 * HALF, 0.75)
     points = Points(OperatingPoint(0.5), OperatingPoint(0.5))
-    return film_work.finish_film(asked, seen, out, points, True)
+    return film_work.finish_film(asked, seen, out, points, phantom)
 
 
 def test_each_network_is_shown_the_film_at_its_size(asked):
@@ -47,12 +47,25 @@ def test_a_film_is_kept_until_it_is_finished_and_no_longer(asked, tmp_path):
     assert row["name"] == "ward/film" and row["presence"] == "0.75"
     assert row["infected_pixels"] == row["lung_pixels"] == str(64 * 32)
     assert (tmp_path / "out" / "lungs" / "ward" / "film.png").exists()
+    with Image.open(tmp_path / "out" / "overlays" / "ward" / "film.jpg") as overlay:
+        red, _, blue = np.moveaxis(np.asarray(overlay).astype(int), -1, 0)
+    assert np.median((red - blue)[2:-2, 34:-2]) > 20  # orange
     assert film_work._read == {}
 
 
 def test_one_that_another_process_had_read_is_read_again(asked, tmp_path):
     assert film_work._read == {}
     assert finish(asked, tmp_path / "out")["lung_pixels"] == str(64 * 32)
+
+
+def test_what_knows_no_patient_is_marked_so(asked, tmp_path):
+    pictures = []
+    for phantom in (False, True):
+        finish(asked, tmp_path / str(phantom), phantom)
+        path = tmp_path / str(phantom) / "overlays" / "ward" / "film.jpg"
+        pictures.append(np.asarray(Image.open(path)).astype(int))
+    changed = np.abs(pictures[0] - pictures[1]).max(axis=-1) > 50
+    assert changed[:10].any() and not changed[32:].any()  # a word, at the top
 
 
 def test_what_cannot_be_read_is_a_line(tmp_path):

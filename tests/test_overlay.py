@@ -34,9 +34,10 @@ def test_outlines_lie_on_the_edges_of_the_masks():
 
 
 def test_what_lies_outside_of_the_infection_is_the_film():
-    drawn = draw_overlay(FILM, LUNGS, SPOT)
+    film = np.random.default_rng(0).integers(0, 256, FILM.shape, dtype=np.uint8)
+    drawn = draw_overlay(film, LUNGS, SPOT)
     rest = (SPOT == 0) & ~is_colour(drawn, BLUE)
-    assert (drawn[rest] == 100).all()
+    assert (drawn[rest] == film[rest][:, None]).all()
 
 
 @pytest.mark.parametrize("opacity", [0.0, 0.5, 1.0])
@@ -51,6 +52,14 @@ def test_opacity_is_the_share_of_the_colour(opacity):
     assert (is_full | (inside == half).all(axis=-1)).all()
     if opacity:  # one diagonal of eight is drawn in full
         assert np.isclose(is_full.mean(), 1 / 8, atol=0.03)
+
+
+def test_the_hatch_stays_where_it_is_when_the_infection_grows():
+    small, large = (
+        is_colour(draw_overlay(FILM, LUNGS, spot, opacity=1.0), ORANGE)
+        for spot in (box(23, 38, 17, 26), SPOT)
+    )
+    assert np.array_equal(small[25:36, 19:24], large[25:36, 19:24])
 
 
 def test_a_film_without_infection_has_lungs_alone():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import in_workers
-from covjax.workers import Worker, WorkerDied, Workers
+from covjax.workers import WorkerDied, Workers
 from whole_runs import PROJECT
 
 
@@ -112,15 +112,14 @@ def test_signals_are_for_who_asks(number):
 
 
 def test_what_is_not_begun_is_not_done(tmp_path):
-    worker = Worker()
-    asked = [
-        worker.submit(in_workers.touch_later, tmp_path / str(k), 0.5) for k in range(3)
-    ]
-    assert wait_until(asked[0].running)
-    worker.cancel()
-    worker.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["0"]
-    assert [future.cancelled() for future in asked] == [False, True, True]
+    with Workers(2) as workers:
+        asked = [
+            workers[k].submit(in_workers.touch_later, tmp_path / str(k), 0.5)
+            for k in range(6)
+        ]
+        assert wait_until(lambda: asked[0].running() and asked[1].running())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    assert [future.cancelled() for future in asked] == [False] * 2 + [True] * 4
 
 
 def test_they_end_when_who_asks_is_killed():
