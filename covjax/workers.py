@@ -28,8 +28,6 @@ _PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
     "from covjax.workers import serve; serve(int(sys.argv[1]))"
 )
-
-
 _BEGUN = b"b"  # told when a request was taken in, before its answer
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-MOST = 16  # workers; each holds some 300 MB of libraries
+MOST = 16  # workers; one that trains from films holds some 300 MB of libraries
 AUTO = -1
 
 
