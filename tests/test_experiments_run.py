@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -468,7 +469,10 @@ def test_smoke_killed_in_the_middle_goes_on_and_ends_with_the_table(tmp_path):
     first.send_signal(signal.SIGTERM)
     _, err = first.communicate(timeout=300)
     assert first.returncode == 143, err
-    assert "2 of 3 runs are left; the same command goes on" in err
+    told = re.search(r"(\d) of 3 runs are left; the same command goes on", err)
+    assert told, err
+    left = int(told[1])  # an arm may have ended before the signal came
+    assert left in (1, 2)
     assert not (tmp_path / "runs/experiments/smoke").exists()
 
     def runs(pattern: str) -> list[Path]:
@@ -478,7 +482,7 @@ def test_smoke_killed_in_the_middle_goes_on_and_ends_with_the_table(tmp_path):
     pages = lung / "report.html"
     before = pages.stat().st_mtime_ns
     out, err = start(tmp_path, "--jobs=2").communicate(timeout=300)
-    assert "1 of 3 runs were finished before" in out, (out, err)
+    assert f"{3 - left} of 3 runs were finished before" in out, (out, err)
     assert pages.stat().st_mtime_ns == before
     table = (tmp_path / "runs/experiments/smoke/table.md").read_text()
     for said_there in ("PHANTOM", "| hybrid .5 (baseline) |", "| BCE ", "of Val"):
