@@ -1,7 +1,6 @@
 """A run's folder: whose it is, who is at work in it, and what is written down of it."""
 
 import contextlib
-import errno
 import importlib.metadata
 import shlex
 import shutil
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import ml_collections
 import numpy as np
 
@@ -20,11 +18,9 @@ from covjax import checkpoint, parallel
 from covjax.config import differences, read_about, read_config, save_config
 from covjax.errors import UsageError, reason
 from covjax.files import HALF
+from covjax.folder_lock import LOCK, BusyError, locked
 
 CONFIG = "config.json"
-LOCK = ".lock"
-# What a file system answers that knows no locks.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "albumentations",
     "numpy",
@@ -35,9 +31,8 @@ PACKAGES = (
 def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Keeps every other process out of a folder, which is made if missing.
 
-    The system takes the lock away from a process that dies, however it does. What such
-    a process had half-written is removed. Of the processes of one run, the main one
-    holds the folder for all.
+    What a process that died there had half-written is removed. Of the processes of one
+    run, the main one holds the folder for all.
 
     Args:
       workdir: the run's folder, or one that is held in the same way.
@@ -49,28 +44,25 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     if not parallel.is_main():
         yield
         return
-    # A marker in place of a lock would outlive a process that is killed.
-    lock = filelock.FileLock(workdir / LOCK, blocking=False, fallback_to_soft=False)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        _remove_half_written(workdir)
-    except filelock.Timeout:
-        raise UsageError(
-            f"{flag}={workdir}: another process is at work there; wait for it, or"
-            " give another folder"
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
+    with contextlib.ExitStack() as stack:
+        try:
+            alone = stack.enter_context(locked(workdir))
+            if alone:
+                _remove_half_written(workdir)
+        except BusyError:
             raise UsageError(
-                f"{flag}={workdir}: cannot be written ({reason(error)}); give"
-                " another folder, or the rights to this one"
+                f"{flag}={workdir}: another process is at work there; wait for it, or"
+                " give another folder"
             ) from None
-        print(f"{workdir}: cannot be locked; see that one process alone writes there")
-    try:
+        except OSError as error:
+            raise UsageError(
+                f"{flag}={workdir}: cannot be written ({reason(error)}); give another"
+                " folder, or the rights to this one"
+            ) from None
+        if not alone:
+            told = "cannot be locked; see that one process alone writes there"
+            print(f"{workdir}: {told}")
         yield
-    finally:
-        lock.release()
 
 
 def _remove_half_written(workdir: Path) -> None:

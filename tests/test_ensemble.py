@@ -16,6 +16,7 @@ from covjax.calibrate import FILE, OperatingPoint, as_point, calibrate, read_poi
 from covjax.data.covidqu import Film
 from covjax.ensemble import Member, merge
 from covjax.errors import UsageError
+from covjax.folder_lock import LOCK
 from covjax.outputs import Outputs
 from covjax.results import SplitMasks, measure, write_results
 
@@ -445,7 +446,7 @@ def test_a_folder_that_another_process_holds_is_refused(runs, out):
         assert "another process is at work there" in refused(runs, out)
 
 
-@pytest.mark.parametrize("left", ["", run_dir.LOCK, f".{ensemble.FILE}.x.half"])
+@pytest.mark.parametrize("left", ["", LOCK, f".{ensemble.FILE}.x.half"])
 def test_a_folder_in_which_nothing_was_finished_is_taken(runs, out, left):
     out.mkdir()
     if left:

@@ -19,7 +19,8 @@ PROJECT = Path(__file__).parents[1]
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
     ["", "errors", "types", "files", "digests", "interrupt", "config"]
-    + ["command_line", "compilation", "hosts", "last_words", "workers"],
+    + ["command_line", "compilation", "folder_lock", "hosts", "last_words"]
+    + ["workers"],
     ["losses", "optim", "averaging", "parallel"]
     + ["models.conv", "models.intensity"]
     + ["models.unet", "models"]

@@ -17,6 +17,7 @@ from configs import infection, lung
 from covjax import run_dir
 from covjax.config import differences, read_about, read_config
 from covjax.errors import UsageError
+from covjax.folder_lock import LOCK
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -163,7 +164,7 @@ def test_what_was_half_written_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text(name)
     with run_dir.hold(tmp_path):
         left = {path for path, _ in snapshot(tmp_path).items()}
-    assert left == {*whole, run_dir.LOCK}
+    assert left == {*whole, LOCK}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])

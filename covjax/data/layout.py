@@ -11,7 +11,6 @@ neither replaced nor removed.
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -19,16 +18,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from covjax.data.covidqu import TABLE_MARKER, TREES
 from covjax.data.decode import shown
 from covjax.errors import DataError, reason
 from covjax.files import HALF, write_whole
+from covjax.folder_lock import LOCK, BusyError, locked
 
-_PART, _LOCK = ".part", ".lock"
-# What a file system answers that knows no locks.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+_PART = ".part"
 _WAY_ON = "name another folder, or remove this one"
 
 
@@ -91,22 +87,17 @@ def lay_out(root: Path, table: Path, items: Mapping[str, Item]) -> int:
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made if missing."""
-    lock = filelock.FileLock(root / _LOCK, blocking=False, fallback_to_soft=False)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout:
-        raise DataError(
-            f"{shown(root)}: another process is at work there: wait for it"
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(root))
+        except BusyError:
+            raise DataError(
+                f"{shown(root)}: another process is at work there: wait for it"
+            ) from None
+        except OSError as error:
             said = f"cannot be written ({reason(error)}); name another folder"
             raise DataError(f"{shown(root)}: {said}") from None
-    try:
         yield
-    finally:
-        lock.release()
 
 
 def _lay_out(root: Path, table: Path, items: Mapping[str, Item]) -> int:
@@ -162,7 +153,7 @@ def check_root(root: Path, table: Path) -> dict[str, Any]:
             raise DataError(f"{shown(root)}: {reason(error)}; {_WAY_ON}") from None
         # A first marker may have been half-written.
         half = [n for n in inside if n.startswith(f".{TABLE_MARKER}.") and _is_half(n)]
-        if {*inside} <= {_LOCK, *half}:
+        if {*inside} <= {LOCK, *half}:
             return {}
         raise DataError(
             f"{shown(root)}: neither empty nor laid out by a table; {_WAY_ON}"
