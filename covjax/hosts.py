@@ -98,16 +98,22 @@ def leave(status: int) -> None:
     """Ends a process that failed; where it is one of several, without waiting for them.
 
     Unless the others fail as well, at the same place: then all end in order.
+
+    The interpreter is not taken down. A thread that decodes a film would be unwound
+    through the C++ that it is in, which aborts the process (before Python 3.14).
     """
+    if status == 0:
+        sys.exit()
     sys.stdout.flush()
     sys.stderr.flush()
-    if not jax.distributed.is_initialized():
-        sys.exit(status)
-    _let_say("")
-    ending = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     try:
-        ending.start()
-        ending.join(_PATIENCE)
+        if not jax.distributed.is_initialized():
+            atexit._run_exitfuncs()
+        else:
+            _let_say("")
+            ending = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+            ending.start()
+            ending.join(_PATIENCE)
     finally:  # also if it is interrupted while it waits
         os._exit(status)
 

@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,3 +237,30 @@ def test_a_process_whose_neighbour_is_gone_says_so_and_fails(tmp_path):
         # That one says why, and no more.
         assert "covjax: only here" in group.said(1)
         assert hosts.LOST not in group.said(1)
+
+
+_DECODING = """
+import atexit, sys, threading
+import cv2, numpy as np
+from covjax import hosts
+began = threading.Event()
+def decode():
+    film = np.zeros((1000, 1000), np.uint8)
+    while True:
+        cv2.GaussianBlur(film, (31, 31), 0)
+        began.set()
+threading.Thread(target=decode, daemon=True).start()
+began.wait()
+atexit.register(lambda: print("in order", file=sys.stderr))
+print("said")
+hosts.leave(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("status", [1, 2, 143])
+def test_a_thread_that_is_within_a_library_changes_no_exit_status(status):
+    done = subprocess.run(
+        [sys.executable, "-c", _DECODING, str(status)], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("said\n", "in order\n")
+    assert done.returncode == status
