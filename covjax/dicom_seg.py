@@ -35,6 +35,10 @@ _EMPTY = [
     "PatientSex",
     "AccessionNumber",
 ] + ["StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"]
+# What highdicom would make a geometry in space of. A projection has none: pixels of the
+# segmentation are the source's (PS3.3, A.51.5.1), and pixel measures have no place
+# beside that (table A.51-2), nor does highdicom read them without a thickness.
+_GEOMETRY = ["FrameOfReferenceUID", "PixelSpacing"]
 # Segment's label → category and type of what it shows, and whether in the lung.
 _LUNG = ("39607008", "Lung")
 _SEGMENTS = {
@@ -122,6 +126,8 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
     for key in _EMPTY:
         if key not in film:
             setattr(film, key, "")
+    for key in _GEOMETRY:
+        film.pop(key, None)
     origin = [str(film.SOPInstanceUID), name, version]
     described = [
         _describe(number, label, name, version)

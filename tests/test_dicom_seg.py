@@ -79,6 +79,28 @@ def test_values_are_as_the_standard_has_them(tmp_path, monkeypatch):
         hd.seg.segread(tmp_path / "seg.dcm")  # raises where it is no segmentation
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.2, 0.1]},
+        {"FrameOfReferenceUID": "1.2.3.9", "PositionReferenceIndicator": ""},
+    ],
+)
+def test_projection_has_no_geometry_in_space(tmp_path, told):
+    # PS3.3, table A.51-2: pixel measures only within a frame of reference; A.51.5.1:
+    # a frame of reference only with position and orientation.
+    seg = written(tmp_path, source(tmp_path, **told))
+    groups = [
+        *seg.SharedFunctionalGroupsSequence,
+        *seg.PerFrameFunctionalGroupsSequence,
+    ]
+    assert not any("PixelMeasuresSequence" in group for group in groups)
+    assert "FrameOfReferenceUID" not in seg
+    read = hd.seg.segread(tmp_path / "seg.dcm")
+    masks = read.get_pixels_by_source_instance(["1.2.3.3"])
+    np.testing.assert_array_equal(masks[0], np.stack([LUNGS, INFECTION], axis=-1))
+
+
 def test_file_says_what_it_is(tmp_path):
     seg = written(tmp_path, source(tmp_path))
     assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
