@@ -152,6 +152,9 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
         content_description=DESCRIPTION,
         series_description=DESCRIPTION,
         transfer_syntax_uid=ExplicitVRLittleEndian,
+        # Whatever the source's: highdicom knows no default that a second one extends,
+        # as names of three scripts have it (PS3.5, H.3).
+        specific_character_set="ISO_IR 192",
         omit_empty_frames=False,
     )
     if masks.size % 16 in range(1, 9):  # an odd number of bytes is filled up, with "0"

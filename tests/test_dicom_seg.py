@@ -150,6 +150,27 @@ def test_film_is_referred_to_in_its_study(tmp_path):
     assert {name: seg[name].value for name in PATIENT} == PATIENT
 
 
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        # PS3.5, H.3.1 and I.2: the examples of the standard.
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("ISO_IR 100", "Buc^Jérôme"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        ("ISO_IR 192", "Wang^XiaoDong=王^小東"),
+    ],
+)
+def test_name_in_any_script(tmp_path, told, name):
+    film = source(
+        tmp_path, SpecificCharacterSet=told, PatientName=name, StudyDescription=name
+    )
+    seg = written(tmp_path, film)
+    assert seg.PatientName == name and seg.StudyDescription == name
+    assert name.encode() in (tmp_path / "seg.dcm").read_bytes()
+    assert seg.SpecificCharacterSet == "ISO_IR 192"
+
+
 def test_nothing_found_is_a_blank_frame(tmp_path):
     seg = written(tmp_path, source(tmp_path), 0 * INFECTION)
     np.testing.assert_array_equal(unpacked(seg), [LUNGS, 0 * INFECTION])
