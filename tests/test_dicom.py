@@ -371,6 +371,25 @@ def test_ybr_is_shown_by_its_luminance(tmp_path):
     np.testing.assert_array_equal(grey(film, tmp_path), COLOURS[..., 0])
 
 
+@pytest.mark.parametrize("told", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize("rgb", [False, True])
+def test_colours_of_a_jpeg_are_those_that_its_stream_names(tmp_path, told, rgb):
+    # JFIF's are luminance and differences (T.871), whatever the elements say. A patch
+    # has one colour, so that all frequencies but the lowest are 0.
+    pixels = np.full((16, 16, 3), (200, 40, 90), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=100, keep_rgb=rgb)
+    plain = stream.getvalue()
+    assert (plain[6:10] == b"JFIF") is not rgb
+    # Adobe's header (T.872, 6.5.3) in its place, with 1 at the end: differences.
+    head, after = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\1", 20
+    film = make_film(pixels, PhotometricInterpretation=told)
+    for written in [plain] if rgb else [plain, head + plain[after:]]:
+        path = save_stream(film, written, tmp_path / "x.dcm", JPEGBaseline8Bit)
+        # .299 * 200 + .587 * 40 + .114 * 90
+        np.testing.assert_allclose(read_dicom(path).image, 93.54, atol=1.5)
+
+
 def test_palette_is_looked_up(tmp_path):
     pixels = np.array([[0, 1, 2, 3]] * 4, np.uint8)
     reds, greens, blues = ([255, 0, 0, 9], [0, 255, 0, 9], [0, 0, 255, 9])

@@ -35,6 +35,7 @@ _START_2000 = b"\xff\x4f\xff\x51"
 _LOOK_FOR_START = 4096
 # Markers that start a frame, and so tell its size; four of the row are none.
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_APP0, _APP14 = 0xE0, 0xEE
 
 
 def decode_stream(
@@ -88,6 +89,23 @@ def decode_stream(
     if pixels.size != np.prod(shape) or pixels.dtype.itemsize > 2:
         raise ValueError("its compressed pixels are of another size than it says")
     return pixels.reshape(shape)
+
+
+def says_rgb(stream: bytes) -> bool | None:
+    """Tells whether a JPEG calls its three samples red, green and blue; None: neither.
+
+    False with a header of JFIF, where they are luminance and differences (ITU-T T.871),
+    or with one of Adobe's that says so (T.872).
+    """
+    segments = list(_segments(stream))
+    if any(m in _FRAMES and s[6:15:3].upper() == b"RGB" for m, s in segments):
+        return True
+    differences = any(
+        (marker == _APP0 and segment.startswith(b"JFIF\0"))
+        or (marker == _APP14 and segment.startswith(b"Adobe") and segment[11:] == b"\1")
+        for marker, segment in segments
+    )
+    return False if differences else None
 
 
 def _decode_rle(stream: bytes, shape: tuple[int, int, int], bits: int) -> np.ndarray:
