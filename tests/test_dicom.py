@@ -467,6 +467,28 @@ def test_spacing_is_of_the_patient_else_of_the_detector(tmp_path):
     assert told.remarks == ("no pixel spacing",)
 
 
+@pytest.mark.parametrize("name", ["ImagerPixelSpacing", "NominalScannedPixelSpacing"])
+def test_spacing_that_repeats_the_detectors_is_the_detectors(tmp_path, name):
+    # PS3.3, 10.7.1.1: the same values, if the film was not calibrated.
+    film = make_film(PHANTOM, PixelSpacing=["0.2", "0.1"], **{name: ["0.200", "0.1"]})
+    told = read_dicom(save(film, tmp_path / "x.dcm"))
+    assert (told.spacing, told.spacing_from) == ((0.2, 0.1), name)
+    assert len(told.remarks) == 1 and "pixel spacing " in told.remarks[0]
+    change(film, PixelSpacing=None)
+    told = read_dicom(save(film, tmp_path / "x.dcm"))
+    assert (told.spacing, told.spacing_from) == ((0.2, 0.1), name)
+
+
+@pytest.mark.parametrize("broken", [b"none\\none", b"0,11\\0,22", b"0.111\\   "])
+def test_spacing_that_cannot_be_read_is_none(tmp_path, broken):
+    path = save(make_film(PHANTOM, PixelSpacing=["0.11", "0.22"]), tmp_path / "x.dcm")
+    assert read_dicom(path).spacing == (0.11, 0.22)
+    path.write_bytes(path.read_bytes().replace(b"0.11\\0.22", broken))
+    film = read_dicom(path)
+    assert (film.spacing, film.remarks) == (None, ("no pixel spacing",))
+    np.testing.assert_array_equal(film.image, PHANTOM)
+
+
 @pytest.mark.parametrize(
     ("told", "left_on_right", "remark"),
     [

@@ -52,9 +52,14 @@ _COLOURS = {
     "YBR_ICT": 3,
     "YBR_RCT": 3,
 }
+# Spacings in the plane of the detector, or of a film that was scanned.
+_UNCORRECTED = {
+    "ImagerPixelSpacing": "pixel spacing in the detector's plane",
+    "NominalScannedPixelSpacing": "pixel spacing of the scanned film",
+}
 _READ = (
     ["Modality", "ViewPosition", "BodyPartExamined"]
-    + ["PatientOrientation", "PixelSpacing", "ImagerPixelSpacing"]
+    + ["PatientOrientation", "PixelSpacing", *_UNCORRECTED]
     + ["SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"]
     + ["NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"]
     + ["PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"]
@@ -90,8 +95,8 @@ class DicomFilm:
     Attributes:
       image: as displayed, 0 black and 255 white; uint8 [H, W].
       spacing: mm from row to row and from column to column; None: not told.
-      spacing_from: "PixelSpacing"; "ImagerPixelSpacing", in the plane of the detector,
-        where the chest is larger than it is; or "".
+      spacing_from: "PixelSpacing"; "ImagerPixelSpacing", "NominalScannedPixelSpacing":
+        in the plane of the detector, where the chest is larger than it is; or "".
       patient_left_on_right: whether the patient's left is on the picture's right, as is
         usual; so too if the file does not tell.
       box: rows and columns without the frame; see `borders.find_box`.
@@ -240,8 +245,8 @@ def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:
         image, remarks = _grey(dataset, samples[..., 0])
     spacing, spacing_from = _spacing(dataset)
     left_on_right, turned = _orientation(dataset)
-    if spacing_from == "ImagerPixelSpacing":
-        remarks.append("pixel spacing in the detector's plane")
+    if spacing_from in _UNCORRECTED:
+        remarks.append(_UNCORRECTED[spacing_from])
     if spacing is None:
         remarks.append("no pixel spacing")
     return DicomFilm(
@@ -446,13 +451,24 @@ def _read_lut(item: "Dataset") -> tuple[int, np.ndarray, int]:
 
 
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, str]:
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = dataset.get(name)
-        if isinstance(value, MutableSequence) and len(value) == 2:
-            rows, columns = (float(number) for number in value)
-            if 0 < rows < np.inf and 0 < columns < np.inf:
-                return (rows, columns), name
-    return None, ""
+    """Returns mm from row to row and from column to column, and the element's name.
+
+    A PixelSpacing that repeats one of the detector is that one: the film was not
+    corrected for magnification (PS3.3, 10.7.1.1).
+    """
+    told = {}
+    for name in ("PixelSpacing", *_UNCORRECTED):
+        try:
+            rows, columns = (float(number) for number in dataset.get(name, ()))
+        except (TypeError, ValueError):  # one that cannot be read is none
+            continue
+        if 0 < rows < np.inf and 0 < columns < np.inf:
+            told[name] = (rows, columns)
+    if not told:
+        return None, ""
+    spacing = next(iter(told.values()))
+    same = [name for name in told if np.allclose(told[name], spacing)]
+    return spacing, same[-1]
 
 
 def _orientation(dataset: "Dataset") -> tuple[bool, list[str]]:
