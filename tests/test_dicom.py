@@ -498,6 +498,9 @@ def test_spacing_that_cannot_be_read_is_none(tmp_path, broken):
         (["LA", "FP"], True, None),
         (["L", "H"], True, "PatientOrientation: upside down?"),
         (["F", "L"], True, "PatientOrientation: turned by a quarter?"),
+        (["A", "F"], True, "PatientOrientation: not a frontal film?"),
+        (["PL", "F"], True, "PatientOrientation: not a frontal film?"),
+        (["L", "P"], True, "PatientOrientation: not a frontal film?"),
     ],
 )
 def test_side(tmp_path, told, left_on_right, remark):
@@ -524,6 +527,27 @@ def test_side(tmp_path, told, left_on_right, remark):
 )
 def test_doubts_are_told_by_known_codes_alone(tmp_path, elements, said):
     film = make_film(PHANTOM, PixelSpacing=[1, 1], **elements)
+    assert list(read_dicom(save(film, tmp_path / "x.dcm")).remarks) == said
+
+
+@pytest.mark.parametrize(
+    ("code", "scheme", "view", "said"),
+    [
+        # PS3.16, CID 4010: left lateral, as SNOMED CT and as SRT have it; postero-
+        # anterior, antero-posterior.
+        ("399173006", "SCT", "", ["ViewCodeSequence: not a frontal film?"]),
+        ("R-10236", "SRT", "", ["ViewCodeSequence: not a frontal film?"]),
+        ("R-10236", "SRT", "LL", ["ViewPosition LL: not a frontal film?"]),
+        ("272479007", "SCT", "", []),
+        ("R-10206", "SRT", "", []),
+        ("CHPA", "99VENDOR", "", []),
+    ],
+)
+def test_view_of_a_film_that_has_it_as_a_code(tmp_path, code, scheme, view, said):
+    # A DX image may have either, both, or none (PS3.3, C.8.11.5: both of type 3).
+    coded = item(CodeValue=code, CodingSchemeDesignator=scheme, CodeMeaning="Doe^Jane")
+    film = make_film(PHANTOM, PixelSpacing=[1, 1], ViewCodeSequence=[coded])
+    change(film, ViewPosition=view)
     assert list(read_dicom(save(film, tmp_path / "x.dcm")).remarks) == said
 
 

@@ -58,7 +58,7 @@ _UNCORRECTED = {
     "NominalScannedPixelSpacing": "pixel spacing of the scanned film",
 }
 _READ = (
-    ["Modality", "ViewPosition", "BodyPartExamined"]
+    ["Modality", "ViewPosition", "ViewCodeSequence", "BodyPartExamined"]
     + ["PatientOrientation", "PixelSpacing", *_UNCORRECTED]
     + ["SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"]
     + ["NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"]
@@ -77,6 +77,12 @@ _OTHERS = set("CT ES IO IVUS MG MR NM OCT OP OT PT PX RF RG RTDOSE RTIMAGE SC".s
 _OTHERS |= set("SEG SM US XA XC".split())
 _FRONTAL = {"AP", "PA"}
 _NOT_FRONTAL = set("LL RL LLD RLD LLO RLO".split())
+# Lateral, left, right, sagittal, and the obliques of a chest (PS3.16, CID 4010), as
+# SNOMED CT has them and, before it, SRT.
+_NOT_FRONTAL_CODES = set(
+    "399067008 399173006 399198007 30730003 399135007 399356000 399006002 399038007"
+    " R-102CD R-10236 R-10232 G-A145 R-10220 R-40985 R-10212 R-10210".split()
+)
 _CHEST = {"CHEST", "THORAX", "LUNG"}
 _ELSEWHERE = set(
     "ABDOMEN ANKLE ARM BREAST CLAVICLE CSPINE ELBOW EXTREMITY FEMUR FOOT FOREARM HAND"
@@ -477,6 +483,8 @@ def _orientation(dataset: "Dataset") -> tuple[bool, list[str]]:
     if not isinstance(told, MutableSequence) or len(told) != 2:
         return True, []
     across, down = (str(direction)[:1] for direction in told)
+    if {across, down} & {"A", "P"}:
+        return True, ["PatientOrientation: not a frontal film?"]
     if across in ("H", "F") or down in ("L", "R"):
         return True, ["PatientOrientation: turned by a quarter?"]
     return across != "R", ["PatientOrientation: upside down?"] if down == "H" else []
@@ -495,6 +503,10 @@ def _doubts(dataset: "Dataset") -> list[str]:
     if view and view not in _FRONTAL:
         named = f" {view}" if view in _NOT_FRONTAL else ""
         said.append(f"ViewPosition{named}: not a frontal film?")
+    views = dataset.get("ViewCodeSequence") or []
+    codes = {str(view.get("CodeValue") or "") for view in views}
+    if not view and codes & _NOT_FRONTAL_CODES:
+        said.append("ViewCodeSequence: not a frontal film?")
     if part and part not in _CHEST:
         named = f" {part}" if part in _ELSEWHERE else ""
         said.append(f"BodyPartExamined{named}: not a chest film?")
