@@ -517,6 +517,11 @@ def test_side(tmp_path, told, left_on_right, remark):
     [
         ({"ViewPosition": "PA", "BodyPartExamined": "CHEST"}, []),
         ({"Modality": "CR", "ViewPosition": "AP"}, []),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, []),
+        (
+            {"PresentationIntentType": "FOR PROCESSING"},
+            ["PresentationIntentType FOR PROCESSING: raw levels?"],
+        ),
         ({"ViewPosition": "LL"}, ["ViewPosition LL: not a frontal film?"]),
         ({"Modality": "CT"}, ["Modality CT: not a chest film?"]),
         ({"BodyPartExamined": "HAND"}, ["BodyPartExamined HAND: not a chest film?"]),

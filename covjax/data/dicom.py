@@ -59,6 +59,7 @@ _UNCORRECTED = {
 }
 _READ = (
     ["Modality", "ViewPosition", "ViewCodeSequence", "BodyPartExamined"]
+    + ["PresentationIntentType"]
     + ["PatientOrientation", "PixelSpacing", *_UNCORRECTED]
     + ["SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"]
     + ["NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"]
@@ -510,4 +511,6 @@ def _doubts(dataset: "Dataset") -> list[str]:
     if part and part not in _CHEST:
         named = f" {part}" if part in _ELSEWHERE else ""
         said.append(f"BodyPartExamined{named}: not a chest film?")
+    if str(dataset.get("PresentationIntentType") or "").upper() == "FOR PROCESSING":
+        said.append("PresentationIntentType FOR PROCESSING: raw levels?")
     return said
