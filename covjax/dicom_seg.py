@@ -33,6 +33,7 @@ _EMPTY = [
     "PatientName",
     "PatientBirthDate",
     "PatientSex",
+    "PatientOrientation",
     "AccessionNumber",
 ] + ["StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"]
 # What highdicom would make a geometry in space of. A projection has none: pixels of the
@@ -157,6 +158,8 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
         specific_character_set="ISO_IR 192",
         omit_empty_frames=False,
     )
+    # Required of an image without a plane in space, and empty if unknown (C.7.6.1).
+    seg.add(film["PatientOrientation"])
     if masks.size % 16 in range(1, 9):  # an odd number of bytes is filled up, with "0"
         seg.PixelData = seg.PixelData[:-1] + bytes(1)
     return seg

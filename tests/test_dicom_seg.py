@@ -101,6 +101,13 @@ def test_projection_has_no_geometry_in_space(tmp_path, told):
     np.testing.assert_array_equal(masks[0], np.stack([LUNGS, INFECTION], axis=-1))
 
 
+@pytest.mark.parametrize("told", [["R", "F"], "", None])
+def test_orientation_is_the_films(tmp_path, told):
+    # PS3.3, C.7.6.1: of type 2C, required where there is no orientation in space.
+    film = source(tmp_path, **({} if told is None else {"PatientOrientation": told}))
+    assert written(tmp_path, film)["PatientOrientation"].value == (told or "")
+
+
 def test_file_says_what_it_is(tmp_path):
     seg = written(tmp_path, source(tmp_path))
     assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
