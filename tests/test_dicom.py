@@ -406,6 +406,22 @@ def test_palette_is_looked_up(tmp_path):
     assert "cannot be read as DICOM" in refused(save(film, tmp_path / "x.dcm"))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_palette_of_8_bits(tmp_path, dtype):
+    # PS3.3, C.7.6.3.1.5, note: some store them in 16 bits, and mean the lower eight.
+    film = make_film(
+        np.array([[0, 1, 2, 3]] * 4, np.uint8),
+        PhotometricInterpretation="PALETTE COLOR",
+    )
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTable"
+        film[f"{name}Descriptor"] = pydicom.DataElement(
+            f"{name}Descriptor", "US", [4, 0, 8]
+        )
+        setattr(film, f"{name}Data", np.array([9, 255, 0, 130], dtype).tobytes())
+    np.testing.assert_array_equal(grey(film, tmp_path), [[9, 255, 0, 130]] * 4)
+
+
 SAME = [
     # Of pydicom's own files, encoded by others: the same picture in many ways.
     ("SC_rgb_rle.dcm", "SC_rgb_jpeg_gdcm.dcm", 0),  # JPEG lossless

@@ -363,7 +363,9 @@ def _from_palette(dataset: "Dataset", samples: np.ndarray) -> np.ndarray:
     patterns, bits = _patterns(dataset, samples)
     every = np.arange(2**bits, dtype=patterns.dtype)
     colours = apply_color_lut(every, dataset)
-    if colours.dtype.itemsize == 2:
+    # Entries of 8 bits are met in words of 16 (PS3.3, C.7.6.3.1.5).
+    told = dataset.RedPaletteColorLookupTableDescriptor[2]
+    if colours.dtype.itemsize == 2 and told > 8:
         colours = colours >> 8
     table = Image.fromarray(colours.astype(np.uint8)[None]).convert("L")
     return np.asarray(table)[0][patterns]
