@@ -10,17 +10,21 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import jpeg_ls
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -264,6 +268,9 @@ def streams() -> Iterator[tuple[str, str, np.ndarray, bytes, int]]:
         quality_mode="dB", quality_layers=[45],
     )  # fmt: skip
     yield "j2k lossy", JPEG2000, TALL, lossy.getvalue(), 12
+    for syntax in (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K):
+        stream = bytes(imagecodecs.htj2k_encode(TALL_DEEP))
+        yield f"htj2k {syntax[-3:]}", syntax, TALL_DEEP, stream, 0
     for pixels in (TALL, TALL_DEEP):
         stream = bytes(jpeg_ls.encode_array(pixels))
         yield f"jls {pixels.dtype}", JPEGLSLossless, pixels, stream, 0

@@ -25,6 +25,9 @@ JPEG_LS = {
 JPEG_2000 = {
     "1.2.840.10008.1.2.4.90": "lossless",
     "1.2.840.10008.1.2.4.91": "lossy",
+    "1.2.840.10008.1.2.4.201": "high-throughput, lossless",
+    "1.2.840.10008.1.2.4.202": "high-throughput, lossless, by resolution",
+    "1.2.840.10008.1.2.4.203": "high-throughput, lossy",
 }
 KNOWN = {RLE, *JPEG, *JPEG_LS, *JPEG_2000}
 
