@@ -540,6 +540,11 @@ def test_side(tmp_path, told, left_on_right, remark):
     [
         ({"ViewPosition": "PA", "BodyPartExamined": "CHEST"}, []),
         ({"Modality": "CR", "ViewPosition": "AP"}, []),
+        ({"BurnedInAnnotation": "NO"}, []),
+        (
+            {"BurnedInAnnotation": "YES"},
+            ["BurnedInAnnotation: its pictures may name the patient"],
+        ),
         ({"PresentationIntentType": "FOR PRESENTATION"}, []),
         (
             {"PresentationIntentType": "FOR PROCESSING"},

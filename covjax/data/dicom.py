@@ -59,7 +59,7 @@ _UNCORRECTED = {
 }
 _READ = (
     ["Modality", "ViewPosition", "ViewCodeSequence", "BodyPartExamined"]
-    + ["PresentationIntentType"]
+    + ["PresentationIntentType", "BurnedInAnnotation"]
     + ["PatientOrientation", "PixelSpacing", *_UNCORRECTED]
     + ["SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"]
     + ["NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"]
@@ -515,4 +515,6 @@ def _doubts(dataset: "Dataset") -> list[str]:
         said.append(f"BodyPartExamined{named}: not a chest film?")
     if str(dataset.get("PresentationIntentType") or "").upper() == "FOR PROCESSING":
         said.append("PresentationIntentType FOR PROCESSING: raw levels?")
+    if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
+        said.append("BurnedInAnnotation: its pictures may name the patient")
     return said
