@@ -223,6 +223,15 @@ def test_padding_of_a_range_below_zero(tmp_path):
     close(grey(film, tmp_path), expected)
 
 
+def test_padding_below_zero_of_levels_without_sign(tmp_path):
+    # 65535 and 65530, told as signed; of the others the percentiles are the ends.
+    pixels = np.array([[65535, 65530, 1000, 3000, 5000]] * 4, np.uint16)
+    film = make_film(pixels)
+    film.add_new("PixelPaddingValue", "SS", -1)
+    film.add_new("PixelPaddingRangeLimit", "SS", -6)
+    close(grey(film, tmp_path), np.array([[0, 0, 0, 0.5, 1]] * 4))
+
+
 def test_film_of_one_level_is_black(tmp_path):
     film = make_film(np.full((8, 8), 700, np.uint16))
     assert (grey(film, tmp_path) == 0).all()

@@ -401,8 +401,10 @@ def _padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
         return np.zeros(len(stored), bool)
     first = _whole(dataset, "PixelPaddingValue")
     last = _whole(dataset, "PixelPaddingRangeLimit", first)
-    if stored.min() < 0:  # told as unsigned, though levels are signed
-        first, last = (k - 65536 if k > 32767 else k for k in (first, last))
+    least = (
+        -32768 if stored.min() < 0 else 0
+    )  # of 16 bits, whatever sign it is told with
+    first, last = ((k - least) % 65536 + least for k in (first, last))
     return (stored >= min(first, last)) & (stored <= max(first, last))
 
 
