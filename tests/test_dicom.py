@@ -727,6 +727,15 @@ def test_stream_cut_short_in_a_whole_file(tmp_path, name):
     assert refused(path) == "its compressed pixels are cut short"
 
 
+@pytest.mark.parametrize("name", STREAMS)
+def test_stream_filled_up_with_zeros_is_whole(tmp_path, name):
+    syntax, pixels, stream, _ = STREAMS[name]
+    path = save_stream(make_film(pixels), stream, tmp_path / "x.dcm", syntax)
+    plain = read_dicom(path).image
+    save_stream(make_film(pixels), stream + bytes(1000), path, syntax)
+    np.testing.assert_array_equal(read_dicom(path).image, plain)
+
+
 @pytest.mark.parametrize("name", [*STREAMS, "rle", "plain", "deflated"])
 def test_file_cut_at_any_tenth(tmp_path, name, capfd):
     path = tmp_path / "x.dcm"

@@ -31,7 +31,7 @@ JPEG_2000 = {
 }
 KNOWN = {RLE, *JPEG, *JPEG_LS, *JPEG_2000}
 
-_END = b"\xff\xd9"  # of every stream but RLE; some bytes of padding may follow
+_END = b"\xff\xd9"  # of every stream but RLE; zeros and some other bytes may follow
 _PADDING = 16
 # A JP2 file around it has no place in DICOM, but is met.
 _START_2000 = b"\xff\x4f\xff\x51"
@@ -61,7 +61,7 @@ def decode_stream(
     """
     if syntax == RLE:
         return _decode_rle(stream, shape, bits)
-    if _END not in stream[-_PADDING:]:
+    if _END not in stream.rstrip(b"\0")[-_PADDING:]:
         # A decoder would fill up with grey what is missing, or look for it long.
         raise ValueError("its compressed pixels are cut short")
     if syntax in JPEG_2000:
