@@ -406,6 +406,21 @@ def test_colours_of_a_jpeg_are_those_that_its_stream_names(tmp_path, told, rgb):
         np.testing.assert_allclose(read_dicom(path).image, 93.54, atol=1.5)
 
 
+@pytest.mark.parametrize("told", ["RGB", "YBR_RCT", "YBR_FULL"])
+@pytest.mark.parametrize("transformed", [False, True])
+def test_colours_of_jpeg_2000(tmp_path, told, transformed):
+    # PS3.5, table 8.2.4-1: YBR_FULL without the codec's transformation is as it was.
+    stream = io.BytesIO()
+    Image.fromarray(COLOURS).save(
+        stream, "JPEG2000", irreversible=False, no_jp2=True, mct=int(transformed)
+    )
+    film = make_film(COLOURS, PhotometricInterpretation=told)
+    path = save_stream(film, stream.getvalue(), tmp_path / "x.dcm", JPEG2000Lossless)
+    as_it_was = told == "YBR_FULL" and not transformed
+    expected = COLOURS[..., 0] if as_it_was else luma(COLOURS)
+    np.testing.assert_allclose(read_dicom(path).image, expected, atol=0.51)
+
+
 def test_palette_is_looked_up(tmp_path):
     pixels = np.array([[0, 1, 2, 3]] * 4, np.uint8)
     reds, greens, blues = ([255, 0, 0, 9], [0, 255, 0, 9], [0, 0, 255, 9])

@@ -39,6 +39,7 @@ _LOOK_FOR_START = 4096
 # Markers that start a frame, and so tell its size; four of the row are none.
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _APP0, _APP14 = 0xE0, 0xEE
+_COD = 0x52  # of JPEG 2000
 
 
 def decode_stream(
@@ -94,12 +95,19 @@ def decode_stream(
     return pixels.reshape(shape)
 
 
-def says_rgb(stream: bytes) -> bool | None:
-    """Tells whether a JPEG calls its three samples red, green and blue; None: neither.
+def says_rgb(stream: bytes, syntax: str) -> bool | None:
+    """Tells whether three samples, once decoded, are red, green and blue by the stream.
 
-    False with a header of JFIF, where they are luminance and differences (ITU-T T.871),
-    or with one of Adobe's that says so (T.872).
+    None: it does not say. A JPEG says so by the names of its components. They are not
+    with a header of JFIF, where they are luminance and differences (ITU-T T.871), or
+    with one of Adobe's that says so (T.872). JPEG 2000 says so by its transformation.
     """
+    if syntax in JPEG_2000:
+        start = max(stream.find(_START_2000, 0, _LOOK_FOR_START), 0)
+        coding = next((s for m, s in _segments(stream[start:]) if m == _COD), b"")
+        return True if coding[4:5] == b"\1" else None
+    if syntax not in JPEG:
+        return None
     segments = list(_segments(stream))
     if any(m in _FRAMES and s[6:15:3].upper() == b"RGB" for m, s in segments):
         return True
@@ -144,14 +152,14 @@ def _size(stream: bytes) -> tuple[int, int, int] | None:
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yields marker and content of what stands before the first scan."""
+    """Yields marker and content of what stands before the first scan or tile."""
     at = 2
     while at + 4 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
         if marker == 0xFF:  # a byte of padding
             at += 1
             continue
-        if marker == 0xDA:
+        if marker in (0xDA, 0x90):
             return
         length = int.from_bytes(stream[at + 2 : at + 4], "big")
         yield marker, stream[at + 4 : at + 2 + length]

@@ -327,16 +327,16 @@ def _decode(dataset: "Dataset", syntax: str) -> tuple[np.ndarray, bool]:
         pixels, _ = get_decoder(UID(syntax)).as_array(dataset, raw=True, index=0)
         return pixels.reshape(shape), colour == "RGB"
 
-    from covjax.data.codestreams import JPEG, JPEG_2000, KNOWN, decode_stream, says_rgb
+    from covjax.data.codestreams import KNOWN, decode_stream, says_rgb
 
     if syntax not in KNOWN:
         raise _Unfit("its transfer syntax is none that is known")
     stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
     pixels = _ours(decode_stream, stream, syntax, shape, bits)
-    told = says_rgb(stream) if syntax in JPEG else None
+    told = says_rgb(stream, syntax)
     if told is not None:  # many a stream was wrapped without a look at its colours
         return pixels, told
-    return pixels, colour == "RGB" or syntax in JPEG_2000
+    return pixels, colour in ("RGB", "YBR_ICT", "YBR_RCT")
 
 
 def _patterns(dataset: "Dataset", samples: np.ndarray) -> tuple[np.ndarray, int]:
