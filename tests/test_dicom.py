@@ -158,6 +158,16 @@ def test_window_of_no_width_counts_as_none(tmp_path, center, width):
     assert "a window that is none" in read_dicom(tmp_path / "x.dcm").remarks
 
 
+@pytest.mark.parametrize("broken", [b"auto", b"12,5"])
+def test_window_that_is_no_number_counts_as_none(tmp_path, broken):
+    film = make_film(PHANTOM, WindowCenter=["77.7", "9"], WindowWidth=["40", "9"])
+    path = save(film, tmp_path / "x.dcm")
+    path.write_bytes(path.read_bytes().replace(b"77.7", broken))
+    film = read_dicom(path)
+    np.testing.assert_array_equal(film.image, PHANTOM)
+    assert "a window that is none" in film.remarks
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_voi_lut_goes_before_the_window(tmp_path, packed):
     pixels = np.array([[0, 9, 10, 11, 12, 13, 500]] * 4, np.uint16)

@@ -438,11 +438,14 @@ def _through_voi(
 
 
 def _first(dataset: "Dataset", name: str) -> float | None:
-    """Returns the first of one or several numbers; None: not told."""
-    value = dataset.get(name)
-    if isinstance(value, MutableSequence):
-        value = value[0] if value else None
-    return None if value is None or value == "" else float(value)
+    """Returns the first of one or several numbers; None: not told; NaN: no number."""
+    try:
+        value = dataset.get(name)
+        if isinstance(value, MutableSequence):
+            value = value[0] if value else None
+        return None if value is None or value == "" else float(value)
+    except ValueError:
+        return np.nan
 
 
 def _read_lut(item: "Dataset") -> tuple[int, np.ndarray, int]:
