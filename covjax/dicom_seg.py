@@ -33,8 +33,13 @@ _EMPTY = [
     "PatientName",
     "PatientBirthDate",
     "PatientSex",
+    "PatientOrientation",
     "AccessionNumber",
 ] + ["StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"]
+# What highdicom would make a geometry in space of. A projection has none: pixels of the
+# segmentation are the source's (PS3.3, A.51.5.1), and pixel measures have no place
+# beside that (table A.51-2), nor does highdicom read them without a thickness.
+_GEOMETRY = ["FrameOfReferenceUID", "PixelSpacing"]
 # Segment's label → category and type of what it shows, and whether in the lung.
 _LUNG = ("39607008", "Lung")
 _SEGMENTS = {
@@ -122,6 +127,8 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
     for key in _EMPTY:
         if key not in film:
             setattr(film, key, "")
+    for key in _GEOMETRY:
+        film.pop(key, None)
     origin = [str(film.SOPInstanceUID), name, version]
     described = [
         _describe(number, label, name, version)
@@ -146,8 +153,13 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
         content_description=DESCRIPTION,
         series_description=DESCRIPTION,
         transfer_syntax_uid=ExplicitVRLittleEndian,
+        # Whatever the source's: highdicom knows no default that a second one extends,
+        # as names of three scripts have it (PS3.5, H.3).
+        specific_character_set="ISO_IR 192",
         omit_empty_frames=False,
     )
+    # Required of an image without a plane in space, and empty if unknown (C.7.6.1).
+    seg.add(film["PatientOrientation"])
     if masks.size % 16 in range(1, 9):  # an odd number of bytes is filled up, with "0"
         seg.PixelData = seg.PixelData[:-1] + bytes(1)
     return seg

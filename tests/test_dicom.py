@@ -10,17 +10,21 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import imagecodecs
 import jpeg_ls
 import numpy as np
 import pydicom
 import pytest
 from PIL import Image
 from pydicom.uid import (
+    HTJ2K,
     JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
@@ -154,6 +158,16 @@ def test_window_of_no_width_counts_as_none(tmp_path, center, width):
     assert "a window that is none" in read_dicom(tmp_path / "x.dcm").remarks
 
 
+@pytest.mark.parametrize("broken", [b"auto", b"12,5"])
+def test_window_that_is_no_number_counts_as_none(tmp_path, broken):
+    film = make_film(PHANTOM, WindowCenter=["77.7", "9"], WindowWidth=["40", "9"])
+    path = save(film, tmp_path / "x.dcm")
+    path.write_bytes(path.read_bytes().replace(b"77.7", broken))
+    film = read_dicom(path)
+    np.testing.assert_array_equal(film.image, PHANTOM)
+    assert "a window that is none" in film.remarks
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_voi_lut_goes_before_the_window(tmp_path, packed):
     pixels = np.array([[0, 9, 10, 11, 12, 13, 500]] * 4, np.uint16)
@@ -219,6 +233,15 @@ def test_padding_of_a_range_below_zero(tmp_path):
     close(grey(film, tmp_path), expected)
 
 
+def test_padding_below_zero_of_levels_without_sign(tmp_path):
+    # 65535 and 65530, told as signed; of the others the percentiles are the ends.
+    pixels = np.array([[65535, 65530, 1000, 3000, 5000]] * 4, np.uint16)
+    film = make_film(pixels)
+    film.add_new("PixelPaddingValue", "SS", -1)
+    film.add_new("PixelPaddingRangeLimit", "SS", -6)
+    close(grey(film, tmp_path), np.array([[0, 0, 0, 0.5, 1]] * 4))
+
+
 def test_film_of_one_level_is_black(tmp_path):
     film = make_film(np.full((8, 8), 700, np.uint16))
     assert (grey(film, tmp_path) == 0).all()
@@ -264,6 +287,9 @@ def streams() -> Iterator[tuple[str, str, np.ndarray, bytes, int]]:
         quality_mode="dB", quality_layers=[45],
     )  # fmt: skip
     yield "j2k lossy", JPEG2000, TALL, lossy.getvalue(), 12
+    for syntax in (HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K):
+        stream = bytes(imagecodecs.htj2k_encode(TALL_DEEP))
+        yield f"htj2k {syntax[-3:]}", syntax, TALL_DEEP, stream, 0
     for pixels in (TALL, TALL_DEEP):
         stream = bytes(jpeg_ls.encode_array(pixels))
         yield f"jls {pixels.dtype}", JPEGLSLossless, pixels, stream, 0
@@ -371,6 +397,40 @@ def test_ybr_is_shown_by_its_luminance(tmp_path):
     np.testing.assert_array_equal(grey(film, tmp_path), COLOURS[..., 0])
 
 
+@pytest.mark.parametrize("told", ["RGB", "YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize("rgb", [False, True])
+def test_colours_of_a_jpeg_are_those_that_its_stream_names(tmp_path, told, rgb):
+    # JFIF's are luminance and differences (T.871), whatever the elements say. A patch
+    # has one colour, so that all frequencies but the lowest are 0.
+    pixels = np.full((16, 16, 3), (200, 40, 90), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=100, keep_rgb=rgb)
+    plain = stream.getvalue()
+    assert (plain[6:10] == b"JFIF") is not rgb
+    # Adobe's header (T.872, 6.5.3) in its place, with 1 at the end: differences.
+    head, after = b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\1", 20
+    film = make_film(pixels, PhotometricInterpretation=told)
+    for written in [plain] if rgb else [plain, head + plain[after:]]:
+        path = save_stream(film, written, tmp_path / "x.dcm", JPEGBaseline8Bit)
+        # .299 * 200 + .587 * 40 + .114 * 90
+        np.testing.assert_allclose(read_dicom(path).image, 93.54, atol=1.5)
+
+
+@pytest.mark.parametrize("told", ["RGB", "YBR_RCT", "YBR_FULL"])
+@pytest.mark.parametrize("transformed", [False, True])
+def test_colours_of_jpeg_2000(tmp_path, told, transformed):
+    # PS3.5, table 8.2.4-1: YBR_FULL without the codec's transformation is as it was.
+    stream = io.BytesIO()
+    Image.fromarray(COLOURS).save(
+        stream, "JPEG2000", irreversible=False, no_jp2=True, mct=int(transformed)
+    )
+    film = make_film(COLOURS, PhotometricInterpretation=told)
+    path = save_stream(film, stream.getvalue(), tmp_path / "x.dcm", JPEG2000Lossless)
+    as_it_was = told == "YBR_FULL" and not transformed
+    expected = COLOURS[..., 0] if as_it_was else luma(COLOURS)
+    np.testing.assert_allclose(read_dicom(path).image, expected, atol=0.51)
+
+
 def test_palette_is_looked_up(tmp_path):
     pixels = np.array([[0, 1, 2, 3]] * 4, np.uint8)
     reds, greens, blues = ([255, 0, 0, 9], [0, 255, 0, 9], [0, 0, 255, 9])
@@ -385,6 +445,22 @@ def test_palette_is_looked_up(tmp_path):
     np.testing.assert_array_equal(grey(film, tmp_path), [[76, 150, 29, 9]] * 4)
     change(film, BluePaletteColorLookupTableData=None)
     assert "cannot be read as DICOM" in refused(save(film, tmp_path / "x.dcm"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_palette_of_8_bits(tmp_path, dtype):
+    # PS3.3, C.7.6.3.1.5, note: some store them in 16 bits, and mean the lower eight.
+    film = make_film(
+        np.array([[0, 1, 2, 3]] * 4, np.uint8),
+        PhotometricInterpretation="PALETTE COLOR",
+    )
+    for colour in ("Red", "Green", "Blue"):
+        name = f"{colour}PaletteColorLookupTable"
+        film[f"{name}Descriptor"] = pydicom.DataElement(
+            f"{name}Descriptor", "US", [4, 0, 8]
+        )
+        setattr(film, f"{name}Data", np.array([9, 255, 0, 130], dtype).tobytes())
+    np.testing.assert_array_equal(grey(film, tmp_path), [[9, 255, 0, 130]] * 4)
 
 
 SAME = [
@@ -448,6 +524,28 @@ def test_spacing_is_of_the_patient_else_of_the_detector(tmp_path):
     assert told.remarks == ("no pixel spacing",)
 
 
+@pytest.mark.parametrize("name", ["ImagerPixelSpacing", "NominalScannedPixelSpacing"])
+def test_spacing_that_repeats_the_detectors_is_the_detectors(tmp_path, name):
+    # PS3.3, 10.7.1.1: the same values, if the film was not calibrated.
+    film = make_film(PHANTOM, PixelSpacing=["0.2", "0.1"], **{name: ["0.200", "0.1"]})
+    told = read_dicom(save(film, tmp_path / "x.dcm"))
+    assert (told.spacing, told.spacing_from) == ((0.2, 0.1), name)
+    assert len(told.remarks) == 1 and "pixel spacing " in told.remarks[0]
+    change(film, PixelSpacing=None)
+    told = read_dicom(save(film, tmp_path / "x.dcm"))
+    assert (told.spacing, told.spacing_from) == ((0.2, 0.1), name)
+
+
+@pytest.mark.parametrize("broken", [b"none\\none", b"0,11\\0,22", b"0.111\\   "])
+def test_spacing_that_cannot_be_read_is_none(tmp_path, broken):
+    path = save(make_film(PHANTOM, PixelSpacing=["0.11", "0.22"]), tmp_path / "x.dcm")
+    assert read_dicom(path).spacing == (0.11, 0.22)
+    path.write_bytes(path.read_bytes().replace(b"0.11\\0.22", broken))
+    film = read_dicom(path)
+    assert (film.spacing, film.remarks) == (None, ("no pixel spacing",))
+    np.testing.assert_array_equal(film.image, PHANTOM)
+
+
 @pytest.mark.parametrize(
     ("told", "left_on_right", "remark"),
     [
@@ -457,6 +555,9 @@ def test_spacing_is_of_the_patient_else_of_the_detector(tmp_path):
         (["LA", "FP"], True, None),
         (["L", "H"], True, "PatientOrientation: upside down?"),
         (["F", "L"], True, "PatientOrientation: turned by a quarter?"),
+        (["A", "F"], True, "PatientOrientation: not a frontal film?"),
+        (["PL", "F"], True, "PatientOrientation: not a frontal film?"),
+        (["L", "P"], True, "PatientOrientation: not a frontal film?"),
     ],
 )
 def test_side(tmp_path, told, left_on_right, remark):
@@ -473,6 +574,16 @@ def test_side(tmp_path, told, left_on_right, remark):
     [
         ({"ViewPosition": "PA", "BodyPartExamined": "CHEST"}, []),
         ({"Modality": "CR", "ViewPosition": "AP"}, []),
+        ({"BurnedInAnnotation": "NO"}, []),
+        (
+            {"BurnedInAnnotation": "YES"},
+            ["BurnedInAnnotation: its pictures may name the patient"],
+        ),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, []),
+        (
+            {"PresentationIntentType": "FOR PROCESSING"},
+            ["PresentationIntentType FOR PROCESSING: raw levels?"],
+        ),
         ({"ViewPosition": "LL"}, ["ViewPosition LL: not a frontal film?"]),
         ({"Modality": "CT"}, ["Modality CT: not a chest film?"]),
         ({"BodyPartExamined": "HAND"}, ["BodyPartExamined HAND: not a chest film?"]),
@@ -483,6 +594,27 @@ def test_side(tmp_path, told, left_on_right, remark):
 )
 def test_doubts_are_told_by_known_codes_alone(tmp_path, elements, said):
     film = make_film(PHANTOM, PixelSpacing=[1, 1], **elements)
+    assert list(read_dicom(save(film, tmp_path / "x.dcm")).remarks) == said
+
+
+@pytest.mark.parametrize(
+    ("code", "scheme", "view", "said"),
+    [
+        # PS3.16, CID 4010: left lateral, as SNOMED CT and as SRT have it; postero-
+        # anterior, antero-posterior.
+        ("399173006", "SCT", "", ["ViewCodeSequence: not a frontal film?"]),
+        ("R-10236", "SRT", "", ["ViewCodeSequence: not a frontal film?"]),
+        ("R-10236", "SRT", "LL", ["ViewPosition LL: not a frontal film?"]),
+        ("272479007", "SCT", "", []),
+        ("R-10206", "SRT", "", []),
+        ("CHPA", "99VENDOR", "", []),
+    ],
+)
+def test_view_of_a_film_that_has_it_as_a_code(tmp_path, code, scheme, view, said):
+    # A DX image may have either, both, or none (PS3.3, C.8.11.5: both of type 3).
+    coded = item(CodeValue=code, CodingSchemeDesignator=scheme, CodeMeaning="Doe^Jane")
+    film = make_film(PHANTOM, PixelSpacing=[1, 1], ViewCodeSequence=[coded])
+    change(film, ViewPosition=view)
     assert list(read_dicom(save(film, tmp_path / "x.dcm")).remarks) == said
 
 
@@ -618,6 +750,15 @@ def test_stream_cut_short_in_a_whole_file(tmp_path, name):
     stream = stream[: len(stream) * 3 // 4 // 2 * 2]
     path = save_stream(make_film(pixels), stream, tmp_path / "x.dcm", syntax)
     assert refused(path) == "its compressed pixels are cut short"
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_stream_filled_up_with_zeros_is_whole(tmp_path, name):
+    syntax, pixels, stream, _ = STREAMS[name]
+    path = save_stream(make_film(pixels), stream, tmp_path / "x.dcm", syntax)
+    plain = read_dicom(path).image
+    save_stream(make_film(pixels), stream + bytes(1000), path, syntax)
+    np.testing.assert_array_equal(read_dicom(path).image, plain)
 
 
 @pytest.mark.parametrize("name", [*STREAMS, "rle", "plain", "deflated"])

@@ -79,6 +79,35 @@ def test_values_are_as_the_standard_has_them(tmp_path, monkeypatch):
         hd.seg.segread(tmp_path / "seg.dcm")  # raises where it is no segmentation
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"PixelSpacing": [0.2, 0.1], "ImagerPixelSpacing": [0.2, 0.1]},
+        {"FrameOfReferenceUID": "1.2.3.9", "PositionReferenceIndicator": ""},
+    ],
+)
+def test_projection_has_no_geometry_in_space(tmp_path, told):
+    # PS3.3, table A.51-2: pixel measures only within a frame of reference; A.51.5.1:
+    # a frame of reference only with position and orientation.
+    seg = written(tmp_path, source(tmp_path, **told))
+    groups = [
+        *seg.SharedFunctionalGroupsSequence,
+        *seg.PerFrameFunctionalGroupsSequence,
+    ]
+    assert not any("PixelMeasuresSequence" in group for group in groups)
+    assert "FrameOfReferenceUID" not in seg
+    read = hd.seg.segread(tmp_path / "seg.dcm")
+    masks = read.get_pixels_by_source_instance(["1.2.3.3"])
+    np.testing.assert_array_equal(masks[0], np.stack([LUNGS, INFECTION], axis=-1))
+
+
+@pytest.mark.parametrize("told", [["R", "F"], "", None])
+def test_orientation_is_the_films(tmp_path, told):
+    # PS3.3, C.7.6.1: of type 2C, required where there is no orientation in space.
+    film = source(tmp_path, **({} if told is None else {"PatientOrientation": told}))
+    assert written(tmp_path, film)["PatientOrientation"].value == (told or "")
+
+
 def test_file_says_what_it_is(tmp_path):
     seg = written(tmp_path, source(tmp_path))
     assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.4"
@@ -126,6 +155,27 @@ def test_film_is_referred_to_in_its_study(tmp_path):
     assert seg.StudyInstanceUID == "1.2.3.1"
     assert seg.SeriesInstanceUID != "1.2.3.2"
     assert {name: seg[name].value for name in PATIENT} == PATIENT
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        # PS3.5, H.3.1 and I.2: the examples of the standard.
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("ISO_IR 100", "Buc^Jérôme"),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+        ("ISO_IR 192", "Wang^XiaoDong=王^小東"),
+    ],
+)
+def test_name_in_any_script(tmp_path, told, name):
+    film = source(
+        tmp_path, SpecificCharacterSet=told, PatientName=name, StudyDescription=name
+    )
+    seg = written(tmp_path, film)
+    assert seg.PatientName == name and seg.StudyDescription == name
+    assert name.encode() in (tmp_path / "seg.dcm").read_bytes()
+    assert seg.SpecificCharacterSet == "ISO_IR 192"
 
 
 def test_nothing_found_is_a_blank_frame(tmp_path):

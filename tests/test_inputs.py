@@ -18,6 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "films/b.png": b"", "films/a.JPG": b"", "films/notes.txt": b"",
         "films/.hidden.png": b"", "films/.git/c.png": b"", "films/ward 2/IM0001": DICOM,
         "films/ward 2/IM0002": b"no film", "films/ward 2/x.dcm": b"",
+        "films/DICOMDIR": DICOM,
         "films/lung masks/b.png": b"", "films/infection masks/b.png": b"",
         "films/out/masks/a.txt": b"", "films/out/overlays/b.jpg": b"",
         "elsewhere/b.png": b"", "films/v1.2/d.tif": b"",
@@ -51,6 +52,7 @@ def test_files_and_patterns_keep_their_order_and_come_once(folder):
     both = names("films", "films/ward 2/x.dcm")  # called as it was found first
     assert both == names("films")
     assert names("films/notes.txt") == ["notes.txt"]  # named: it will have a line
+    assert names("films/DICOMDIR") == ["DICOMDIR"]
     assert names("films/ward 2/../b.png") == ["b"]
 
 

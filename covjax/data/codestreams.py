@@ -25,16 +25,21 @@ JPEG_LS = {
 JPEG_2000 = {
     "1.2.840.10008.1.2.4.90": "lossless",
     "1.2.840.10008.1.2.4.91": "lossy",
+    "1.2.840.10008.1.2.4.201": "high-throughput, lossless",
+    "1.2.840.10008.1.2.4.202": "high-throughput, lossless, by resolution",
+    "1.2.840.10008.1.2.4.203": "high-throughput, lossy",
 }
 KNOWN = {RLE, *JPEG, *JPEG_LS, *JPEG_2000}
 
-_END = b"\xff\xd9"  # of every stream but RLE; some bytes of padding may follow
+_END = b"\xff\xd9"  # of every stream but RLE; zeros and some other bytes may follow
 _PADDING = 16
 # A JP2 file around it has no place in DICOM, but is met.
 _START_2000 = b"\xff\x4f\xff\x51"
 _LOOK_FOR_START = 4096
 # Markers that start a frame, and so tell its size; four of the row are none.
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_APP0, _APP14 = 0xE0, 0xEE
+_COD = 0x52  # of JPEG 2000
 
 
 def decode_stream(
@@ -57,7 +62,7 @@ def decode_stream(
     """
     if syntax == RLE:
         return _decode_rle(stream, shape, bits)
-    if _END not in stream[-_PADDING:]:
+    if _END not in stream.rstrip(b"\0")[-_PADDING:]:
         # A decoder would fill up with grey what is missing, or look for it long.
         raise ValueError("its compressed pixels are cut short")
     if syntax in JPEG_2000:
@@ -88,6 +93,30 @@ def decode_stream(
     if pixels.size != np.prod(shape) or pixels.dtype.itemsize > 2:
         raise ValueError("its compressed pixels are of another size than it says")
     return pixels.reshape(shape)
+
+
+def says_rgb(stream: bytes, syntax: str) -> bool | None:
+    """Tells whether three samples, once decoded, are red, green and blue by the stream.
+
+    None: it does not say. A JPEG says so by the names of its components. They are not
+    with a header of JFIF, where they are luminance and differences (ITU-T T.871), or
+    with one of Adobe's that says so (T.872). JPEG 2000 says so by its transformation.
+    """
+    if syntax in JPEG_2000:
+        start = max(stream.find(_START_2000, 0, _LOOK_FOR_START), 0)
+        coding = next((s for m, s in _segments(stream[start:]) if m == _COD), b"")
+        return True if coding[4:5] == b"\1" else None
+    if syntax not in JPEG:
+        return None
+    segments = list(_segments(stream))
+    if any(m in _FRAMES and s[6:15:3].upper() == b"RGB" for m, s in segments):
+        return True
+    differences = any(
+        (marker == _APP0 and segment.startswith(b"JFIF\0"))
+        or (marker == _APP14 and segment.startswith(b"Adobe") and segment[11:] == b"\1")
+        for marker, segment in segments
+    )
+    return False if differences else None
 
 
 def _decode_rle(stream: bytes, shape: tuple[int, int, int], bits: int) -> np.ndarray:
@@ -123,14 +152,14 @@ def _size(stream: bytes) -> tuple[int, int, int] | None:
 
 
 def _segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yields marker and content of what stands before the first scan."""
+    """Yields marker and content of what stands before the first scan or tile."""
     at = 2
     while at + 4 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
         if marker == 0xFF:  # a byte of padding
             at += 1
             continue
-        if marker == 0xDA:
+        if marker in (0xDA, 0x90):
             return
         length = int.from_bytes(stream[at + 2 : at + 4], "big")
         yield marker, stream[at + 4 : at + 2 + length]

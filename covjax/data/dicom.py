@@ -52,9 +52,15 @@ _COLOURS = {
     "YBR_ICT": 3,
     "YBR_RCT": 3,
 }
+# Spacings in the plane of the detector, or of a film that was scanned.
+_UNCORRECTED = {
+    "ImagerPixelSpacing": "pixel spacing in the detector's plane",
+    "NominalScannedPixelSpacing": "pixel spacing of the scanned film",
+}
 _READ = (
-    ["Modality", "ViewPosition", "BodyPartExamined"]
-    + ["PatientOrientation", "PixelSpacing", "ImagerPixelSpacing"]
+    ["Modality", "ViewPosition", "ViewCodeSequence", "BodyPartExamined"]
+    + ["PresentationIntentType", "BurnedInAnnotation"]
+    + ["PatientOrientation", "PixelSpacing", *_UNCORRECTED]
     + ["SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"]
     + ["NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"]
     + ["PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"]
@@ -72,6 +78,12 @@ _OTHERS = set("CT ES IO IVUS MG MR NM OCT OP OT PT PX RF RG RTDOSE RTIMAGE SC".s
 _OTHERS |= set("SEG SM US XA XC".split())
 _FRONTAL = {"AP", "PA"}
 _NOT_FRONTAL = set("LL RL LLD RLD LLO RLO".split())
+# Lateral, left, right, sagittal, and the obliques of a chest (PS3.16, CID 4010), as
+# SNOMED CT has them and, before it, SRT.
+_NOT_FRONTAL_CODES = set(
+    "399067008 399173006 399198007 30730003 399135007 399356000 399006002 399038007"
+    " R-102CD R-10236 R-10232 G-A145 R-10220 R-40985 R-10212 R-10210".split()
+)
 _CHEST = {"CHEST", "THORAX", "LUNG"}
 _ELSEWHERE = set(
     "ABDOMEN ANKLE ARM BREAST CLAVICLE CSPINE ELBOW EXTREMITY FEMUR FOOT FOREARM HAND"
@@ -90,8 +102,8 @@ class DicomFilm:
     Attributes:
       image: as displayed, 0 black and 255 white; uint8 [H, W].
       spacing: mm from row to row and from column to column; None: not told.
-      spacing_from: "PixelSpacing"; "ImagerPixelSpacing", in the plane of the detector,
-        where the chest is larger than it is; or "".
+      spacing_from: "PixelSpacing"; "ImagerPixelSpacing", "NominalScannedPixelSpacing":
+        in the plane of the detector, where the chest is larger than it is; or "".
       patient_left_on_right: whether the patient's left is on the picture's right, as is
         usual; so too if the file does not tell.
       box: rows and columns without the frame; see `borders.find_box`.
@@ -240,8 +252,8 @@ def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:
         image, remarks = _grey(dataset, samples[..., 0])
     spacing, spacing_from = _spacing(dataset)
     left_on_right, turned = _orientation(dataset)
-    if spacing_from == "ImagerPixelSpacing":
-        remarks.append("pixel spacing in the detector's plane")
+    if spacing_from in _UNCORRECTED:
+        remarks.append(_UNCORRECTED[spacing_from])
     if spacing is None:
         remarks.append("no pixel spacing")
     return DicomFilm(
@@ -315,13 +327,16 @@ def _decode(dataset: "Dataset", syntax: str) -> tuple[np.ndarray, bool]:
         pixels, _ = get_decoder(UID(syntax)).as_array(dataset, raw=True, index=0)
         return pixels.reshape(shape), colour == "RGB"
 
-    from covjax.data.codestreams import JPEG_2000, KNOWN, decode_stream
+    from covjax.data.codestreams import KNOWN, decode_stream, says_rgb
 
     if syntax not in KNOWN:
         raise _Unfit("its transfer syntax is none that is known")
     stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
     pixels = _ours(decode_stream, stream, syntax, shape, bits)
-    return pixels, colour == "RGB" or syntax in JPEG_2000
+    told = says_rgb(stream, syntax)
+    if told is not None:  # many a stream was wrapped without a look at its colours
+        return pixels, told
+    return pixels, colour in ("RGB", "YBR_ICT", "YBR_RCT")
 
 
 def _patterns(dataset: "Dataset", samples: np.ndarray) -> tuple[np.ndarray, int]:
@@ -348,7 +363,9 @@ def _from_palette(dataset: "Dataset", samples: np.ndarray) -> np.ndarray:
     patterns, bits = _patterns(dataset, samples)
     every = np.arange(2**bits, dtype=patterns.dtype)
     colours = apply_color_lut(every, dataset)
-    if colours.dtype.itemsize == 2:
+    # Entries of 8 bits are met in words of 16 (PS3.3, C.7.6.3.1.5).
+    told = dataset.RedPaletteColorLookupTableDescriptor[2]
+    if colours.dtype.itemsize == 2 and told > 8:
         colours = colours >> 8
     table = Image.fromarray(colours.astype(np.uint8)[None]).convert("L")
     return np.asarray(table)[0][patterns]
@@ -384,8 +401,10 @@ def _padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
         return np.zeros(len(stored), bool)
     first = _whole(dataset, "PixelPaddingValue")
     last = _whole(dataset, "PixelPaddingRangeLimit", first)
-    if stored.min() < 0:  # told as unsigned, though levels are signed
-        first, last = (k - 65536 if k > 32767 else k for k in (first, last))
+    least = (
+        -32768 if stored.min() < 0 else 0
+    )  # of 16 bits, whatever sign it is told with
+    first, last = ((k - least) % 65536 + least for k in (first, last))
     return (stored >= min(first, last)) & (stored <= max(first, last))
 
 
@@ -419,11 +438,14 @@ def _through_voi(
 
 
 def _first(dataset: "Dataset", name: str) -> float | None:
-    """Returns the first of one or several numbers; None: not told."""
-    value = dataset.get(name)
-    if isinstance(value, MutableSequence):
-        value = value[0] if value else None
-    return None if value is None or value == "" else float(value)
+    """Returns the first of one or several numbers; None: not told; NaN: no number."""
+    try:
+        value = dataset.get(name)
+        if isinstance(value, MutableSequence):
+            value = value[0] if value else None
+        return None if value is None or value == "" else float(value)
+    except ValueError:
+        return np.nan
 
 
 def _read_lut(item: "Dataset") -> tuple[int, np.ndarray, int]:
@@ -443,13 +465,24 @@ def _read_lut(item: "Dataset") -> tuple[int, np.ndarray, int]:
 
 
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, str]:
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = dataset.get(name)
-        if isinstance(value, MutableSequence) and len(value) == 2:
-            rows, columns = (float(number) for number in value)
-            if 0 < rows < np.inf and 0 < columns < np.inf:
-                return (rows, columns), name
-    return None, ""
+    """Returns mm from row to row and from column to column, and the element's name.
+
+    A PixelSpacing that repeats one of the detector is that one: the film was not
+    corrected for magnification (PS3.3, 10.7.1.1).
+    """
+    told = {}
+    for name in ("PixelSpacing", *_UNCORRECTED):
+        try:
+            rows, columns = (float(number) for number in dataset.get(name, ()))
+        except (TypeError, ValueError):  # one that cannot be read is none
+            continue
+        if 0 < rows < np.inf and 0 < columns < np.inf:
+            told[name] = (rows, columns)
+    if not told:
+        return None, ""
+    spacing = next(iter(told.values()))
+    same = [name for name in told if np.allclose(told[name], spacing)]
+    return spacing, same[-1]
 
 
 def _orientation(dataset: "Dataset") -> tuple[bool, list[str]]:
@@ -458,6 +491,8 @@ def _orientation(dataset: "Dataset") -> tuple[bool, list[str]]:
     if not isinstance(told, MutableSequence) or len(told) != 2:
         return True, []
     across, down = (str(direction)[:1] for direction in told)
+    if {across, down} & {"A", "P"}:
+        return True, ["PatientOrientation: not a frontal film?"]
     if across in ("H", "F") or down in ("L", "R"):
         return True, ["PatientOrientation: turned by a quarter?"]
     return across != "R", ["PatientOrientation: upside down?"] if down == "H" else []
@@ -476,7 +511,15 @@ def _doubts(dataset: "Dataset") -> list[str]:
     if view and view not in _FRONTAL:
         named = f" {view}" if view in _NOT_FRONTAL else ""
         said.append(f"ViewPosition{named}: not a frontal film?")
+    views = dataset.get("ViewCodeSequence") or []
+    codes = {str(view.get("CodeValue") or "") for view in views}
+    if not view and codes & _NOT_FRONTAL_CODES:
+        said.append("ViewCodeSequence: not a frontal film?")
     if part and part not in _CHEST:
         named = f" {part}" if part in _ELSEWHERE else ""
         said.append(f"BodyPartExamined{named}: not a chest film?")
+    if str(dataset.get("PresentationIntentType") or "").upper() == "FOR PROCESSING":
+        said.append("PresentationIntentType FOR PROCESSING: raw levels?")
+    if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
+        said.append("BurnedInAnnotation: its pictures may name the patient")
     return said

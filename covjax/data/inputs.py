@@ -12,6 +12,7 @@ from covjax.data.dicom import is_dicom
 from covjax.errors import UsageError
 
 DICOM_SUFFIXES = {".dcm", ".dicom"}
+_DIRECTORY = "DICOMDIR"  # of the files on a disc (PS3.10, 8.6): DICOM, and no film
 _NO_FILMS = {LUNG_MASKS, INFECTION_MASKS}  # folders of the published layout
 
 
@@ -33,9 +34,9 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
     """Finds the films among files, folders and patterns.
 
     Of a folder, and of all in it, these are films: files with the ending of a picture
-    or of DICOM, and DICOM files of any name. Hidden files and folders are passed over,
-    as are the folders of masks in the published layout. A file that is named itself is
-    always taken.
+    or of DICOM, and DICOM files of any name but DICOMDIR. Hidden files and folders are
+    passed over, as are the folders of masks in the published layout. A file that is
+    named itself is always taken.
 
     Args:
       given: paths, or patterns with *, ?, [] and **.
@@ -89,6 +90,8 @@ def _walk(folder: Path, leave_out: Path) -> Iterator[Path]:
 
 
 def _is_film(path: Path) -> bool:
+    if path.name.upper() == _DIRECTORY:
+        return False
     return path.suffix.lower() in SUFFIXES | DICOM_SUFFIXES or is_dicom(path)
 
 
