@@ -101,9 +101,8 @@ class DicomFilm:
 
     Attributes:
       image: as displayed, 0 black and 255 white; uint8 [H, W].
-      spacing: mm from row to row and from column to column; None: not told.
-      spacing_from: "PixelSpacing"; "ImagerPixelSpacing", "NominalScannedPixelSpacing":
-        in the plane of the detector, where the chest is larger than it is; or "".
+      spacing: mm from row to row and from column to column; None: not told. Where a
+        remark names the detector or the scanned film, a chest is smaller than it says.
       patient_left_on_right: whether the patient's left is on the picture's right, as is
         usual; so too if the file does not tell.
       box: rows and columns without the frame; see `borders.find_box`.
@@ -112,7 +111,6 @@ class DicomFilm:
 
     image: np.ndarray
     spacing: tuple[float, float] | None
-    spacing_from: str
     patient_left_on_right: bool
     box: tuple[slice, slice]
     remarks: tuple[str, ...]
@@ -250,19 +248,14 @@ def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:
         image = _from_palette(dataset, samples[..., 0])
     else:
         image, remarks = _grey(dataset, samples[..., 0])
-    spacing, spacing_from = _spacing(dataset)
+    spacing, doubted = _spacing(dataset)
     left_on_right, turned = _orientation(dataset)
-    if spacing_from in _UNCORRECTED:
-        remarks.append(_UNCORRECTED[spacing_from])
-    if spacing is None:
-        remarks.append("no pixel spacing")
     return DicomFilm(
         image,
         spacing,
-        spacing_from,
         left_on_right,
         find_box(image),
-        tuple([*_doubts(dataset), *turned, *remarks]),
+        tuple([*_doubts(dataset), *turned, *remarks, *doubted]),
     )
 
 
@@ -401,9 +394,8 @@ def _padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
         return np.zeros(len(stored), bool)
     first = _whole(dataset, "PixelPaddingValue")
     last = _whole(dataset, "PixelPaddingRangeLimit", first)
-    least = (
-        -32768 if stored.min() < 0 else 0
-    )  # of 16 bits, whatever sign it is told with
+    # Of 16 bits, whatever sign it is told with.
+    least = -32768 if stored.min() < 0 else 0
     first, last = ((k - least) % 65536 + least for k in (first, last))
     return (stored >= min(first, last)) & (stored <= max(first, last))
 
@@ -464,8 +456,8 @@ def _read_lut(item: "Dataset") -> tuple[int, np.ndarray, int]:
     return first, np.clip(entries[:length], 0, 2**bits - 1), bits
 
 
-def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, str]:
-    """Returns mm from row to row and from column to column, and the element's name.
+def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, list[str]]:
+    """Returns mm from row to row and from column to column, and what to think of it.
 
     A PixelSpacing that repeats one of the detector is that one: the film was not
     corrected for magnification (PS3.3, 10.7.1.1).
@@ -479,10 +471,10 @@ def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, str]:
         if 0 < rows < np.inf and 0 < columns < np.inf:
             told[name] = (rows, columns)
     if not told:
-        return None, ""
+        return None, ["no pixel spacing"]
     spacing = next(iter(told.values()))
     same = [name for name in told if np.allclose(told[name], spacing)]
-    return spacing, same[-1]
+    return spacing, [_UNCORRECTED[name] for name in same[-1:] if name in _UNCORRECTED]
 
 
 def _orientation(dataset: "Dataset") -> tuple[bool, list[str]]:
