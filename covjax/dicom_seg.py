@@ -19,12 +19,16 @@ from covjax.data.dicom import read_header
 from covjax.data.silence import without_warnings
 from covjax.errors import DataError, UsageError
 from covjax.files import write_whole
+from covjax.seen import Origin
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-LABEL = "RESEARCH"
-DESCRIPTION = "Research use only, not for diagnosis"  # 64 characters at most
+# Content label and description of up to 64 characters, by whether of phantom weights.
+LABELS = {
+    False: ("RESEARCH", "Research use only, not for diagnosis"),
+    True: ("PHANTOM", "PHANTOM weights, of no use to a patient"),
+}
 _SERIES = 9000  # number of the series, well above those of a device
 # A source has to have these; the others, which may be empty, may be missing as well.
 _NEEDED = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
@@ -59,6 +63,7 @@ def write_seg(
     source: Path,
     lungs: np.ndarray,
     infection: np.ndarray | None,
+    origin: Origin,
     *,
     name: str,
     version: str,
@@ -67,14 +72,15 @@ def write_seg(
 
     A frame for each segment, "Lungs" and "COVID-19 infection", a blank one too: that
     nothing was found is a result. Patient and study are the source's. The UIDs follow
-    from the source's, from name and version, and the instance's from the masks besides:
-    the same masks again are the same instance.
+    from the source's, from the networks, name and version, and the instance's from the
+    masks besides: the same masks again are the same instance.
 
     Args:
       out: the file; one that is there is replaced.
       source: the film, a DICOM file.
       lungs: uint8 [H, W] in {0, 1}, of the rows and columns of the source.
       infection: likewise; None: not looked for, so without a segment.
+      origin: the networks, which each segment names as its algorithm's parameters.
       name: of the algorithm, up to 64 characters.
       version: of it, likewise.
 
@@ -103,9 +109,10 @@ def write_seg(
             raise ValueError(
                 f"masks [{film.Rows}, {film.Columns}] of 0 and 1, not {mask.shape}"
             )
+    made = origin, name, version
     try:
         with without_warnings():
-            content = _encode(_make_seg(film, np.stack(masks, axis=-1), name, version))
+            content = _encode(_make_seg(film, np.stack(masks, axis=-1), *made))
     except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # whose text may quote the patient's data
@@ -120,7 +127,9 @@ def write_seg(
         ) from None
 
 
-def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> Any:
+def _make_seg(
+    film: "Dataset", masks: np.ndarray, made: Origin, name: str, version: str
+) -> Any:
     import highdicom as hd
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -129,10 +138,11 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
             setattr(film, key, "")
     for key in _GEOMETRY:
         film.pop(key, None)
-    origin = [str(film.SOPInstanceUID), name, version]
+    label, description = LABELS[made.phantom]
+    origin = [str(film.SOPInstanceUID), name, version, *made.fingerprints.values()]
     described = [
-        _describe(number, label, name, version)
-        for number, label in enumerate(list(_SEGMENTS)[: masks.shape[-1]], start=1)
+        _describe(number, segment, made, name, version)
+        for number, segment in enumerate(list(_SEGMENTS)[: masks.shape[-1]], start=1)
     ]
     seg = hd.seg.Segmentation(
         source_images=[film],
@@ -149,9 +159,9 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
         manufacturer_model_name=name,
         software_versions=version,
         device_serial_number="0",
-        content_label=LABEL,
-        content_description=DESCRIPTION,
-        series_description=DESCRIPTION,
+        content_label=label,
+        content_description=description,
+        series_description=description,
         transfer_syntax_uid=ExplicitVRLittleEndian,
         # Whatever the source's: highdicom knows no default that a second one extends,
         # as names of three scripts have it (PS3.5, H.3).
@@ -165,7 +175,7 @@ def _make_seg(film: "Dataset", masks: np.ndarray, name: str, version: str) -> An
     return seg
 
 
-def _describe(number: int, label: str, name: str, version: str) -> Any:
+def _describe(number: int, label: str, made: Origin, name: str, version: str) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -180,7 +190,10 @@ def _describe(number: int, label: str, name: str, version: str) -> Any:
         segmented_property_type=coded(kind),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=name, version=version, family=codes.DCM.ArtificialIntelligence
+            name=name,
+            version=version,
+            family=codes.DCM.ArtificialIntelligence,
+            parameters=made.fingerprints,
         ),
         anatomic_regions=None if kind == _LUNG else [coded(_LUNG)],
     )

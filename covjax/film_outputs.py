@@ -19,7 +19,7 @@ from covjax.errors import DataError
 from covjax.files import write_whole
 from covjax.overlay import draw_overlay
 from covjax.predictions import COLUMNS, Row
-from covjax.seen import Points, Seen
+from covjax.seen import Origin, Points, Seen
 
 LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
 
@@ -66,9 +66,13 @@ def make_row(asked: Input, **told: str) -> Row:
 
 
 def write_outputs(
-    out: Path, asked: Input, radiograph: Radiograph, seen: Seen, points: Points, *,
-    phantom: bool = False,
-) -> Row:  # fmt: skip
+    out: Path,
+    asked: Input,
+    radiograph: Radiograph,
+    seen: Seen,
+    points: Points,
+    origin: Origin,
+) -> Row:
     """Writes masks and overlay of a film and, of DICOM, a segmentation.
 
     Args:
@@ -77,7 +81,7 @@ def write_outputs(
       radiograph: it.
       seen: what the networks made of the inside of its border.
       points: what makes masks of that.
-      phantom: whether to write on the picture that the networks know no patient.
+      origin: the networks; if they know no patient, all that is shown says so.
 
     Returns:
       The film's row.
@@ -91,7 +95,7 @@ def write_outputs(
     infection = None
     if points.infection is not None:
         infection = place(points.infection_of(seen, inside), shape, box)
-    overlay = draw_overlay(radiograph.image, lungs, infection, phantom=phantom)
+    overlay = draw_overlay(radiograph.image, lungs, infection, phantom=origin.phantom)
     warnings = [*radiograph.remarks, *doubt(radiograph.image, lungs)]
     _write(_output(out, LUNGS, asked, "png"), 255 * lungs)
     if infection is not None:
@@ -103,7 +107,7 @@ def write_outputs(
         seg, version = _output(out, SEGS, asked, "dcm"), importlib.metadata.version
         try:
             write_seg(
-                seg, asked.path, lungs, infection,
+                seg, asked.path, lungs, infection, origin,
                 name="covjax", version=version("covjax"),
             )  # fmt: skip
         except DataError as error:

@@ -11,7 +11,7 @@ from covjax.data.radiograph import Radiograph, read_radiograph
 from covjax.errors import DataError
 from covjax.film_outputs import make_row, write_outputs
 from covjax.predictions import Row
-from covjax.seen import Points, Seen, squeeze
+from covjax.seen import Origin, Points, Seen, squeeze
 
 _read: dict[str, Radiograph] = {}  # and not finished yet; by the names of the films
 
@@ -42,7 +42,7 @@ def read_film(asked: Input, sides: tuple[int, ...]) -> tuple[np.ndarray, ...] | 
 
 
 def finish_film(
-    asked: Input, seen: Seen, out: Path, points: Points, phantom: bool
+    asked: Input, seen: Seen, out: Path, points: Points, origin: Origin
 ) -> Row:
     """Writes the outputs of a film; returns its row, with the error if there is one.
 
@@ -51,7 +51,7 @@ def finish_film(
       seen: what the networks made of it.
       out: folder of all outputs.
       points: what makes masks of that.
-      phantom: whether the networks know no patient.
+      origin: the networks.
 
     Raises:
       OSError: if a file cannot be written.
@@ -59,7 +59,7 @@ def finish_film(
     cv2.setNumThreads(1)
     try:
         film = _read.pop(asked.name, None) or read_radiograph(asked.path)
-        return write_outputs(out, asked, film, seen, points, phantom=phantom)
+        return write_outputs(out, asked, film, seen, points, origin)
     except DataError as error:  # it has gone since it was read
         return make_row(asked, error=str(error))
     except MemoryError:

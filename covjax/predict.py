@@ -209,7 +209,7 @@ def _finish(
     def begin(film: Film) -> Future[Row] | None:
         if film.seen is None:
             return None
-        told = film.asked, film.seen, out, segmenter.points, segmenter.phantom
+        told = film.asked, film.seen, out, segmenter.points, segmenter.origin
         return film.worker.submit(finish_film, *told)
 
     for film, row in _ahead(((film, begin(film)) for film in films), ahead):
@@ -287,14 +287,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     segmenter = Segmenter(*stages)
     if parallel.is_main():
         told = " and ".join(str(stage.trained.run) for stage in stages)
-        phantom = "PHANTOM weights, of no use to a patient: " * segmenter.phantom
+        phantom = "PHANTOM weights, of no use to a patient: " * segmenter.origin.phantom
         print(f"{len(inputs):,} films; {phantom}{told}")
         for remark in segmenter.remarks:
             print(f"note: {remark}")
     about = {
         "covjax": importlib.metadata.version("covjax"),
-        "phantom": segmenter.phantom,
-        "networks": [stage.trained.fingerprint for stage in stages],
+        "phantom": segmenter.origin.phantom,
+        "networks": list(segmenter.origin.fingerprints.values()),
         "operating_points": [
             dataclasses.asdict(point)
             for point in (segmenter.points.lung, segmenter.points.infection)

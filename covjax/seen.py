@@ -1,4 +1,4 @@
-"""One film at the networks: what they are shown, what they say, the masks of that."""
+"""One film at the networks: what they are shown and say, the masks, and whose."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,6 +27,19 @@ class Seen:
     lungs: np.ndarray
     levels: np.ndarray | None = None
     presence: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The networks that masks come from.
+
+    Attributes:
+      fingerprints: of their checkpoints, by what each finds: "lungs", "infection".
+      phantom: whether one of them was trained on synthetic films.
+    """
+
+    fingerprints: dict[str, str]
+    phantom: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from covjax.errors import UsageError
 from covjax.lungs import same_lungs
 from covjax.metrics.counts import to_levels
 from covjax.metrics.detection import presence_scores
-from covjax.seen import Points, Seen, squeeze
+from covjax.seen import Origin, Points, Seen, squeeze
 from covjax.steps import predict
 from covjax.trained import in_form
 from covjax.weights import Weights
@@ -40,7 +40,7 @@ class Segmenter:
       sides: of the square that each network sees, pixels.
       points: what makes masks of their probabilities.
       remarks: what a user should know of this pair of networks.
-      phantom: whether one of them was trained on synthetic films.
+      origin: which networks they are.
     """
 
     def __init__(self, lung: Weights, infection: Weights | None = None):
@@ -53,7 +53,7 @@ class Segmenter:
         self.remarks: list[str] = []
         lung_point = as_point(_find_point(lung, "none"))
         self.points = Points(lung_point)
-        self.phantom = lung.phantom
+        self.origin = Origin({"lungs": lung.trained.fingerprint}, lung.phantom)
         self.lung: Network = _compile(lung)
         self.infection: Network | None = None
         self.sides: tuple[int, ...] = (lung.trained.config.data.image_size,)
@@ -61,7 +61,10 @@ class Segmenter:
             return
         _check_task(infection, "infection")
         data = infection.trained.config.data
-        self.phantom |= infection.phantom
+        self.origin = Origin(
+            self.origin.fingerprints | {"infection": infection.trained.fingerprint},
+            self.origin.phantom or infection.phantom,
+        )
         self.infection = _compile(infection)
         self.sides += (data.image_size,)
         self._region = _region(infection)

@@ -22,7 +22,7 @@ from covjax.app.markup import figures_html, picture_html, remarks_of, told
 from covjax.app.viewer import ALONE, BESIDE, Sessions, Viewer, short_name
 from covjax.calibrate import OperatingPoint
 from covjax.data.radiograph import Radiograph
-from covjax.seen import Seen
+from covjax.seen import Origin, Seen
 from tiny_networks import make_film, write_networks
 
 POINT = OperatingPoint(0.333, 0, 0.25)
@@ -41,6 +41,10 @@ class Drawn:
     @property
     def points(self) -> "Drawn":
         return self
+
+    @property
+    def origin(self) -> Origin:
+        return Origin({}, self.phantom)
 
     def look(self, given: list[np.ndarray]) -> list[Seen]:
         self.looked.append([film.shape for film in given])

@@ -13,11 +13,13 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from covjax.dicom_seg import write_seg
 from covjax.errors import DataError, UsageError
+from covjax.seen import Origin
 from dicom_files import DX, change, make_film, save
 
 ROWS, COLUMNS = 9, 13  # a frame of 117 bits ends within a byte
 LUNGS = (np.random.default_rng(0).random((ROWS, COLUMNS)) < 0.6).astype(np.uint8)
 INFECTION = LUNGS * (np.random.default_rng(1).random((ROWS, COLUMNS)) < 0.3)
+ORIGIN = Origin({"lungs": "0a1b2c3d", "infection": "4e5f6a7b"}, phantom=False)
 UIDS = {
     "StudyInstanceUID": "1.2.3.1",
     "SeriesInstanceUID": "1.2.3.2",
@@ -44,10 +46,14 @@ def source(
 
 
 def written(
-    path: Path, film: Path, infection: np.ndarray | None = INFECTION, **given: str
+    path: Path,
+    film: Path,
+    infection: np.ndarray | None = INFECTION,
+    origin: Origin = ORIGIN,
+    **given: str,
 ) -> pydicom.FileDataset:
     given = {"name": "covjax", "version": "0.1.0"} | given
-    write_seg(path / "seg.dcm", film, LUNGS, infection, **given)
+    write_seg(path / "seg.dcm", film, LUNGS, infection, origin, **given)
     return pydicom.dcmread(path / "seg.dcm")
 
 
@@ -115,8 +121,6 @@ def test_file_says_what_it_is(tmp_path):
     assert seg.file_meta.MediaStorageSOPInstanceUID == seg.SOPInstanceUID
     assert seg.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert seg.Modality == "SEG"
-    assert seg.ContentLabel == "RESEARCH"
-    assert "not for diagnosis" in seg.ContentDescription
     assert (seg.ManufacturerModelName, seg.SoftwareVersions) == ("covjax", "0.1.0")
 
 
@@ -182,11 +186,34 @@ def test_nothing_found_is_a_blank_frame(tmp_path):
     seg = written(tmp_path, source(tmp_path), 0 * INFECTION)
     np.testing.assert_array_equal(unpacked(seg), [LUNGS, 0 * INFECTION])
     write_seg(
-        tmp_path / "seg.dcm", source(tmp_path), 0 * LUNGS, 0 * LUNGS,
+        tmp_path / "seg.dcm", source(tmp_path), 0 * LUNGS, 0 * LUNGS, ORIGIN,
         name="covjax", version="0.1.0",
     )  # fmt: skip
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert unpacked(seg).shape == (2, ROWS, COLUMNS) and not unpacked(seg).any()
+
+
+def test_networks_are_named_by_each_segment(tmp_path):
+    seg = written(tmp_path, source(tmp_path))
+    for segment in seg.SegmentSequence:
+        (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
+        told = algorithm.AlgorithmParameters.replace(" ", "")
+        assert told == "lungs=0a1b2c3d,infection=4e5f6a7b"
+
+
+@pytest.mark.parametrize(
+    ("phantom", "label", "words"),
+    [
+        (False, "RESEARCH", "Research use only, not for diagnosis"),
+        (True, "PHANTOM", "PHANTOM weights, of no use to a patient"),
+    ],
+)
+def test_what_it_is_for_is_said_where_a_viewer_shows_it(
+    tmp_path, phantom, label, words
+):
+    seg = written(tmp_path, source(tmp_path), origin=Origin({"lungs": "0a"}, phantom))
+    assert seg.ContentLabel == label
+    assert seg.ContentDescription == seg.SeriesDescription == words
 
 
 def test_lungs_alone(tmp_path):
@@ -198,14 +225,15 @@ def test_lungs_alone(tmp_path):
 def test_same_masks_are_the_same_instance(tmp_path):
     film = source(tmp_path)
 
-    def uids(infection: np.ndarray = INFECTION, **given: str) -> tuple[str, str]:
+    def uids(infection: np.ndarray = INFECTION, **given: Any) -> tuple[str, str]:
         seg = written(tmp_path, film, infection, **given)
         return seg.SeriesInstanceUID, seg.SOPInstanceUID
 
     first = uids()
     assert uids() == first
     assert first[0] != first[1]
-    for other in (uids(version="0.2.0"), uids(name="mine")):
+    retrained = Origin({"lungs": "0a1b2c3d", "infection": "00000000"}, phantom=False)
+    for other in (uids(version="0.2.0"), uids(name="mine"), uids(origin=retrained)):
         assert not set(first) & set(other)
     # Other masks of the same network: another instance of the same series.
     series, instance = uids(0 * INFECTION)
@@ -251,17 +279,18 @@ def test_source_that_highdicom_refuses_is_not_quoted(tmp_path, caplog, capfd):
 def test_masks_that_do_not_fit(tmp_path, lungs):
     with pytest.raises(ValueError, match=r"masks \[9, 13\] of 0 and 1"):
         write_seg(
-            tmp_path / "seg.dcm", source(tmp_path), lungs, None, name="a", version="1"
-        )
+            tmp_path / "seg.dcm", source(tmp_path), lungs, None, ORIGIN,
+            name="a", version="1",
+        )  # fmt: skip
 
 
 def test_file_that_cannot_be_written(tmp_path):
     film = source(tmp_path)
     with pytest.raises(UsageError, match="film.dcm/seg.dcm: cannot be written"):
-        write_seg(film / "seg.dcm", film, LUNGS, None, name="a", version="1")
+        write_seg(film / "seg.dcm", film, LUNGS, None, ORIGIN, name="a", version="1")
     out = tmp_path / "seg.dcm"
     out.write_text("before")
-    write_seg(out, film, LUNGS, None, name="a", version="1")
+    write_seg(out, film, LUNGS, None, ORIGIN, name="a", version="1")
     assert pydicom.dcmread(out).Modality == "SEG"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["film.dcm", "seg.dcm"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from covjax import film_work
 from covjax.calibrate import OperatingPoint
 from covjax.data.inputs import Input
-from covjax.seen import Points, Seen
+from covjax.seen import Origin, Points, Seen
 from whole_runs import PROJECT
 
 FILM = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 64, axis=0)
@@ -27,7 +27,8 @@ def asked(tmp_path) -> Input:
 def finish(asked, out, phantom: bool = False) -> dict[str, str]:
     seen = Seen(255 * HALF, HALF, 255 * HALF, 0.75)
     points = Points(OperatingPoint(0.5), OperatingPoint(0.5))
-    return film_work.finish_film(asked, seen, out, points, phantom)
+    origin = Origin({"lungs": "0a", "infection": "1b"}, phantom)
+    return film_work.finish_film(asked, seen, out, points, origin)
 
 
 def test_each_network_is_shown_the_film_at_its_size(asked):

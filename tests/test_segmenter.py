@@ -12,6 +12,7 @@ from PIL import Image
 
 from covjax.calibrate import OperatingPoint
 from covjax.errors import UsageError
+from covjax.seen import Origin
 from covjax.segmenter import Segmenter
 from plain_network import (
     POINTS,
@@ -175,5 +176,7 @@ def test_networks_that_do_not_go_together_are_refused(first, second, said):
 
 def test_phantom_weights_are_known_as_such():
     real = dataclasses.replace(make_weights("lung"), phantom=False)
-    assert not Segmenter(real).phantom
-    assert Segmenter(real, make_weights("infection")).phantom
+    assert Segmenter(real).origin == Origin({"lungs": "lung-1"}, phantom=False)
+    both = Segmenter(real, make_weights("infection"))
+    known = {"lungs": "lung-1", "infection": "infection-1"}
+    assert both.origin == Origin(known, phantom=True)

@@ -37,7 +37,7 @@ def picture_html(
     """
     over = draw_overlay(
         film.image, film.lungs, infection, opacity=opacity,
-        phantom=film.phantom or segmenter.phantom,
+        phantom=film.phantom or segmenter.origin.phantom,
     )  # fmt: skip
     figures = [_figure(over, _described(film, infection), _LEGEND)]
     if beside:

@@ -94,7 +94,7 @@ def make_blocks(viewer: Viewer) -> gr.Blocks:
 
 def _lay_out(viewer: Viewer) -> _Parts:
     own = viewer.own_threshold
-    phantom = _PHANTOM if viewer.segmenter.phantom else ""
+    phantom = _PHANTOM if viewer.segmenter.origin.phantom else ""
     gr.HTML(_BANNER, elem_id="banner")
     gr.HTML(f"<h1>{TITLE}</h1>{phantom}", elem_id="title")
     with gr.Row():
