@@ -5,12 +5,16 @@ films. The one that trains still needs these until its checkpoint is written.
 """
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_SOON = 0.05  # seconds, in which a callback ends
 T = TypeVar("T")
 
 
@@ -37,6 +41,7 @@ def raise_signals() -> Iterator[None]:
     A second one ends the process as it always would.
     """
     before = {number: signal.getsignal(number) for number in NUMBERS}
+    report = sys.unraisablehook
 
     def restore() -> None:
         for number, handler in before.items():
@@ -50,12 +55,27 @@ def raise_signals() -> Iterator[None]:
             " goes on from there",
         )
 
-    try:
+    def watch() -> None:
         for number in NUMBERS:
             signal.signal(number, stop)
+
+    def send_again(dropped: Any) -> None:
+        # What is raised within a callback from C, as JAX's of the garbage collector
+        # is, gets no further.
+        error = dropped.exc_value
+        if not isinstance(error, Interrupted):
+            return report(dropped)
+        watch()
+        number = error.exit_status - 128
+        threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()
+
+    try:
+        sys.unraisablehook = send_again
+        watch()
         yield
     finally:
         restore()
+        sys.unraisablehook = report
 
 
 class Interrupt:

@@ -1,9 +1,11 @@
 """Signals: raised, or noted; a second one does what it always did."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +53,39 @@ def test_where_it_is_only_noted_nothing_is_raised(told_before, number, _):
         os.kill(os.getpid(), number)
         assert interrupt.number == number
     assert told_before == []
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_one_that_comes_within_a_callback_from_c_is_not_lost(
+    told_before, number, status
+):
+    def collecting(*_: object) -> None:  # as jax does
+        gc.callbacks.remove(collecting)
+        signal.raise_signal(number)  # and the handler is called
+
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted, match="goes on") as error, raise_signals():
+        gc.callbacks.append(collecting)
+        gc.collect()
+        time.sleep(60)
+    assert error.value.exit_status == status
+    assert told_before == [] and sys.unraisablehook is hook
+
+
+def test_what_else_is_dropped_within_a_callback_is_reported(told_before, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
+    def collecting(*_: object) -> None:
+        gc.callbacks.remove(collecting)
+        raise ValueError("of the callback")
+
+    with raise_signals():
+        gc.callbacks.append(collecting)
+        gc.collect()
+    assert [repr(one.exc_value) for one in reported] == [
+        "ValueError('of the callback')"
+    ]
 
 
 def test_who_takes_every_exception_for_its_own_does_not_take_a_signal():
