@@ -117,7 +117,7 @@ def write_seg(
         raise
     except Exception as error:  # whose text may quote the patient's data
         raise DataError(
-            f"{shown(source)}: no DICOM SEG can refer to it ({type(error).__name__})"
+            f"{shown(source)}: none can refer to what it holds ({type(error).__name__})"
         ) from None
     try:
         write_whole(out, content)

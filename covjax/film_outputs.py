@@ -111,7 +111,8 @@ def write_outputs(
                 name="covjax", version=version("covjax"),
             )  # fmt: skip
         except DataError as error:
-            warnings.append(f"no DICOM SEG: {error}")
+            why = str(error).removeprefix(f"{shown(asked.path)}: ")
+            warnings.append(f"no DICOM SEG: {why}")
     told = _figures(radiograph, seen, lungs, infection)
     return make_row(asked, **told, warnings="; ".join(warnings))
 
@@ -138,7 +139,8 @@ def _figures(
     }
     if infection is not None:
         told |= {
-            "presence": seen.presence,
+            # Of a film without lungs it means nothing.
+            "presence": seen.presence if both.lung else None,
             "infected_share": both.share,
             "infected_share_right": right.share,
             "infected_share_left": left.share,

@@ -254,6 +254,10 @@ def _batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
         yield batch
 
 
+def _films(count: int) -> str:
+    return f"{count:,} film{'s' * (count != 1)}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m covjax.predict",
@@ -286,9 +290,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         stages = (read_network(only) if only else shipped_network("lung"),)
     segmenter = Segmenter(*stages)
     if parallel.is_main():
-        told = " and ".join(str(stage.trained.run) for stage in stages)
-        phantom = "PHANTOM weights, of no use to a patient: " * segmenter.origin.phantom
-        print(f"{len(inputs):,} films; {phantom}{told}")
+        of_phantoms = " (PHANTOM weights, of no use to a patient)"
+        told = [f"{one.trained.run}{of_phantoms * one.phantom}" for one in stages]
+        print(f"{_films(len(inputs))}; {' and '.join(told)}")
         for remark in segmenter.remarks:
             print(f"note: {remark}")
     about = {
@@ -303,7 +307,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     }
     count, failed = predict(inputs, given.out, segmenter, about)
     if parallel.is_main():
-        print(f"{count - failed:,} of {count:,} films: {given.out}")
+        print(f"{count - failed:,} of {_films(count)}: {given.out}")
     return 2 if failed else 0
 
 

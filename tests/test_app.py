@@ -154,6 +154,9 @@ def test_a_film_without_lungs_has_no_shares():
     html = figures_html(film, drawn(), nothing, OperatingPoint(0.5))
     assert set(rows_of(html).values()) == {"not found"}
     assert "no lungs found: not a frontal chest film?" in html
+    # Nor can there be an infection in them, whatever the network makes of the picture.
+    assert "<strong>not judged</strong>" in html and "12.3 %" not in html
+    assert "threshold" not in html
 
 
 def test_names_and_remarks_cannot_become_markup():
@@ -163,6 +166,25 @@ def test_names_and_remarks_cannot_become_markup():
     html = figures_html(film, drawn(), nothing, OperatingPoint(0.5))
     html += told([("<i>", "<u>")], 1)
     assert not re.search("<(script|b|i|u)>", html) and "&lt;script&gt;.png" in html
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [(0.0405, "Infection is drawn from 4.0 % on."), (0.0, None)]
+)
+def test_the_limit_stands_beside_the_probability(limit, said):
+    point, nothing = OperatingPoint(0.5, presence=limit), np.zeros((40, 40), np.uint8)
+    html = figures_html(hand_made(presence=0.5), drawn(), nothing, point)
+    assert ("is drawn from" in html) == (said is not None) and (said or "") in html
+
+
+def test_figures_of_a_synthetic_film_are_said_to_mean_nothing():
+    def said(phantom: bool, networks: bool) -> bool:
+        film, some = hand_made(phantom=phantom), np.ones((40, 40), np.uint8)
+        remarks = remarks_of(film, drawn(phantom=networks), some, POINT)
+        return any("a synthetic film" in remark for remark in remarks)
+
+    assert said(True, False)
+    assert not said(True, True) and not said(False, False)
 
 
 def test_remarks_tell_why_nothing_is_drawn():

@@ -160,12 +160,26 @@ def test_films_are_shown_chosen_and_judged_by_keyboard(browser, server, films):
     assert next_picture(page, high) == first and shares(page) == before
     expect(slider).to_have_value(str(THRESHOLD))
 
+    field = page.get_by_label("number input for Threshold of infection")
+    for odd in ("7", ""):  # beyond the range, and none
+        field.fill(odd)
+        field.press("Enter")
+        page.wait_for_timeout(300)
+    expect(page.get_by_text("Error")).to_have_count(0)
+    field.fill(str(THRESHOLD))
+    assert next_picture(page, "") == first
+
     tab_to(page, "#opacity input[type=range]")
     page.keyboard.press("End")
     opaque = next_picture(page, first)
     assert opaque != high and shares(page) == before
     assert page.locator("#picture img").count() == 2
-    page.get_by_label("Overlay alone").check()
+    alone = page.get_by_label("Overlay alone")
+    alone.check()
+    page.locator("#reset").focus()
+    alone.hover()
+    mark = alone.evaluate("radio => getComputedStyle(radio).backgroundColor")
+    assert mark != "rgb(255, 255, 255)"
     expect(page.locator("#picture img")).to_have_count(1)
     assert page.evaluate(LAST_PICTURE) == opaque
     for selector in ("#files button", "#phantoms", "#forget", "#view input"):
@@ -184,7 +198,12 @@ def test_films_are_shown_chosen_and_judged_by_keyboard(browser, server, films):
 def test_a_closed_page_leaves_nothing_to_be_asked_for(browser, server, films):
     page, _, asked = open_page(browser, server, 1280)
     drop(page, films[:1])
-    page.get_by_label("Overlay alone").check()
+    alone = page.get_by_label("Overlay alone")
+    alone.check()
+    page.locator("#reset").focus()
+    alone.hover()
+    mark = alone.evaluate("radio => getComputedStyle(radio).backgroundColor")
+    assert mark != "rgb(255, 255, 255)"
     expect(page.locator("#picture img")).to_have_count(1)
     joined = [r for r in asked if r.url.endswith("/queue/join?")]
     body = joined[-1].post_data_json

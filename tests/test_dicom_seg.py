@@ -265,7 +265,9 @@ def test_source_that_cannot_be_referred_to(tmp_path, name):
 
 def test_source_that_highdicom_refuses_is_not_quoted(tmp_path, caplog, capfd):
     film = source(tmp_path, PatientSex="DOE")
-    with pytest.raises(DataError, match="no DICOM SEG can refer to it") as caught:
+    with pytest.raises(
+        DataError, match="film.dcm: none can refer to what it holds"
+    ) as caught:
         written(tmp_path, film)
     assert "DOE" not in str(caught.value) and str(film) in str(caught.value)
     written(tmp_path, source(tmp_path, PatientName="doe"))

@@ -69,6 +69,15 @@ def test_what_knows_no_patient_is_marked_so(asked, tmp_path):
     assert changed[:10].any() and not changed[32:].any()  # a word, at the top
 
 
+def test_without_lungs_there_is_no_presence(asked, tmp_path):
+    nothing = 0 * HALF
+    seen = Seen(nothing, nothing, 255 * HALF, 0.75)
+    points = Points(OperatingPoint(0.5), OperatingPoint(0.5))
+    origin = Origin({}, phantom=False)
+    row = film_work.finish_film(asked, seen, tmp_path / "out", points, origin)
+    assert row["presence"] == "" and "no lungs found" in row["warnings"]
+
+
 def test_what_cannot_be_read_is_a_line(tmp_path):
     (tmp_path / "film.png").write_bytes(b"no picture")
     told = film_work.read_film(Input(tmp_path / "film.png", "film"), (64,))

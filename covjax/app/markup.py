@@ -93,16 +93,24 @@ def figures_html(
         for remark in remarks_of(film, segmenter, infection, point)
     )
     noted = f'<h3>To be noted</h3><ul class="remarks">{remarks}</ul>' if remarks else ""
-    presence = film.seen.presence or 0.0
     return (
-        f"<h2>{html.escape(film.name)}</h2>"
-        '<p class="figure"><span>Probability of an infection at all</span>'
-        f"<strong>{_percent(presence)}</strong></p>{_bar(presence)}"
+        f"<h2>{html.escape(film.name)}</h2>{_presence(film, point)}"
         "<table><caption>Infected share of the lungs, in % of the area found"
         f"</caption><tbody>{rows}</tbody></table>"
         f"<p>Right and left are the patient's: the right lung is on the {where} of the"
         f" picture.</p>{noted}"
     )
+
+
+def _presence(film: Film, point: OperatingPoint) -> str:
+    label = '<p class="figure"><span>Probability of an infection at all</span>'
+    if not film.lungs.any():  # what it says of a film without lungs means nothing
+        return f"{label}<strong>not judged</strong></p>"
+    presence = film.seen.presence or 0.0
+    said = f"{label}<strong>{_percent(presence)}</strong></p>{_bar(presence)}"
+    if point.presence > 0:
+        said += f"<p>Infection is drawn from {_percent(point.presence)} on.</p>"
+    return said
 
 
 _ROWS = {"both": "Both lungs", "right": "Right lung", "left": "Left lung"}
@@ -141,7 +149,13 @@ def remarks_of(
 ) -> list[str]:
     """Returns what a user should know of a film and its figures, a sentence each."""
     remarks = [*film.remarks, *doubt(film.image, film.lungs), *segmenter.remarks]
+    if film.phantom and not segmenter.origin.phantom:
+        remarks.append(
+            "a synthetic film: what networks of patients make of it means nothing"
+        )
     presence = film.seen.presence or 0.0
+    if not film.lungs.any():
+        return remarks
     if presence < point.presence:
         remarks.append(
             "nothing is drawn at any threshold: the probability of an infection at all"

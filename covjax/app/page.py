@@ -92,6 +92,21 @@ def make_blocks(viewer: Viewer) -> gr.Blocks:
     return blocks
 
 
+def _take_any(slider: gr.Slider) -> gr.Slider:
+    """Lets the field beside a slider hold any number, or none for the value at first.
+
+    Gradio raises what has no words for a user. (Of a class derived from one of its own,
+    it writes a file beside ours.)
+    """
+
+    def preprocess(payload: float | None) -> float:
+        given = slider.value if payload is None else payload
+        return min(max(given, slider.minimum), slider.maximum)
+
+    slider.preprocess = preprocess
+    return slider
+
+
 def _lay_out(viewer: Viewer) -> _Parts:
     own = viewer.own_threshold
     phantom = _PHANTOM if viewer.segmenter.origin.phantom else ""
@@ -114,18 +129,18 @@ def _lay_out(viewer: Viewer) -> _Parts:
         with gr.Column(scale=3, min_width=320):
             figures = gr.HTML("", elem_id="figures")
             with gr.Group():
-                threshold = gr.Slider(
+                threshold = _take_any(gr.Slider(
                     0.01, 0.99, own, step=0.01, buttons=[], elem_id="threshold",
                     label="Threshold of infection (probability)",
                     info="A lower one draws more.",
-                )  # fmt: skip
+                ))  # fmt: skip
                 reset = gr.Button(
                     f"The run's threshold ({own:.2f})", size="sm", elem_id="reset"
                 )
-                opacity = gr.Slider(
+                opacity = _take_any(gr.Slider(
                     0, 1, OPACITY, step=0.05, buttons=[], elem_id="opacity",
                     label="Opacity of the infection's colour",
-                )  # fmt: skip
+                ))  # fmt: skip
                 view = gr.Radio(
                     [BESIDE, ALONE], value=BESIDE, label="View", elem_id="view"
                 )
