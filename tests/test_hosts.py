@@ -1,6 +1,7 @@
 """Processes that find each other, agree to stop, and notice when one is gone."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -39,6 +40,9 @@ OPEN_MPI = {
 @pytest.fixture
 def joined(monkeypatch) -> list:
     """What JAX was asked to make of this process; it is left as it is."""
+    for name in os.environ:  # of the cluster that the tests themselves run on
+        if name.startswith(("SLURM_", "OMPI_")):
+            monkeypatch.delenv(name)
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: asked.append(k))
     monkeypatch.setattr(hosts, "_accompany", lambda: None)
