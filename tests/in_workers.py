@@ -39,8 +39,9 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def touch_later(path: Path, seconds: float) -> None:
-    time.sleep(seconds)
+def touch_once(told: Path, path: Path) -> None:
+    while not told.exists():
+        time.sleep(0.01)
     path.touch()
 
 

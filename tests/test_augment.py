@@ -403,14 +403,14 @@ def test_threads_that_start_at_once_leave_the_filters_of_warnings(monkeypatch):
             second_in.wait(timeout=0.5)  # in vain, where they come one at a time
         else:
             second_in.set()
-            first_out.wait(timeout=5)
+            first_out.wait(timeout=60)
         return compose(*arguments, **keywords)
 
     shared, before = make(flip_prob=1.0), list(warnings.filters)
     monkeypatch.setattr(augment.A, "Compose", overlap)
     with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
         first = pool.submit(shared, RECORDS[0], 0)
-        assert first_in.wait(timeout=5)
+        assert first_in.wait(timeout=60)
         second = pool.submit(shared, RECORDS[1], 0)
         first.result()
         first_out.set()

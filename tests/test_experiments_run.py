@@ -30,6 +30,7 @@ from experiments.child import (
 )
 from experiments.cluster import run_on_cluster
 from experiments.plan import Plan, Run, make_plan
+from processes import is_there, wait_until
 
 PROJECT = Path(__file__).parents[1]
 
@@ -224,13 +225,8 @@ def test_the_lock_outlives_the_one_that_started_the_run(stage):
             Child(run)
     finally:
         os.kill(orphan, signal.SIGKILL)
-    for _ in range(500):
-        try:
-            Child(run).end()
-            return
-        except Busy:  # it is dying
-            time.sleep(0.01)
-    raise AssertionError("the lock is held by nobody")
+    assert wait_until(lambda: not is_there(orphan))  # it is dying
+    Child(run).end()
 
 
 def test_evaluation_that_was_cut_off_is_not_finished(stage):
@@ -293,10 +289,8 @@ def test_a_child_has_its_share(stage):
     try:
         pid = child._process.pid
         assert os.sched_getaffinity(pid) == {min(cores)}
-        for _ in range(500):  # until the program is loaded
-            if "start" in stage.events_file.read_text():
-                break
-            time.sleep(0.01)
+        # Until the program is loaded.
+        assert wait_until(lambda: "start" in stage.events_file.read_text())
         told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         assert b"COVJAX_SHARE=7" in told
     finally:
@@ -374,8 +368,7 @@ def test_a_job_whose_time_is_up_writes_a_checkpoint_and_comes_back(stage):
     run = stage.behave("BCE, seed 0", "hangs")
     job = cluster.Job(run)
     job._child = Child(run)
-    while "start" not in stage.events_file.read_text():
-        time.sleep(0.01)
+    assert wait_until(lambda: "start" in stage.events_file.read_text())
     again = job.checkpoint()
     assert stage.events() == [f"{w} {run.folder.name}" for w in ("start", "signal15")]
     stage.behave("BCE, seed 0", "works")

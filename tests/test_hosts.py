@@ -1,6 +1,7 @@
 """Processes that find each other, agree to stop, and notice when one is gone."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from covjax import hosts, parallel
 from covjax.errors import UsageError
-from experiments.faults.hosts import Group
+from experiments.faults.hosts import Group, hold_port
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -39,6 +40,9 @@ OPEN_MPI = {
 @pytest.fixture
 def joined(monkeypatch) -> list:
     """What JAX was asked to make of this process; it is left as it is."""
+    for name in os.environ:  # of the cluster that the tests themselves run on
+        if name.startswith(("SLURM_", "OMPI_")):
+            monkeypatch.delenv(name)
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: asked.append(k))
     monkeypatch.setattr(hosts, "_accompany", lambda: None)
@@ -127,11 +131,12 @@ def test_processes_that_do_not_meet_are_told_how(monkeypatch):
 
 
 def test_a_port_that_is_taken_is_refused(joined):
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=f"port {port}: .*Address already in use"):
+    with hold_port() as held:  # from others than this test
+        port = held.getsockname()[1]
+        refused = pytest.raises(UsageError, match=f"port {port}: .*already in use")
+        with socket.create_server(("", port)), refused:
             hosts.join(f"127.0.0.1:{port}", 2, 0)
-    hosts.join(f"127.0.0.1:{port}", 2, 0)
+        hosts.join(f"127.0.0.1:{port}", 2, 0)
     assert len(joined) == 1
 
 

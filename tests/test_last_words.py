@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,8 +13,8 @@ from covjax.errors import Diverged, UsageError
 from covjax.hosts import LOST
 from covjax.interrupt import Interrupted
 from covjax.last_words import tell
+from whole_runs import PROJECT, environment
 
-PROJECT = Path(__file__).parents[1]
 SETTINGS = (
     "train.batch_size",
     "data.image_size",
@@ -132,10 +131,11 @@ def test_the_command_line_ends_with_it(tmp_path, raised, status, said):
     found = subprocess.run(
         [sys.executable, "-c", program, *flags],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu", "HOME": str(tmp_path)},
+        # In a new home, Matplotlib would look for fonts, and say so if it takes long.
+        env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert found.returncode == status
     assert found.stderr.startswith(said)

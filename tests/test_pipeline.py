@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grain
@@ -29,6 +28,7 @@ from covjax.data.pipeline import (
 )
 from covjax.errors import DataError, UsageError
 from covjax.interrupt import shield_workers
+from processes import is_there, wait_until
 
 PROJECT = Path(__file__).parents[1]
 SIDE = 16
@@ -589,10 +589,6 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     ) as parent:  # fmt: skip
         assert parent.stdout
         worker = int(parent.stdout.readline())
-        status = Path(f"/proc/{worker}/status")
-        assert "State:\tZ" not in status.read_text()
+        assert is_there(worker)
         parent.kill()
-    deadline = time.monotonic() + 60
-    while status.exists() and "State:\tZ" not in status.read_text():
-        assert time.monotonic() < deadline, "it outlives the process that trained"
-        time.sleep(0.05)
+    assert wait_until(lambda: not is_there(worker)), "it outlives who started it"

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from covjax import predict
 from covjax.data.phantom_film import make_phantom
 from covjax.predict import batch_size, main
 from dicom_files import SHIPPED, make_film, save
+from experiments.faults.hosts import hold_port
 from plain_network import SIDE, draw_film, write_files, write_run
 from whole_runs import PROJECT
 
@@ -282,13 +282,13 @@ def test_a_signal_leaves_what_is_whole_and_the_rest_is_done_later(films, network
     while process.poll() is None and not (rows.exists() and rows.stat().st_size > 999):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 143, said
     assert "stopped by signal 15" in said and "Traceback" not in said
     done = rows.read_text().count("\n")
     assert 0 < done < 1502 and not Path("out/predictions.csv").exists()
     process = start(films.parent, "films", "--out=out", *networks)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert f"{done:,} of 1,502 films were done" in said
     found = table()
@@ -296,27 +296,14 @@ def test_a_signal_leaves_what_is_whole_and_the_rest_is_done_later(films, network
     assert {row["infected_pixels"] for row in found.values()} == {"9"}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def test_processes_share_the_films(films, networks):
     for k in range(10):
         Image.fromarray(TURNED).save(films / f"{k}.png")
-    together = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-    processes = [
-        start(
-            films.parent,
-            "films",
-            "--out=out",
-            *networks,
-            *together,
-            f"--process_id={k}",
-        )
-        for k in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    flags = ["films", "--out=out", *networks, "--num_processes=2"]
+    with hold_port() as held:
+        flags.append(f"--coordinator=127.0.0.1:{held.getsockname()[1]}")
+        processes = [start(films.parent, *flags, f"--process_id={k}") for k in range(2)]
+        said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert "12 of 12 films: out" in said[0] and "films" not in said[1]
     assert main(["films", "--out=alone", *networks]) == 0
@@ -330,7 +317,7 @@ def test_one_command_leads_from_a_film_to_its_masks(tmp_path):
     film = make_phantom("COVID-19", np.random.default_rng(4), 300)
     Image.fromarray(film["image"]).save(tmp_path / "film.png")
     process = start(tmp_path, "film.png", "--out=out")
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "PHANTOM" not in said  # the weights are of patients, if the film is not
     lungs = np.asarray(Image.open(tmp_path / "out" / "lungs" / "film.png")) > 0

@@ -4,34 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import in_workers
 from covjax.workers import WorkerDied, Workers
+from processes import is_there, wait_until
 from whole_runs import PROJECT
-
-
-def is_there(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    try:  # what has ended, and was not waited for, is there still
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(") ")[2][0] != "Z"
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 20) -> bool:
-    end = time.monotonic() + seconds
-    while not holds() and time.monotonic() < end:
-        time.sleep(0.02)
-    return holds()
 
 
 def test_each_worker_is_one_process_of_its_own_and_ends(capfd, monkeypatch):
@@ -112,13 +92,20 @@ def test_signals_are_for_who_asks(number):
 
 
 def test_what_is_not_begun_is_not_done(tmp_path):
-    with Workers(2) as workers:
+    may_end = tmp_path / "may end"
+
+    def let_end() -> None:
+        wait_until(lambda: all(future.cancelled() for future in asked[2:]))
+        may_end.touch()
+
+    with ThreadPoolExecutor(1) as thread, Workers(2) as workers:
         asked = [
-            workers[k].submit(in_workers.touch_later, tmp_path / str(k), 0.5)
+            workers[k].submit(in_workers.touch_once, may_end, tmp_path / str(k))
             for k in range(6)
         ]
+        thread.submit(let_end)
         assert wait_until(lambda: asked[0].running() and asked[1].running())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "may end"]
     assert [future.cancelled() for future in asked] == [False] * 2 + [True] * 4
 
 
