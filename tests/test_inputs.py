@@ -54,6 +54,34 @@ def test_files_and_patterns_keep_their_order_and_come_once(folder):
     assert names("films/ward 2/../b.png") == ["b"]
 
 
+@pytest.mark.parametrize("out", ["films/out", "films/../films/out", "link/out"])
+def test_outputs_are_no_films_however_they_are_met(folder, out):
+    os.symlink(folder / "films", folder / "link")
+    for word in ("films", "link", "films/[ow]*", "films/**/*.[jJ]*", "link/**/*.[jJ]*"):
+        found = find_inputs([word], leave_out=Path(out))
+        assert not any("/out/" in str(one.path) for one in found), word
+    for word in ("link/**/*.jpg", "films/out", "films/out/overlays/b.jpg"):
+        with pytest.raises(UsageError, match="no films"):
+            find_inputs([word], leave_out=Path(out))
+
+
+def test_a_film_that_is_named_in_two_ways_comes_once(folder):
+    again = ["films/ward 2/../b.png", str(folder / "films" / "b.png"), "films/*.png"]
+    assert names("films/b.png", *again) == ["b"]
+    assert names("films", str(folder / "films")) == names("films")
+
+
+@pytest.mark.parametrize("name", ["~$b.png", "~nobody-of-this-name"])
+def test_a_name_may_begin_as_a_home_does(folder, name):
+    (folder / name).write_bytes(b"")
+    assert [one.path for one in find_inputs([name], leave_out=Path("out"))] == [
+        Path(name)
+    ]
+    (folder / name).unlink()
+    with pytest.raises(UsageError, match="no such file"):
+        names(name)
+
+
 def test_a_name_with_brackets_is_no_pattern(folder):
     (folder / "film [1].png").write_bytes(b"")
     assert names("film [1].png") == ["film [1]"]

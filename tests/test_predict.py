@@ -231,7 +231,9 @@ def test_what_is_done_is_not_done_again(films, networks, capsys):
 def test_a_folder_of_something_else_is_left_alone(films, networks, capsys):
     before = {path: path.read_bytes() for path in films.rglob("*.png")}
     assert main(["films", "--out=films", *networks]) == 2
-    assert "--out=films holds files that are no predictions" in capsys.readouterr().err
+    assert "no films in films, the folder of the outputs" in capsys.readouterr().err
+    assert main(["films/a.png", "films/ward", "--out=films/ward", *networks]) == 2
+    assert "holds files that are no predictions" in capsys.readouterr().err
     assert main(["films", "--out=out", *networks]) == 0
     written = Path("out/predictions.csv").read_bytes()
     assert main(["films", "--out=out", networks[0], "--infection=none"]) == 2

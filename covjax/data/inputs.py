@@ -48,39 +48,52 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
       UsageError: if a path is not there, nothing is found, or two files would have
         outputs of one name.
     """
-    found: dict[Path, str] = {}
+    leave_out = Path(os.path.realpath(leave_out))
+    found: dict[Path, tuple[Path, str]] = {}  # by the place: paths may lead there by ..
     for path in (path for word in given for path in _expand(word)):
         if path.is_dir():
-            for film in _walk(path, leave_out.absolute()):
-                found.setdefault(film, film.relative_to(path).as_posix())
-        else:
-            found.setdefault(path, path.name)
+            for film in _walk(path, leave_out):
+                told = film, film.relative_to(path).as_posix()
+                found.setdefault(_place(film), told)
+        elif leave_out not in _place(path).parents:
+            found.setdefault(_place(path), (path, path.name))
     if not found:
-        raise UsageError(f"no films in {', '.join(shown(word) for word in given)}")
-    return _name(found)
+        raise UsageError(
+            f"no films in {', '.join(shown(word) for word in given)}, the folder of the"
+            " outputs left out"
+        )
+    return _name(dict(found.values()))
+
+
+def _place(path: Path) -> Path:
+    """Returns where a file lies, or the link to it."""
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def _expand(word: str) -> list[Path]:
-    path = Path(word).expanduser()
-    if os.path.lexists(path):  # also one whose name has a bracket
-        return [path]
-    matches = sorted(glob.glob(str(path), recursive=True))
+    if os.path.lexists(word):  # also one whose name has a bracket, or begins with ~
+        return [Path(word)]
+    word = os.path.expanduser(word)
+    matches = [word] if os.path.lexists(word) else glob.glob(word, recursive=True)
     if not matches:
         raise UsageError(f"{shown(word)}: no such file or folder")
-    return [Path(match) for match in matches]
+    return [Path(match) for match in sorted(matches)]
 
 
 def _walk(folder: Path, leave_out: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UsageError(f"{shown(str(error.filename))}: {error.strerror}")
 
+    place = Path(os.path.realpath(folder))
+    if leave_out in (place, *place.parents):
+        return
     for at, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(
             name
             for name in folders
             if not name.startswith(".")
             and name not in _NO_FILMS
-            and Path(at, name).absolute() != leave_out
+            and Path(os.path.realpath(Path(at, name))) != leave_out
         )
         for name in sorted(files):
             path = Path(at, name)
