@@ -65,7 +65,8 @@ def read_rows(out: Path) -> dict[str, Row]:
             continue
         whole = text[: text.rfind("\n") + 1]
         for row in csv.DictReader(io.StringIO(whole), fieldnames=COLUMNS):
-            if row["file"] != "file" and None not in row and None not in row.values():
+            fields = tuple(row.values())
+            if fields != COLUMNS and None not in row and None not in fields:
                 rows[row["name"]] = row
     return rows
 

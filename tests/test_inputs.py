@@ -82,6 +82,21 @@ def test_a_name_may_begin_as_a_home_does(folder, name):
         names(name)
 
 
+def test_names_are_lines_of_utf_8_whatever_the_files_are_called(folder):
+    (folder / "odd").mkdir()
+    for name in (b"a\rb.png", b"c\nd.png", b"\xe9.png", "\u00e9\u00a0\u200d.png"):
+        (folder / "odd" / os.fsdecode(name)).write_bytes(b"")
+    assert set(names("odd")) == {
+        r"a\rb", r"c\nd", r"\udce9", "\u00e9\u00a0\u200d"
+    }  # fmt: skip
+
+
+def test_a_link_that_cannot_be_followed_is_passed_over(folder):
+    before = names("films")
+    os.symlink("x" * 300, folder / "films" / "IM0003")  # too long for a name
+    assert names("films") == before
+
+
 def test_a_name_with_brackets_is_no_pattern(folder):
     (folder / "film [1].png").write_bytes(b"")
     assert names("film [1].png") == ["film [1]"]

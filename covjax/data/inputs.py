@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from covjax.data.dicom import is_dicom
 from covjax.errors import UsageError
 
 DICOM_SUFFIXES = {".dcm", ".dicom"}
+# Ends of lines, and bytes that are no UTF-8: no table can hold these.
+_UNTOLD = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 _NO_FILMS = {LUNG_MASKS, INFECTION_MASKS}  # folders of the published layout
 
 
@@ -22,7 +25,8 @@ class Input:
     Attributes:
       path: of the file.
       name: what its outputs are called, with / and without an ending, "ward/film_1":
-        below the folder that was given. No other input has it.
+        below the folder that was given. No other input has it. It is one line of UTF-8:
+        what is not, of a path, is escaped.
     """
 
     path: Path
@@ -113,7 +117,7 @@ def _name(found: dict[Path, str]) -> list[Input]:
     inputs, taken = [], dict[str, Path]()
     for path, name in found.items():
         alone = len(stems[_key(_stem(name))]) == 1
-        name = _stem(name) if alone else name
+        name = _told(_stem(name) if alone else name)
         other = taken.setdefault(_key(name), path)
         if other != path:
             raise UsageError(
@@ -122,6 +126,10 @@ def _name(found: dict[Path, str]) -> list[Input]:
             )
         inputs.append(Input(path, name))
     return inputs
+
+
+def _told(name: str) -> str:
+    return _UNTOLD.sub(lambda c: c[0].encode("unicode_escape").decode(), name)
 
 
 def _stem(name: str) -> str:
