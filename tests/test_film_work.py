@@ -1,5 +1,7 @@
 """What a worker does of a film; here in this process."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -73,6 +75,29 @@ def test_what_cannot_be_read_is_a_line(tmp_path):
     told = film_work.read_film(Input(tmp_path / "film.png", "film"), (64,))
     assert isinstance(told, str) and "film.png" in told and "\n" not in told
     assert film_work._read == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("b", "Is a directory"), ("c.png/a", "File exists")]
+)
+def test_a_name_that_its_masks_cannot_have_is_a_line(tmp_path, asked, name, why):
+    out = tmp_path / "out"
+    (out / "lungs" / "b.png").mkdir(parents=True)
+    (out / "lungs" / "c.png").write_bytes(b"")
+    row = finish(Input(asked.path, name), out)
+    assert row["lung_pixels"] == "" and row["error"].startswith(str(asked.path))
+    assert "out/lungs/" in row["error"] and why in row["error"]
+    row = finish(Input(asked.path, "a" * 254), out)
+    assert "File name too long" in row["error"] and "\n" not in row["error"]
+
+
+def test_a_full_disk_is_no_film_s_fault(tmp_path, asked, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        finish(asked, tmp_path / "out")
 
 
 def test_what_films_need_loads_no_jax():
