@@ -70,6 +70,14 @@ def test_what_knows_no_patient_is_marked_so(asked, tmp_path):
     assert changed[:10].any() and not changed[32:].any()  # a word, at the top
 
 
+def test_the_longest_film_that_is_read_has_its_picture(tmp_path):
+    Image.new("L", (65_500, 4)).save(tmp_path / "film.png")
+    row = finish(Input(tmp_path / "film.png", "film"), tmp_path / "out")
+    assert row["width"] == "65500" and row["error"] == ""
+    with Image.open(tmp_path / "out" / "overlays" / "film.jpg") as overlay:
+        assert overlay.size == (65_500, 4)
+
+
 def test_what_cannot_be_read_is_a_line(tmp_path):
     (tmp_path / "film.png").write_bytes(b"no picture")
     told = film_work.read_film(Input(tmp_path / "film.png", "film"), (64,))
