@@ -1,6 +1,7 @@
 """The table of what was found on a user's films: a row a film, added as they are done.
 
-predictions.csv       the rows of all films, once all are done; in their order
+predictions.csv       the rows of all films, once all are done; in their order. Before,
+                      if somebody went on, of those that were to stay as they are
 .rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
 predictions.json      what made them: version, networks, operating points
 """

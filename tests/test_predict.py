@@ -21,8 +21,11 @@ from PIL import Image
 
 import in_workers
 from covjax import predict
+from covjax.data.inputs import Input
 from covjax.data.phantom_film import make_phantom
+from covjax.film_outputs import make_row
 from covjax.predict import batch_size, main
+from covjax.predictions import Additions
 from dicom_files import SHIPPED, make_film, save
 from plain_network import SIDE, draw_film, write_files, write_run
 from whole_runs import PROJECT
@@ -226,6 +229,41 @@ def test_what_is_done_is_not_done_again(films, networks, capsys):
     assert list(table()) == ["a", "c", "ward/b"]
     Path("out/infection/c.png").unlink()
     assert main(flags) == 0 and np.array_equal(mask("infection", "c"), SPOT[:, ::-1])
+
+
+def test_a_row_is_never_taken_for_that_of_newer_masks(films, networks, monkeypatch):
+    assert main(["films", "--out=out", *networks]) == 0
+    Image.fromarray(np.pad(TURNED, (0, 4))).save(films / "a.png")
+    later = time.time_ns()
+    os.utime(films / "a.png", ns=(later, later))
+
+    def fail(*_):
+        raise RuntimeError("as if it were killed when the masks are written")
+
+    monkeypatch.setattr(predict.Additions, "add", fail)
+    assert main(["films", "--out=out", *networks]) == 1
+    assert mask("lungs", "a").shape == (SIDE + 4, SIDE + 4)
+    monkeypatch.undo()
+    monkeypatch.chdir(films.parent)
+    assert main(["films", "--out=out", *networks]) == 0
+    assert table()["a"]["height"] == str(SIDE + 4)
+
+
+def test_the_newest_row_counts_whichever_process_added_it(films, networks):
+    assert main(["films", "--out=out", *networks]) == 0
+    wanted = table()
+    Path("out/predictions.csv").unlink()  # as two leave it that were killed
+    with Additions(Path("out"), 1) as additions:
+        additions.add(make_row(Input(Path("films/a.png"), "a"), error="gone"))
+    assert main(["films", "--out=out", *networks]) == 0
+    assert table() == wanted
+
+
+def test_a_film_whose_outputs_are_called_otherwise_now_has_one_row(films, networks):
+    assert main(["films", "--out=out", *networks]) == 0
+    Image.fromarray(TURNED).save(films / "a.bmp")
+    assert main(["films", "--out=out", *networks]) == 0
+    assert list(table()) == ["a.bmp", "a.png", "ward/b"]
 
 
 def test_a_folder_of_something_else_is_left_alone(films, networks, capsys):
