@@ -32,11 +32,6 @@ from covjax.networks import read_stages
 from covjax.segmenter import Segmenter
 
 _UNREAD = 600  # seconds that an upload may lie about unread
-# Scripts, styles and pictures of this server alone: the browser refuses all else.
-POLICY = (
-    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none';"
-    " base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
