@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parallel.keep_to_the_host()  # a training may have the accelerators
     keep_compiled()
     try:
-        with raise_signals():
+        with raise_signals(), _ending_with_the_terminal():
             serve(given.lung, given.infection, given.host, given.port)
     except Interrupted as ended:  # the way that it is meant to end
         print("covjax: ended; no film is kept", file=sys.stderr)
@@ -109,6 +110,22 @@ def _listen(host: str, port: int) -> socket.socket:
             f"{where}: cannot listen there ({reason(error)}); another --port, or"
             " --port=0 for a free one"
         ) from None
+
+
+@contextlib.contextmanager
+def _ending_with_the_terminal() -> Iterator[None]:
+    """While entered, a terminal that is closed ends the page as SIGTERM does.
+
+    By itself SIGHUP would end the process at once, and leave uploads where they are.
+    Where it is to be ignored (`nohup`), it is.
+    """
+    before = signal.getsignal(signal.SIGHUP)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextlib.contextmanager
