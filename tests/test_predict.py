@@ -148,6 +148,16 @@ def test_a_source_that_no_segmentation_can_refer_to_is_remarked(films, networks)
     assert not Path("out/seg/c.dcm").exists()
 
 
+def test_a_disk_that_is_full_when_a_segmentation_comes_is_told_as_one(
+    films, networks, capsys, monkeypatch
+):
+    monkeypatch.setattr(predict, "finish_film", in_workers.finish_until_seg_has_no_room)
+    write_dicom(films / "c.dcm")
+    assert main(["films/c.dcm", "--out=out", *networks]) == 1
+    said = capsys.readouterr().err
+    assert "c.dcm: No space left" in said and "the same command goes on" in said
+
+
 def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
     whole = {
         ".png": (films / "a.png").read_bytes(),
