@@ -4,6 +4,7 @@ The networks hand every pixel on (plain_network.py), so that NumPy knows what th
 """
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -141,11 +142,27 @@ def test_dicom_has_its_frame_left_out_its_size_told_and_a_segmentation(
     assert "Roe" not in said and "SECRET" not in said
 
 
-def test_a_source_that_no_segmentation_can_refer_to_is_remarked(films, networks):
+def test_a_source_that_no_segmentation_can_refer_to_is_remarked(
+    films, networks, capsys
+):
     write_dicom(films / "c.dcm", StudyInstanceUID=None)
     assert main(["films/c.dcm", "--out=out", *networks]) == 0
     assert "no DICOM SEG" in table()["c"]["warnings"]
     assert not Path("out/seg/c.dcm").exists()
+    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    assert "1 of 1 films were done" in capsys.readouterr().out
+
+
+def test_a_segmentation_that_has_gone_is_written_again(films, networks):
+    write_dicom(films / "c.dcm")
+    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    seg = Path("out/seg/c.dcm")
+    written = seg.read_bytes()
+    seg.unlink()
+    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    assert (
+        pydicom.dcmread(seg).PixelData == pydicom.dcmread(io.BytesIO(written)).PixelData
+    )
 
 
 def test_a_disk_that_is_full_when_a_segmentation_comes_is_told_as_one(
