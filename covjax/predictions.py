@@ -49,7 +49,8 @@ def claim(out: Path, about: dict[str, Any]) -> None:
         there = None
     if there != json.loads(text):
         raise UsageError(
-            f"--out={out} holds predictions of other networks ({ABOUT}): give another"
+            f"--out={out} holds predictions of other networks, or of another covjax"
+            f" ({ABOUT}): give another"
         )
 
 
