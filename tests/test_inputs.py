@@ -91,10 +91,11 @@ def test_names_are_lines_of_utf_8_whatever_the_files_are_called(folder):
     }  # fmt: skip
 
 
-def test_a_link_that_cannot_be_followed_is_passed_over(folder):
+def test_a_link_that_cannot_be_followed_is_no_film_unless_it_is_named(folder):
     before = names("films")
     os.symlink("x" * 300, folder / "films" / "IM0003")  # too long for a name
     assert names("films") == before
+    assert names("films/b.png", "films/IM0003") == ["b", "IM0003"]  # will have a line
 
 
 def test_a_name_with_brackets_is_no_pattern(folder):

@@ -55,7 +55,7 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
     leave_out = Path(os.path.realpath(leave_out))
     found: dict[Path, tuple[Path, str]] = {}  # by the place: paths may lead there by ..
     for path in (path for word in given for path in _expand(word)):
-        if path.is_dir():
+        if os.path.isdir(path):  # `Path.is_dir` raises where it may not look
             for film in _walk(path, leave_out):
                 told = film, film.relative_to(path).as_posix()
                 found.setdefault(_place(film), told)
