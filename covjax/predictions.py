@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from covjax.data.inputs import ABOUT
 from covjax.errors import UsageError
 from covjax.files import write_whole
 
-TABLE, ABOUT = "predictions.csv", "predictions.json"
+TABLE = "predictions.csv"
 COLUMNS: tuple[str, ...] = (
     "file", "name", "presence", "infected_share", "infected_share_right",
     "infected_share_left", "lung_pixels", "lung_pixels_right", "lung_pixels_left",

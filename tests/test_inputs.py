@@ -65,6 +65,16 @@ def test_outputs_are_no_films_however_they_are_met(folder, out):
             find_inputs([word], leave_out=Path(out))
 
 
+def test_outputs_of_other_networks_are_no_films(folder):
+    before = names("films")
+    other = folder / "films" / "other"
+    (other / "lungs").mkdir(parents=True)
+    (other / "lungs" / "b.png").write_bytes(b"")
+    (other / "predictions.json").write_text("{}")
+    assert names("films") == before
+    assert names("films/other") == ["lungs/b"]  # named itself
+
+
 def test_a_film_that_is_named_in_two_ways_comes_once(folder):
     again = ["films/ward 2/../b.png", str(folder / "films" / "b.png"), "films/*.png"]
     assert names("films/b.png", *again) == ["b"]

@@ -296,7 +296,7 @@ def test_a_film_whose_outputs_are_called_otherwise_now_has_one_row(films, networ
 def test_a_folder_of_something_else_is_left_alone(films, networks, capsys):
     before = {path: path.read_bytes() for path in films.rglob("*.png")}
     assert main(["films", "--out=films", *networks]) == 2
-    assert "no films in films, the folder of the outputs" in capsys.readouterr().err
+    assert "no films in films; links" in capsys.readouterr().err
     assert main(["films/a.png", "films/ward", "--out=films/ward", *networks]) == 2
     assert "holds files that are no predictions" in capsys.readouterr().err
     assert main(["films", "--out=out", *networks]) == 0

@@ -12,6 +12,7 @@ from covjax.data.decode import shown
 from covjax.data.dicom import is_dicom
 from covjax.errors import UsageError
 
+ABOUT = "predictions.json"  # lies in every folder of outputs
 DICOM_SUFFIXES = {".dcm", ".dicom"}
 # Ends of lines, and bytes that are no UTF-8: no table can hold these.
 _UNTOLD = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
@@ -38,8 +39,8 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
 
     Of a folder, and of all in it, these are films: files with the ending of a picture
     or of DICOM, and DICOM files of any name. Hidden files and folders are passed over,
-    as are the folders of masks in the published layout. A file that is named itself is
-    always taken.
+    as are the folders of masks in the published layout, and those of outputs. A file
+    that is named itself is always taken.
 
     Args:
       given: paths, or patterns with *, ?, [] and **.
@@ -63,8 +64,8 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
             found.setdefault(_place(path), (path, path.name))
     if not found:
         raise UsageError(
-            f"no films in {', '.join(shown(word) for word in given)}, the folder of the"
-            " outputs left out"
+            f"no films in {', '.join(shown(word) for word in given)}; links to folders,"
+            " and the folder of the outputs, are not looked into"
         )
     return _name(dict(found.values()))
 
@@ -92,6 +93,9 @@ def _walk(folder: Path, leave_out: Path) -> Iterator[Path]:
     if leave_out in (place, *place.parents):
         return
     for at, folders, files in os.walk(folder, onerror=refuse):
+        if ABOUT in files and Path(at) != folder:
+            folders.clear()
+            continue
         folders[:] = sorted(
             name
             for name in folders
