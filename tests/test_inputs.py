@@ -127,7 +127,7 @@ def test_two_films_never_have_outputs_of_one_name(folder, other):
 
 def test_capitals_do_not_tell_outputs_apart(folder):
     (folder / "films" / "B.png").write_bytes(b"")
-    with pytest.raises(UsageError, match="outputs of one name"):
+    with pytest.raises(UsageError, match="outputs of one name; some disks know no cap"):
         names("films")
 
 

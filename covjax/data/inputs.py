@@ -124,9 +124,13 @@ def _name(found: dict[Path, str]) -> list[Input]:
         name = _told(_stem(name) if alone else name)
         other = taken.setdefault(_key(name), path)
         if other != path:
+            if path.parent == other.parent:
+                way = "some disks know no capitals: rename one, or"
+            else:
+                way = "give the folder that holds both, or"
             raise UsageError(
-                f"{shown(path)} and {shown(other)}: outputs of one name; give the"
-                " folder that holds both, or run them apart with an --out each"
+                f"{shown(path)} and {shown(other)}: outputs of one name; {way} run them"
+                " apart with an --out each"
             )
         inputs.append(Input(path, name))
     return inputs
