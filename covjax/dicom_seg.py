@@ -87,7 +87,8 @@ def write_seg(
     Raises:
       DataError: in a line that names the source, if it cannot be read or lacks what a
         segmentation refers to.
-      UsageError: if highdicom or pydicom is not installed, or `out` cannot be written.
+      UsageError: if highdicom or pydicom is not installed.
+      OSError: if `out` cannot be written.
       ValueError: if a mask is not of the source's size, or not of 0 and 1.
     """
     try:
@@ -119,12 +120,7 @@ def write_seg(
         raise DataError(
             f"{shown(source)}: none can refer to what it holds ({type(error).__name__})"
         ) from None
-    try:
-        write_whole(out, content)
-    except OSError as error:
-        raise UsageError(
-            f"{shown(out)}: cannot be written ({error.strerror})"
-        ) from None
+    write_whole(out, content)
 
 
 def _make_seg(

@@ -11,6 +11,7 @@ os.umask(_UMASK)
 MODE = 0o666 & ~_UMASK
 # Ends the name of what is being written; a process that is killed leaves it behind.
 HALF = ".half"
+_ROOM = 200  # bytes, of the 255 of a name
 
 
 def cache_folder(setting: str = "auto") -> Path:
@@ -41,8 +42,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
+    # A name that is as long as names may be would have no room for more.
+    prefix = os.fsencode(f".{path.name}.")[:_ROOM].decode(errors="ignore")
     descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=HALF, dir=path.parent
+        prefix=prefix, suffix=HALF, dir=path.parent
     )
     try:
         with os.fdopen(descriptor, "wb") as out:

@@ -22,6 +22,7 @@ from covjax.predictions import COLUMNS, Row
 from covjax.seen import Origin, Points, Seen
 
 LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
+_NO_SEG = "no DICOM SEG: "  # begins the warning of a DICOM film that has none
 
 _OPTIONS = {  # of OpenCV
     ".png": [  # runs of equal pixels are all that a mask has: OpenCV's own choice
@@ -45,6 +46,8 @@ def is_done(one: Input, out: Path, done: dict[str, Row], points: Points) -> bool
     kinds = {LUNGS: "png", OVERLAYS: "jpg"}
     if points.infection is not None:
         kinds[INFECTION] = "png"
+    if is_dicom(one.path) and _NO_SEG not in done[one.name]["warnings"]:
+        kinds[SEGS] = "dcm"
     try:
         changed = one.path.stat().st_mtime_ns
         return all(
@@ -112,7 +115,7 @@ def write_outputs(
             )  # fmt: skip
         except DataError as error:
             why = str(error).removeprefix(f"{shown(asked.path)}: ")
-            warnings.append(f"no DICOM SEG: {why}")
+            warnings.append(f"{_NO_SEG}{why}")
     told = _figures(radiograph, seen, lungs, infection)
     return make_row(asked, **told, warnings="; ".join(warnings))
 

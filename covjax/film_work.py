@@ -1,5 +1,6 @@
 """What one film takes beside the networks, in a worker process that has no jax."""
 
+import errno
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,10 @@ from covjax.errors import DataError
 from covjax.film_outputs import make_row, write_outputs
 from covjax.predictions import Row
 from covjax.seen import Origin, Points, Seen, squeeze
+
+# What a disk answers to a name that it cannot give: one that is too long; of a folder
+# where a film's mask has it, or the other way round ("b.png/a.png" beside "b.jpg").
+_NO_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 _read: dict[str, Radiograph] = {}  # and not finished yet; by the names of the films
 
@@ -54,7 +59,7 @@ def finish_film(
       origin: the networks.
 
     Raises:
-      OSError: if a file cannot be written.
+      OSError: if a file cannot be written for another reason than its name.
     """
     cv2.setNumThreads(1)
     try:
@@ -64,6 +69,11 @@ def finish_film(
         return make_row(asked, error=str(error))
     except MemoryError:
         return make_row(asked, error=_too_large(asked))
+    except OSError as error:
+        if error.errno not in _NO_NAME:
+            raise
+        why = f"no file can be called {shown(str(error.filename))} ({error.strerror})"
+        return make_row(asked, error=f"{shown(asked.path)}: {why}")
 
 
 def _too_large(asked: Input) -> str:

@@ -104,12 +104,15 @@ def predict(
             _prepare(out, about)
         parallel.wait_for_all()
         done = read_rows(out)
-        parallel.wait_for_all()  # before anybody adds to what another reads
         _check_names(inputs, out, done)
         rank, world = parallel.process()
         left = [one for one in inputs if not is_done(one, out, done, segmenter.points)]
-        if parallel.is_main() and len(left) < len(inputs):
-            print(f"{len(inputs) - len(left):,} of {len(inputs):,} films were done")
+        parallel.wait_for_all()  # before anybody writes what another looks at
+        if parallel.is_main():
+            _forget(inputs, left, out, done)
+            if len(left) < len(inputs):
+                print(f"{len(inputs) - len(left):,} of {len(inputs):,} films were done")
+        parallel.wait_for_all()
         _predict_some(left[rank::world], out, segmenter)
         parallel.wait_for_all()
         rows = read_rows(out)
@@ -138,6 +141,25 @@ def _check_names(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> No
                 f"--out={out} holds {shown(one.name)} of {other}, not of"
                 f" {shown(one.path)}: give another, or the path as it was given before"
             )
+
+
+def _forget(
+    inputs: Sequence[Input], left: Sequence[Input], out: Path, done: dict[str, Row]
+) -> None:
+    """Drops rows of films that are to be done again, or are called otherwise now.
+
+    Else the row of before would be taken for that of the new outputs, if they were
+    written and this process then killed; or for the newer one, if another had added it.
+    """
+    again = {one.name for one in left}
+    names = {shown(one.path): one.name for one in inputs}
+    kept = [
+        row
+        for name, row in done.items()
+        if name not in again and names.get(row["file"], name) == name
+    ]
+    if len(kept) < len(done):
+        write_table(out, kept)
 
 
 def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> None:

@@ -1,6 +1,7 @@
 """The table of what was found on a user's films: a row a film, added as they are done.
 
-predictions.csv       the rows of all films, once all are done; in their order
+predictions.csv       the rows of all films, once all are done; in their order. Before,
+                      if somebody went on, of those that were to stay as they are
 .rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
 predictions.json      what made them: version, networks, operating points
 """
@@ -12,10 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from covjax.data.inputs import ABOUT
 from covjax.errors import UsageError
 from covjax.files import write_whole
 
-TABLE, ABOUT = "predictions.csv", "predictions.json"
+TABLE = "predictions.csv"
 COLUMNS: tuple[str, ...] = (
     "file", "name", "presence", "infected_share", "infected_share_right",
     "infected_share_left", "lung_pixels", "lung_pixels_right", "lung_pixels_left",
@@ -48,7 +50,8 @@ def claim(out: Path, about: dict[str, Any]) -> None:
         there = None
     if there != json.loads(text):
         raise UsageError(
-            f"--out={out} holds predictions of other networks ({ABOUT}): give another"
+            f"--out={out} holds predictions of other networks, or of another covjax"
+            f" ({ABOUT}): give another"
         )
 
 
@@ -65,7 +68,8 @@ def read_rows(out: Path) -> dict[str, Row]:
             continue
         whole = text[: text.rfind("\n") + 1]
         for row in csv.DictReader(io.StringIO(whole), fieldnames=COLUMNS):
-            if row["file"] != "file" and None not in row and None not in row.values():
+            fields = tuple(row.values())
+            if fields != COLUMNS and None not in row and None not in fields:
                 rows[row["name"]] = row
     return rows
 

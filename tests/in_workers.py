@@ -1,12 +1,13 @@
 """What tests ask of worker processes, which find it here by its name."""
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from covjax import film_work
+from covjax import dicom_seg, film_work
 from covjax.seen import squeeze
 
 
@@ -68,3 +69,12 @@ def finish_or_die(asked: Any, *told: Any) -> Any:
     if asked.name == "dies":
         os._exit(7)
     return film_work.finish_film(asked, *told)
+
+
+def finish_until_seg_has_no_room(*told: Any) -> Any:
+    dicom_seg.write_whole = _full
+    return film_work.finish_film(*told)
+
+
+def _full(path: Path, _: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

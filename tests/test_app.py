@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import re
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -360,6 +361,29 @@ def test_the_folder_of_uploads_is_private_and_gone_at_the_end(
     assert out == f"covjax: http://{host}:{seen['at'][1]}/ (Ctrl-C ends it)\n"
     assert ("anybody who can reach this machine" in err) == warned
     assert (seen["at"][0] == "127.0.0.1") != warned
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_leaves_no_upload(networks, monkeypatch, ignored):
+    seen = []
+
+    def served(made: Any, listening: socket.socket) -> None:
+        seen.append(Path(os.environ["GRADIO_TEMP_DIR"]))
+        (seen[0] / "left").write_bytes(b"film")
+        os.kill(os.getpid(), signal.SIGHUP)
+        seen.append("went on")
+
+    page = SimpleNamespace(make_app=lambda segmenter: segmenter)  # without Gradio
+    monkeypatch.setitem(sys.modules, "covjax.app.page", page)
+    monkeypatch.setattr(app, "_run", served)
+    told = signal.SIG_IGN if ignored else lambda *_: None
+    before = signal.signal(signal.SIGHUP, told)
+    try:
+        assert app.main([*networks, "--port=0"]) == (0 if ignored else 143)
+        assert signal.getsignal(signal.SIGHUP) == told
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(seen) == 1 + ignored and not seen[0].exists()
 
 
 def one_line(words: list[str], capsys: Any) -> str:

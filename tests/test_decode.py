@@ -198,6 +198,16 @@ def test_picture_of_a_few_pixels_is_refused(kind, size):
     )
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+@pytest.mark.parametrize("size", [(65_501, 4), (4, 65_501)])
+def test_picture_that_is_longer_than_any_overlay_is_refused(kind, size):
+    width, height = size
+    refuse(
+        saved(Image.new("L", size), kind),
+        f"^{width} x {height} pixels, more than 65,500 a side",
+    )
+
+
 def header_only(kind: str, width: int, height: int) -> bytes:
     """A file that says it has so many pixels, and holds next to none."""
     size = struct.pack(">II", width, height)

@@ -34,6 +34,12 @@ def test_old_content_is_replaced_whole(tmp_path):
     assert listing(tmp_path) == {"file": b"new"}
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "ü" * 127, "胸" * 85])
+def test_a_name_may_be_as_long_as_the_disk_lets_it(tmp_path, name):
+    write_whole(tmp_path / name, "new")
+    assert listing(tmp_path) == {name: b"new"}
+
+
 def test_others_can_read_it_as_any_new_file(tmp_path):
     write_whole(tmp_path / "file", "new")
     (tmp_path / "opened").touch()  # 0o644, where the umask is the usual one

@@ -1,5 +1,7 @@
 """What a worker does of a film; here in this process."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -78,11 +80,42 @@ def test_without_lungs_there_is_no_presence(asked, tmp_path):
     assert row["presence"] == "" and "no lungs found" in row["warnings"]
 
 
+def test_the_longest_film_that_is_read_has_its_picture(tmp_path):
+    Image.new("L", (65_500, 4)).save(tmp_path / "film.png")
+    row = finish(Input(tmp_path / "film.png", "film"), tmp_path / "out")
+    assert row["width"] == "65500" and row["error"] == ""
+    with Image.open(tmp_path / "out" / "overlays" / "film.jpg") as overlay:
+        assert overlay.size == (65_500, 4)
+
+
 def test_what_cannot_be_read_is_a_line(tmp_path):
     (tmp_path / "film.png").write_bytes(b"no picture")
     told = film_work.read_film(Input(tmp_path / "film.png", "film"), (64,))
     assert isinstance(told, str) and "film.png" in told and "\n" not in told
     assert film_work._read == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("b", "Is a directory"), ("c.png/a", "File exists")]
+)
+def test_a_name_that_its_masks_cannot_have_is_a_line(tmp_path, asked, name, why):
+    out = tmp_path / "out"
+    (out / "lungs" / "b.png").mkdir(parents=True)
+    (out / "lungs" / "c.png").write_bytes(b"")
+    row = finish(Input(asked.path, name), out)
+    assert row["lung_pixels"] == "" and row["error"].startswith(str(asked.path))
+    assert "out/lungs/" in row["error"] and why in row["error"]
+    row = finish(Input(asked.path, "a" * 254), out)
+    assert "File name too long" in row["error"] and "\n" not in row["error"]
+
+
+def test_a_full_disk_is_no_film_s_fault(tmp_path, asked, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        finish(asked, tmp_path / "out")
 
 
 def test_what_films_need_loads_no_jax():

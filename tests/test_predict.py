@@ -4,6 +4,7 @@ The networks hand every pixel on (plain_network.py), so that NumPy knows what th
 """
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -20,8 +21,11 @@ from PIL import Image
 
 import in_workers
 from covjax import predict
+from covjax.data.inputs import Input
 from covjax.data.phantom_film import make_phantom
+from covjax.film_outputs import make_row
 from covjax.predict import batch_size, main
+from covjax.predictions import Additions
 from dicom_files import SHIPPED, make_film, save
 from experiments.faults.hosts import hold_port
 from plain_network import SIDE, draw_film, write_files, write_run
@@ -140,11 +144,37 @@ def test_dicom_has_its_frame_left_out_its_size_told_and_a_segmentation(
     assert "Roe" not in said and "SECRET" not in said
 
 
-def test_a_source_that_no_segmentation_can_refer_to_is_remarked(films, networks):
+def test_a_source_that_no_segmentation_can_refer_to_is_remarked(
+    films, networks, capsys
+):
     write_dicom(films / "c.dcm", StudyInstanceUID=None)
     assert main(["films/c.dcm", "--out=out", *networks]) == 0
     assert "no DICOM SEG" in table()["c"]["warnings"]
     assert not Path("out/seg/c.dcm").exists()
+    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    assert "1 of 1 films were done" in capsys.readouterr().out
+
+
+def test_a_segmentation_that_has_gone_is_written_again(films, networks):
+    write_dicom(films / "c.dcm")
+    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    seg = Path("out/seg/c.dcm")
+    written = seg.read_bytes()
+    seg.unlink()
+    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    assert (
+        pydicom.dcmread(seg).PixelData == pydicom.dcmread(io.BytesIO(written)).PixelData
+    )
+
+
+def test_a_disk_that_is_full_when_a_segmentation_comes_is_told_as_one(
+    films, networks, capsys, monkeypatch
+):
+    monkeypatch.setattr(predict, "finish_film", in_workers.finish_until_seg_has_no_room)
+    write_dicom(films / "c.dcm")
+    assert main(["films/c.dcm", "--out=out", *networks]) == 1
+    said = capsys.readouterr().err
+    assert "c.dcm: No space left" in said and "the same command goes on" in said
 
 
 def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
@@ -230,10 +260,47 @@ def test_what_is_done_is_not_done_again(films, networks, capsys):
     assert main(flags) == 0 and np.array_equal(mask("infection", "c"), SPOT[:, ::-1])
 
 
+def test_a_row_is_never_taken_for_that_of_newer_masks(films, networks, monkeypatch):
+    assert main(["films", "--out=out", *networks]) == 0
+    Image.fromarray(np.pad(TURNED, (0, 4))).save(films / "a.png")
+    later = time.time_ns()
+    os.utime(films / "a.png", ns=(later, later))
+
+    def fail(*_):
+        raise RuntimeError("as if it were killed when the masks are written")
+
+    monkeypatch.setattr(predict.Additions, "add", fail)
+    assert main(["films", "--out=out", *networks]) == 1
+    assert mask("lungs", "a").shape == (SIDE + 4, SIDE + 4)
+    monkeypatch.undo()
+    monkeypatch.chdir(films.parent)
+    assert main(["films", "--out=out", *networks]) == 0
+    assert table()["a"]["height"] == str(SIDE + 4)
+
+
+def test_the_newest_row_counts_whichever_process_added_it(films, networks):
+    assert main(["films", "--out=out", *networks]) == 0
+    wanted = table()
+    Path("out/predictions.csv").unlink()  # as two leave it that were killed
+    with Additions(Path("out"), 1) as additions:
+        additions.add(make_row(Input(Path("films/a.png"), "a"), error="gone"))
+    assert main(["films", "--out=out", *networks]) == 0
+    assert table() == wanted
+
+
+def test_a_film_whose_outputs_are_called_otherwise_now_has_one_row(films, networks):
+    assert main(["films", "--out=out", *networks]) == 0
+    Image.fromarray(TURNED).save(films / "a.bmp")
+    assert main(["films", "--out=out", *networks]) == 0
+    assert list(table()) == ["a.bmp", "a.png", "ward/b"]
+
+
 def test_a_folder_of_something_else_is_left_alone(films, networks, capsys):
     before = {path: path.read_bytes() for path in films.rglob("*.png")}
     assert main(["films", "--out=films", *networks]) == 2
-    assert "--out=films holds files that are no predictions" in capsys.readouterr().err
+    assert "no films in films; links" in capsys.readouterr().err
+    assert main(["films/a.png", "films/ward", "--out=films/ward", *networks]) == 2
+    assert "holds files that are no predictions" in capsys.readouterr().err
     assert main(["films", "--out=out", *networks]) == 0
     written = Path("out/predictions.csv").read_bytes()
     assert main(["films", "--out=out", networks[0], "--infection=none"]) == 2

@@ -1,6 +1,7 @@
 """The benchmark of predict: what it counts, compares, divides and refuses."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -196,6 +197,14 @@ def test_sides_are_asked_once_they_agree(alone):
     assert sides["torch"].distance == 0 < sides["onnx"].distance < 1e-5
     assert sides["covjax"].distance == pytest.approx(0.5 / 255, rel=0.05)
     assert seconds["torch"] == 2 and seconds["covjax"] > 0 < seconds["onnx"]
+
+
+def test_each_side_has_the_cores_that_this_process_may_use(alone, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 8, 9})
+    sides, _ = alone(
+        script=SCRIPT.replace("batch=told", "threads=told['threads'], batch=told")
+    )
+    assert [sides[name].about["threads"] for name in ("onnx", "torch")] == [3, 3]
 
 
 def nudge(name, by):

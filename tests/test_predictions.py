@@ -47,6 +47,12 @@ def test_a_row_that_was_cut_short_is_none(tmp_path, kept):
     assert AWKWARD["name"] not in read_rows(tmp_path)
 
 
+def test_the_row_of_a_film_that_is_called_as_a_column_is_one(tmp_path):
+    film = row("file") | {"file": "file"}
+    write_table(tmp_path, [film, row("b")])
+    assert read_rows(tmp_path) == {"file": film, "b": row("b")}
+
+
 def test_the_newest_row_of_a_film_counts(tmp_path):
     write_table(tmp_path, [row("a", error="broken"), row("b")])
     with Additions(tmp_path, 0) as additions:

@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -32,11 +33,6 @@ from covjax.networks import read_stages
 from covjax.segmenter import Segmenter
 
 _UNREAD = 600  # seconds that an upload may lie about unread
-# Scripts, styles and pictures of this server alone: the browser refuses all else.
-POLICY = (
-    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none';"
-    " base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parallel.keep_to_the_host()  # a training may have the accelerators
     keep_compiled()
     try:
-        with raise_signals():
+        with raise_signals(), _ending_with_the_terminal():
             serve(given.lung, given.infection, given.host, given.port)
     except Interrupted as ended:  # the way that it is meant to end
         print("covjax: ended; no film is kept", file=sys.stderr)
@@ -114,6 +110,22 @@ def _listen(host: str, port: int) -> socket.socket:
             f"{where}: cannot listen there ({reason(error)}); another --port, or"
             " --port=0 for a free one"
         ) from None
+
+
+@contextlib.contextmanager
+def _ending_with_the_terminal() -> Iterator[None]:
+    """While entered, a terminal that is closed ends the page as SIGTERM does.
+
+    By itself SIGHUP would end the process at once, and leave uploads where they are.
+    Where it is to be ignored (`nohup`), it is.
+    """
+    before = signal.getsignal(signal.SIGHUP)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from covjax.data.png import MAX_PIXELS, MIN_SIDE, decode_grey_png, is_whole
+from covjax.data.png import MAX_PIXELS, MAX_SIDE, MIN_SIDE, decode_grey_png, is_whole
 from covjax.errors import DataError
 
 MAX_BYTES = 2**28  # of a file
@@ -187,6 +187,8 @@ def check_size(width: int, height: int) -> None:
         raise _Unfit(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
     if min(width, height) < MIN_SIDE:
         raise _Unfit(f"{width} x {height} pixels, less than {MIN_SIDE} a side")
+    if max(width, height) > MAX_SIDE:
+        raise _Unfit(f"{width} x {height} pixels, more than {MAX_SIDE:,} a side")
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:

@@ -9,6 +9,7 @@ the short lists below: a name or a date may stand in any other.
 import dataclasses
 import io
 import logging
+import os
 import zlib
 from collections.abc import Callable, MutableSequence
 from pathlib import Path
@@ -122,7 +123,8 @@ def is_dicom(content: bytes | Path) -> bool:
     False for a file that is not to be read, and for one without preamble.
     """
     if isinstance(content, Path):
-        if not content.is_file():  # reading a pipe would wait
+        # Reading a pipe would wait. `Path.is_file` raises where it may not look.
+        if not os.path.isfile(content):
             return False
         try:
             with content.open("rb") as file:

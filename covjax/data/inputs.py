@@ -3,6 +3,7 @@
 import dataclasses
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from covjax.data.decode import shown
 from covjax.data.dicom import is_dicom
 from covjax.errors import UsageError
 
+ABOUT = "predictions.json"  # lies in every folder of outputs
 DICOM_SUFFIXES = {".dcm", ".dicom"}
 _DIRECTORY = "DICOMDIR"  # of the files on a disc (PS3.10, 8.6): DICOM, and no film
+# Ends of lines, and bytes that are no UTF-8: no table can hold these.
+_UNTOLD = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 _NO_FILMS = {LUNG_MASKS, INFECTION_MASKS}  # folders of the published layout
 
 
@@ -23,7 +27,8 @@ class Input:
     Attributes:
       path: of the file.
       name: what its outputs are called, with / and without an ending, "ward/film_1":
-        below the folder that was given. No other input has it.
+        below the folder that was given. No other input has it. It is one line of UTF-8:
+        what is not, of a path, is escaped.
     """
 
     path: Path
@@ -35,8 +40,8 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
 
     Of a folder, and of all in it, these are films: files with the ending of a picture
     or of DICOM, and DICOM files of any name but DICOMDIR. Hidden files and folders are
-    passed over, as are the folders of masks in the published layout. A file that is
-    named itself is always taken.
+    passed over, as are the folders of masks in the published layout, and those of
+    outputs. A file that is named itself is always taken.
 
     Args:
       given: paths, or patterns with *, ?, [] and **.
@@ -49,39 +54,55 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
       UsageError: if a path is not there, nothing is found, or two files would have
         outputs of one name.
     """
-    found: dict[Path, str] = {}
+    leave_out = Path(os.path.realpath(leave_out))
+    found: dict[Path, tuple[Path, str]] = {}  # by the place: paths may lead there by ..
     for path in (path for word in given for path in _expand(word)):
-        if path.is_dir():
-            for film in _walk(path, leave_out.absolute()):
-                found.setdefault(film, film.relative_to(path).as_posix())
-        else:
-            found.setdefault(path, path.name)
+        if os.path.isdir(path):  # `Path.is_dir` raises where it may not look
+            for film in _walk(path, leave_out):
+                told = film, film.relative_to(path).as_posix()
+                found.setdefault(_place(film), told)
+        elif leave_out not in _place(path).parents:
+            found.setdefault(_place(path), (path, path.name))
     if not found:
-        raise UsageError(f"no films in {', '.join(shown(word) for word in given)}")
-    return _name(found)
+        raise UsageError(
+            f"no films in {', '.join(shown(word) for word in given)}; links to folders,"
+            " and the folder of the outputs, are not looked into"
+        )
+    return _name(dict(found.values()))
+
+
+def _place(path: Path) -> Path:
+    """Returns where a file lies, or the link to it."""
+    return Path(os.path.realpath(path.parent), path.name)
 
 
 def _expand(word: str) -> list[Path]:
-    path = Path(word).expanduser()
-    if os.path.lexists(path):  # also one whose name has a bracket
-        return [path]
-    matches = sorted(glob.glob(str(path), recursive=True))
+    if os.path.lexists(word):  # also one whose name has a bracket, or begins with ~
+        return [Path(word)]
+    word = os.path.expanduser(word)
+    matches = [word] if os.path.lexists(word) else glob.glob(word, recursive=True)
     if not matches:
         raise UsageError(f"{shown(word)}: no such file or folder")
-    return [Path(match) for match in matches]
+    return [Path(match) for match in sorted(matches)]
 
 
 def _walk(folder: Path, leave_out: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise UsageError(f"{shown(str(error.filename))}: {error.strerror}")
 
+    place = Path(os.path.realpath(folder))
+    if leave_out in (place, *place.parents):
+        return
     for at, folders, files in os.walk(folder, onerror=refuse):
+        if ABOUT in files and Path(at) != folder:
+            folders.clear()
+            continue
         folders[:] = sorted(
             name
             for name in folders
             if not name.startswith(".")
             and name not in _NO_FILMS
-            and Path(at, name).absolute() != leave_out
+            and Path(os.path.realpath(Path(at, name))) != leave_out
         )
         for name in sorted(files):
             path = Path(at, name)
@@ -103,15 +124,23 @@ def _name(found: dict[Path, str]) -> list[Input]:
     inputs, taken = [], dict[str, Path]()
     for path, name in found.items():
         alone = len(stems[_key(_stem(name))]) == 1
-        name = _stem(name) if alone else name
+        name = _told(_stem(name) if alone else name)
         other = taken.setdefault(_key(name), path)
         if other != path:
+            if path.parent == other.parent:
+                way = "some disks know no capitals: rename one, or"
+            else:
+                way = "give the folder that holds both, or"
             raise UsageError(
-                f"{shown(path)} and {shown(other)}: outputs of one name; give the"
-                " folder that holds both, or run them apart with an --out each"
+                f"{shown(path)} and {shown(other)}: outputs of one name; {way} run them"
+                " apart with an --out each"
             )
         inputs.append(Input(path, name))
     return inputs
+
+
+def _told(name: str) -> str:
+    return _UNTOLD.sub(lambda c: c[0].encode("unicode_escape").decode(), name)
 
 
 def _stem(name: str) -> str:

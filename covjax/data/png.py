@@ -9,7 +9,9 @@ import zlib
 import kornia_rs
 import numpy as np
 
-MIN_SIDE, MAX_PIXELS = 4, 2**26  # of any picture that is read (decode.py)
+# Of any picture that is read (decode.py); a longer side no JPEG of OpenCV has, so that
+# nothing could be drawn over it.
+MIN_SIDE, MAX_SIDE, MAX_PIXELS = 4, 65_500, 2**26
 
 # The signature, then the first chunk: its length, its name, width, height, depth and
 # kind of colour. 0 is grey; a palette would be decoded to its indices.
@@ -44,7 +46,9 @@ def decode_grey_png(content: bytes) -> np.ndarray | None:
     if zlib.crc32(content[12:29]) != int.from_bytes(content[29:33], "big"):
         return None
     width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
-    if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
+    if width * height > MAX_PIXELS:
+        return None
+    if not MIN_SIDE <= min(width, height) <= max(width, height) <= MAX_SIDE:
         return None
     if any(name in content for name in _SPECIAL):
         return None

@@ -6,7 +6,6 @@ again: levels (as `Segmenter` computes them) or probabilities.
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from covjax import parallel
+from covjax.data.concurrency import count_cores
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
 from covjax.export import LIMIT, LIMIT_OF_HALVES
@@ -131,7 +131,7 @@ def _onnx_side(
             print(f"no ONNX Runtime ({provider} is not there): onnxruntime-gpu has it")
             return None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options.intra_op_num_threads = count_cores()  # as XLA has them
     session = onnxruntime.InferenceSession(
         make_onnx(weights), options, providers=[provider]
     )
@@ -198,7 +198,7 @@ def _start_peer(
             shape=samples.shape,
             said=str(folder / "said"),
             batch=batch,
-            threads=os.cpu_count() or 1,
+            threads=count_cores(),
         )
     except PeerError as error:
         print(f"no peer ({error}): pip install -e '.[bench]', or see --peer_python")

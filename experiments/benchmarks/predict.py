@@ -40,6 +40,7 @@ import numpy as np
 
 from covjax import parallel
 from covjax import predict as predicting
+from covjax.data.concurrency import count_cores
 from covjax.data.covidqu import CLASSES
 from covjax.data.inputs import Input
 from covjax.data.phantom_film import MIN_SIZE, make_phantom
@@ -237,7 +238,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "backend": jax.default_backend(),
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
-            "cores": os.cpu_count(),
+            "cores": count_cores(),
             "jax": jax.__version__,
             "image_size": sides[0],
             "film_size": given.size or sides[0],
