@@ -22,9 +22,9 @@ import numpy as np
 
 from covjax.data.masks import areas, drop_small
 from covjax.errors import UsageError
-from covjax.files import write_whole
 from covjax.metrics.detection import presence_scores
 from covjax.metrics.levels import above
+from covjax.system.files import write_whole
 
 FILE = "operating_points.json"
 OBJECTIVE = "all dice"

@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from covjax import parallel
-from covjax.digests import check_digests, is_as_written, write_digests
 from covjax.errors import StorageError, UsageError, reason
+from covjax.system.digests import check_digests, is_as_written, write_digests
 from covjax.train_state import TrainState
 
 FOLDER = "checkpoints"

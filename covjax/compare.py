@@ -23,12 +23,12 @@ import numpy as np
 
 from covjax.config import ROIS
 from covjax.errors import UsageError
-from covjax.files import write_whole
 from covjax.lungs import same_lungs
 from covjax.metrics.bootstrap import RESAMPLES, Figure, Sums, estimate
 from covjax.metrics.counts import dice_per_image
 from covjax.metrics.families import FIGURES, terms
 from covjax.results import COUNTED
+from covjax.system.files import write_whole
 
 SAME = ("task", "split", "phantom")  # in both runs' JSON
 SHOWN = ("image_size", "roi", "threshold", "checkpoint")

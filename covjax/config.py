@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from covjax.errors import UsageError
-from covjax.files import write_whole
+from covjax.system.files import write_whole
 
 # A run may go on with other values of these: no number that it computes depends on
 # them (the folder of the data may have moved).

@@ -34,8 +34,6 @@ from covjax.calibrate import (
 from covjax.config import ROIS
 from covjax.data.covidqu import Film
 from covjax.errors import UsageError
-from covjax.files import write_whole
-from covjax.last_words import tell
 from covjax.lungs import same_lungs
 from covjax.outputs import Outputs
 from covjax.report.tables import format_evaluation, read_results
@@ -46,6 +44,8 @@ from covjax.results import (
     summarize_evaluated,
     write_results,
 )
+from covjax.system.files import write_whole
+from covjax.system.last_words import tell
 
 FILE = "ensemble.json"  # who its members are
 SPLITS = ("train", "val", "test")

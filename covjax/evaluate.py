@@ -27,7 +27,6 @@ from covjax.data.covidqu import is_from_table, is_phantom
 from covjax.data.pipeline import Region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import UsageError
-from covjax.files import write_whole
 from covjax.lungs import LungFinder, find_lungs, make_finder, read_finder, same_lungs
 from covjax.outputs import Outputs, predict_split
 from covjax.report.page import write_report
@@ -49,6 +48,7 @@ from covjax.results import (
     write_results,
 )
 from covjax.run_films import choose_films
+from covjax.system.files import write_whole
 from covjax.trained import read_trained
 
 

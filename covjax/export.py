@@ -6,8 +6,8 @@ RUN is a run's folder (its best checkpoint), one of its checkpoints, or a *.safe
 file of before. FILE is by default RUN with the ending of the format, beside RUN:
 
   safetensors  the weights, rounded to float16, for covjax (weights.py)
-  stablehlo    the network, for JAX on a CPU, a GPU or a TPU (stablehlo.py)
-  onnx         the network, for ONNX Runtime and others (onnx_graph.py)
+  stablehlo    the network, for JAX on a CPU, a GPU or a TPU (formats/stablehlo.py)
+  onnx         the network, for ONNX Runtime and others (formats/onnx_graph.py)
 
 Each holds the config, the operating points and the attribution. It is compared with the
 run on sample films before it is written, and refused where it says something else.
@@ -26,11 +26,11 @@ import numpy as np
 from covjax import parallel, weights
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
-from covjax.export_check import FILMS, draw_samples, find_distance
-from covjax.files import write_whole
-from covjax.inference import make_inference
-from covjax.last_words import tell
+from covjax.formats.export_check import FILMS, draw_samples, find_distance
+from covjax.formats.inference import make_inference
 from covjax.networks import read_network
+from covjax.system.files import write_whole
+from covjax.system.last_words import tell
 from covjax.train_state import inference_state
 from covjax.trained import Trained
 from covjax.weights import Weights
@@ -103,11 +103,11 @@ def _make(found: Weights, form: str) -> tuple[bytes, Run]:
         )
     try:
         if form == "stablehlo":
-            from covjax.stablehlo import make_stablehlo, run_stablehlo
+            from covjax.formats.stablehlo import make_stablehlo, run_stablehlo
 
             content = make_stablehlo(found)
             return content, lambda films: run_stablehlo(content, films)
-        from covjax.onnx_graph import make_onnx, run_onnx
+        from covjax.formats.onnx_graph import make_onnx, run_onnx
 
         content = make_onnx(found)
         return content, lambda films: run_onnx(content, films)

@@ -14,11 +14,11 @@ from covjax.averaging import Rate
 from covjax.checkpoint import Checkpoints
 from covjax.data.source import Films
 from covjax.feed import make_feed
-from covjax.interrupt import Interrupt, Interrupted
 from covjax.judge import make_judge
 from covjax.losses import make_objective
 from covjax.report.log import RunLog
 from covjax.steps import train_step
+from covjax.system.interrupt import Interrupt, Interrupted
 from covjax.train_state import TrainState
 from covjax.watch import Watch
 

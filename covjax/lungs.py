@@ -26,9 +26,9 @@ from covjax.config import read_config
 from covjax.data.covidqu import Film
 from covjax.data.masks import as_lungs
 from covjax.errors import DataError, UsageError
-from covjax.files import write_whole
 from covjax.outputs import predict_split
 from covjax.run_dir import CONFIG
+from covjax.system.files import write_whole
 from covjax.trained import read_trained, run_of, step_of
 
 FOLDER = "lungs"

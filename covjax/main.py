@@ -10,13 +10,14 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from covjax import hosts, run_dir
-from covjax.command_line import parse
-from covjax.compilation import keep_compiled
+from covjax import run_dir
 from covjax.errors import UsageError
 from covjax.evaluate import evaluate_run
-from covjax.interrupt import Interrupted, raise_signals
-from covjax.last_words import tell
+from covjax.system import hosts
+from covjax.system.command_line import parse
+from covjax.system.compilation import keep_compiled
+from covjax.system.interrupt import Interrupted, raise_signals
+from covjax.system.last_words import tell
 from covjax.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)

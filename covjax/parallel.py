@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from covjax.errors import UsageError
-from covjax.interrupt import shield_workers
+from covjax.system.interrupt import shield_workers
 from covjax.types import AXIS
 
 

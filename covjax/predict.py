@@ -28,20 +28,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from covjax import hosts, parallel, run_dir
-from covjax.compilation import keep_compiled
+from covjax import parallel, run_dir
 from covjax.data.concurrency import MOST, count_cores
 from covjax.data.decode import shown
 from covjax.data.inputs import Input, find_inputs
 from covjax.data.progress import progress_bar
 from covjax.errors import DataError
-from covjax.files import HALF
-from covjax.film_outputs import is_done, make_row
-from covjax.film_work import finish_film, read_film
-from covjax.interrupt import Interrupted, raise_signals
-from covjax.last_words import tell
-from covjax.networks import read_network, read_stages, shipped_network
-from covjax.predictions import (
+from covjax.films.film_outputs import is_done, make_row
+from covjax.films.film_work import finish_film, read_film
+from covjax.films.predictions import (
     ABOUT,
     Additions,
     Row,
@@ -50,9 +45,15 @@ from covjax.predictions import (
     read_rows,
     write_table,
 )
-from covjax.seen import Seen
-from covjax.segmenter import Segmenter
-from covjax.workers import Worker, WorkerDied, Workers
+from covjax.films.seen import Seen
+from covjax.films.segmenter import Segmenter
+from covjax.networks import read_network, read_stages, shipped_network
+from covjax.system import hosts
+from covjax.system.compilation import keep_compiled
+from covjax.system.files import HALF
+from covjax.system.interrupt import Interrupted, raise_signals
+from covjax.system.last_words import tell
+from covjax.system.workers import Worker, WorkerDied, Workers
 
 NONE = "none"  # in place of a run of stage 2
 _BATCH = 4  # films of a device, on a CPU, where more are no faster

@@ -23,7 +23,6 @@ import numpy as np
 
 from covjax.calibrate import OperatingPoint
 from covjax.data.covidqu import Film, read_masks
-from covjax.files import write_whole
 from covjax.metrics.counts import count_pixels, dice_per_image, iou_per_image
 from covjax.metrics.detection import summarize_detection
 from covjax.metrics.families import summarize
@@ -33,6 +32,7 @@ from covjax.metrics.reliability import histograms, summarize_reliability
 from covjax.metrics.severity import summarize_severity
 from covjax.metrics.surface import boundary_rows, summarize_boundaries
 from covjax.outputs import Outputs
+from covjax.system.files import write_whole
 
 COUNTED = ("file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou")
 MEASURED = ("presence", "lung", "true_share", "found_share", "hd95", "surface_dice")

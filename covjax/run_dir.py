@@ -17,8 +17,8 @@ import numpy as np
 from covjax import checkpoint, parallel
 from covjax.config import differences, read_about, read_config, save_config
 from covjax.errors import UsageError, reason
-from covjax.files import HALF
-from covjax.folder_lock import LOCK, BusyError, locked
+from covjax.system.files import HALF
+from covjax.system.folder_lock import LOCK, BusyError, locked
 
 CONFIG = "config.json"
 PACKAGES = (

@@ -23,7 +23,7 @@ from covjax.data.decode import shown
 from covjax.data.readable import BadFilm, BadFilms
 from covjax.data.source import Films
 from covjax.errors import DataError, UsageError
-from covjax.files import write_whole
+from covjax.system.files import write_whole
 
 FILE = "films.json"
 MOST_SKIPPED = 0.01  # of a split

@@ -20,8 +20,8 @@ from covjax.calibrate import write_points
 from covjax.checkpoint import FOLDER, Checkpoints, fingerprint
 from covjax.config import read_about, save_config
 from covjax.errors import UsageError
-from covjax.last_words import tell
 from covjax.lungs import LungFinder, read_finder, same_lungs
+from covjax.system.last_words import tell
 from covjax.trained import run_of
 from covjax.weights import read_weights
 

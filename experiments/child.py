@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from covjax import run_dir
-from covjax.files import write_whole
 from covjax.report.log import read_metrics
+from covjax.system.files import write_whole
 from experiments.plan import Run
 
 SPLIT = "val"

@@ -21,10 +21,10 @@ from covjax import parallel
 from covjax.data.covidqu import Film, data_root, list_films, read_film
 from covjax.data.masks import as_lungs
 from covjax.data.progress import progress_bar
-from covjax.doubts import doubt
 from covjax.errors import DataError
+from covjax.films.doubts import doubt
+from covjax.films.segmenter import Segmenter
 from covjax.networks import shipped_network
-from covjax.segmenter import Segmenter
 
 PROJECT = Path(__file__).parents[1]
 _AT_ONCE = 8  # films of a device

@@ -15,8 +15,8 @@ import numpy as np
 from covjax import run_dir
 from covjax.checkpoint import best_of, read_variables
 from covjax.compare import Results, pair, read_run
-from covjax.files import write_whole
 from covjax.report.tables import NONE, headline_roi, roi_name
+from covjax.system.files import write_whole
 from experiments.child import SPLIT, is_finished, read_record, write_record
 from experiments.plan import Plan, Run
 from experiments.plot import draw_differences

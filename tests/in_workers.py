@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from covjax import dicom_seg, film_work
-from covjax.seen import squeeze
+from covjax.films import dicom_seg, film_work
+from covjax.films.seen import squeeze
 
 
 def own_number() -> int:

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import infection
 from covjax.data.pipeline import make_region
-from covjax.export_check import draw_samples
+from covjax.formats.export_check import draw_samples
 from covjax.models import make_model
 from covjax.train_state import inference_state
 from covjax.trained import Trained

@@ -23,7 +23,7 @@ from covjax.app.markup import figures_html, picture_html, remarks_of, told
 from covjax.app.viewer import ALONE, BESIDE, Sessions, Viewer, short_name
 from covjax.calibrate import OperatingPoint
 from covjax.data.radiograph import Radiograph
-from covjax.seen import Origin, Seen
+from covjax.films.seen import Origin, Seen
 from tiny_networks import make_film, write_networks
 
 POINT = OperatingPoint(0.333, 0, 0.25)

@@ -7,8 +7,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from covjax.command_line import parse
 from covjax.errors import UsageError
+from covjax.system.command_line import parse
 
 # Of ml_collections, where it reads a config's file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from covjax.compilation import keep_compiled
+from covjax.system.compilation import keep_compiled
 
 _LEAST = "jax_persistent_cache_min_compile_time_secs"
 

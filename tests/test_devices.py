@@ -16,8 +16,8 @@ import pytest
 
 from configs import lung
 from covjax import evaluate, train
-from covjax.interrupt import Interrupted
 from covjax.report.log import read_metrics
+from covjax.system.interrupt import Interrupted
 from experiments.faults.hosts import Group, check_equal, make_project, newest
 
 FLAGS = {

@@ -11,9 +11,9 @@ import pytest
 from pydicom import config
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
-from covjax.dicom_seg import write_seg
 from covjax.errors import DataError, UsageError
-from covjax.seen import Origin
+from covjax.films.dicom_seg import write_seg
+from covjax.films.seen import Origin
 from dicom_files import DX, change, make_film, save
 
 ROWS, COLUMNS = 9, 13  # a frame of 117 bits ends within a byte

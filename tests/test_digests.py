@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from covjax.digests import NAME, check_digests, write_digests
 from covjax.errors import UsageError
+from covjax.system.digests import NAME, check_digests, write_digests
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from covjax.doubts import doubt
+from covjax.films.doubts import doubt
 
 
 def lungs(*boxes: tuple[int, int, int, int], lean: int = 0) -> np.ndarray:

@@ -16,9 +16,9 @@ from covjax.calibrate import FILE, OperatingPoint, as_point, calibrate, read_poi
 from covjax.data.covidqu import Film
 from covjax.ensemble import Member, merge
 from covjax.errors import UsageError
-from covjax.folder_lock import LOCK
 from covjax.outputs import Outputs
 from covjax.results import SplitMasks, measure, write_results
+from covjax.system.folder_lock import LOCK
 
 SIDE = 16
 LABELS = {

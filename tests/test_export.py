@@ -19,11 +19,11 @@ from covjax import export
 from covjax.calibrate import FILE
 from covjax.config import save_config
 from covjax.data.pipeline import make_region
-from covjax.export_check import FILMS, draw_samples
-from covjax.inference import make_inference
-from covjax.onnx_graph import run_onnx
+from covjax.formats.export_check import FILMS, draw_samples
+from covjax.formats.inference import make_inference
+from covjax.formats.onnx_graph import run_onnx
+from covjax.formats.stablehlo import run_stablehlo
 from covjax.run_dir import CONFIG
-from covjax.stablehlo import run_stablehlo
 from covjax.trained import read_trained
 from covjax.weights import pack_weights, read_weights
 from saved_run import write_run
@@ -191,7 +191,10 @@ def none(*_: Any) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("form", "place"),
-    [("onnx", "covjax.onnx_graph.run_onnx"), ("safetensors", "export._run_packed")],
+    [
+        ("onnx", "covjax.formats.onnx_graph.run_onnx"),
+        ("safetensors", "export._run_packed"),
+    ],
 )
 @pytest.mark.parametrize(
     ("says", "far"), [(another, r"[1-9]\.\de-01"), (none, "nan")], ids=["other", "nan"]
@@ -216,15 +219,17 @@ def test_a_network_that_is_a_little_off_is_refused(packed, tmp_path, monkeypatch
     for by, status in ((2e-4, 2), (-2e-4, 2), (5e-5, 0)):
         told = another()
         told["probability"][7, 3, 2, 0] += np.float32(by)  # one pixel of one film
-        monkeypatch.setattr("covjax.onnx_graph.run_onnx", lambda *_, told=told: told)
+        monkeypatch.setattr(
+            "covjax.formats.onnx_graph.run_onnx", lambda *_, told=told: told
+        )
         words = [str(packed), "--format=onnx", f"--out={out}"]
         assert export.main(words) == status
         assert out.exists() == (status == 0)
 
 
 def test_a_package_that_is_missing_is_named(packed, tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "covjax.onnx_graph")
-    monkeypatch.delattr("covjax.onnx_graph", raising=False)
+    monkeypatch.delitem(sys.modules, "covjax.formats.onnx_graph")
+    monkeypatch.delattr("covjax.formats.onnx_graph", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     out = tmp_path / "x.onnx"
     assert export.main([str(packed), "--format=onnx", f"--out={out}"]) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from covjax.data.pipeline import Region
-from covjax.export_check import FILMS, draw_samples, find_distance
+from covjax.formats.export_check import FILMS, draw_samples, find_distance
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])

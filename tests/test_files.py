@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from covjax.files import write_whole
+from covjax.system.files import write_whole
 
 
 def listing(folder: Path) -> dict[str, bytes]:

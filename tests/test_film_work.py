@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax import film_work
 from covjax.calibrate import OperatingPoint
 from covjax.data.inputs import Input
-from covjax.seen import Origin, Points, Seen
+from covjax.films import film_work
+from covjax.films.seen import Origin, Points, Seen
 from whole_runs import PROJECT
 
 FILM = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 64, axis=0)
@@ -120,7 +120,7 @@ def test_a_full_disk_is_no_film_s_fault(tmp_path, asked, monkeypatch):
 
 def test_what_films_need_loads_no_jax():
     """It would take each of them a second, and memory of the GPU."""
-    program = "import sys, covjax.film_work; print('jax' in sys.modules)"
+    program = "import sys, covjax.films.film_work; print('jax' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True
     )

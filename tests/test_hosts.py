@@ -15,8 +15,9 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
-from covjax import hosts, parallel
+from covjax import parallel
 from covjax.errors import UsageError
+from covjax.system import hosts
 from experiments.faults.hosts import Group, hold_port
 
 SLURM = {
@@ -163,9 +164,10 @@ scenario, rank = sys.argv[1], int(sys.argv[-1].split("=")[1])
 coordinator = sys.argv[2].split("=")[1]
 """
 _JOIN = """
-from covjax import hosts, parallel
+from covjax import parallel
+from covjax.system import hosts
 from covjax.errors import UsageError
-from covjax.last_words import tell
+from covjax.system.last_words import tell
 hosts.join(coordinator, 2, rank)
 """
 _AGREE = """
@@ -247,7 +249,7 @@ def test_a_process_whose_neighbour_is_gone_says_so_and_fails(tmp_path):
 _DECODING = """
 import atexit, sys, threading
 import cv2, numpy as np
-from covjax import hosts
+from covjax.system import hosts
 began = threading.Event()
 def decode():
     film = np.zeros((1000, 1000), np.uint8)

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from covjax.interrupt import Interrupt, Interrupted, raise_signals, shield_workers
+from covjax.system.interrupt import (
+    Interrupt,
+    Interrupted,
+    raise_signals,
+    shield_workers,
+)
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 

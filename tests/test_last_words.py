@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from covjax.errors import Diverged, UsageError
-from covjax.hosts import LOST
-from covjax.interrupt import Interrupted
-from covjax.last_words import tell
+from covjax.system.hosts import LOST
+from covjax.system.interrupt import Interrupted
+from covjax.system.last_words import tell
 from whole_runs import PROJECT, environment
 
 SETTINGS = (

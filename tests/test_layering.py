@@ -18,9 +18,10 @@ PROJECT = Path(__file__).parents[1]
 # A package's own `__init__.py` comes after its files. The empty name is covjax itself.
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
-    ["", "errors", "types", "files", "digests", "interrupt", "config"]
-    + ["command_line", "compilation", "folder_lock", "hosts", "last_words"]
-    + ["workers"],
+    ["", "errors", "types"]
+    + ["system.files", "system.digests", "system.folder_lock", "system.interrupt"]
+    + ["system.command_line", "system.compilation", "system.hosts"]
+    + ["system.last_words", "system.workers", "system", "config"],
     ["losses", "optim", "averaging", "parallel"]
     + ["models.conv", "models.intensity"]
     + ["models.unet", "models"]
@@ -87,9 +88,11 @@ FLOORS = [
     + ["report.page", "report"]
     + ["evaluate", "ensemble"],
     ["networks"]
-    + ["inference", "stablehlo", "onnx_graph", "export_check", "export", "unpack"]
-    + ["seen", "segmenter", "overlay", "doubts", "dicom_seg", "predictions"]
-    + ["film_outputs", "film_work", "predict"]
+    + ["formats.inference", "formats.stablehlo", "formats.onnx_graph"]
+    + ["formats.export_check", "formats", "export", "unpack"]
+    + ["films.seen", "films.segmenter", "films.overlay", "films.doubts"]
+    + ["films.dicom_seg", "films.predictions", "films.film_outputs"]
+    + ["films.film_work", "films", "predict"]
     + ["app.films", "app.markup", "app.viewer", "app.page", "app.__main__", "app"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],
@@ -100,14 +103,14 @@ ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
     "gradio": ["app.page"],
-    "highdicom": ["dicom_seg"],
+    "highdicom": ["films.dicom_seg"],
     "imagecodecs": ["data.codestreams"],
     "kornia_rs": ["data.png"],
-    "onnx": ["onnx_graph"],
-    "onnxruntime": ["onnx_graph"],
+    "onnx": ["formats.onnx_graph"],
+    "onnxruntime": ["formats.onnx_graph"],
     "optax": ["losses", "optim", "train_state", "steps", "loop"],
     "orbax": ["checkpoint"],
-    "pydicom": ["data.dicom", "dicom_seg"],
+    "pydicom": ["data.dicom", "films.dicom_seg"],
     "safetensors": ["weights"],
 }
 

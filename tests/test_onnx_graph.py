@@ -13,8 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from covjax.errors import UsageError
-from covjax.inference import make_inference
-from covjax.onnx_graph import make_onnx, run_onnx
+from covjax.formats.inference import make_inference
+from covjax.formats.onnx_graph import make_onnx, run_onnx
 from covjax.weights import Weights, describe
 from small_network import POINT, films_of, make_config, make_weights
 

@@ -27,7 +27,7 @@ from covjax.data.pipeline import (
     record_seed,
 )
 from covjax.errors import DataError, UsageError
-from covjax.interrupt import shield_workers
+from covjax.system.interrupt import shield_workers
 from processes import is_there, wait_until
 
 PROJECT = Path(__file__).parents[1]

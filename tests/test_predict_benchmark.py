@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from covjax import parallel
 from covjax.errors import UsageError
-from covjax.inference import make_inference
+from covjax.formats.inference import make_inference
 from covjax.weights import pack_weights
 from experiments.benchmarks import network_alone, predict
 from experiments.benchmarks.raw_tensors import read_tensors

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from covjax.errors import UsageError
-from covjax.predictions import (
+from covjax.films.predictions import (
     COLUMNS,
     TABLE,
     Additions,

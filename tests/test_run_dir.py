@@ -17,7 +17,7 @@ from configs import infection, lung
 from covjax import run_dir
 from covjax.config import differences, read_about, read_config
 from covjax.errors import UsageError
-from covjax.folder_lock import LOCK
+from covjax.system.folder_lock import LOCK
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:

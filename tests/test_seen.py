@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from covjax.seen import enlarge
+from covjax.films.seen import enlarge
 
 
 def test_what_the_point_dropped_does_not_come_back_when_a_mask_is_enlarged():

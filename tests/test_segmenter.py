@@ -12,8 +12,8 @@ from PIL import Image
 
 from covjax.calibrate import OperatingPoint
 from covjax.errors import UsageError
-from covjax.seen import Origin
-from covjax.segmenter import Segmenter
+from covjax.films.seen import Origin
+from covjax.films.segmenter import Segmenter
 from plain_network import (
     POINTS,
     SIDE,

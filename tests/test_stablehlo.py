@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from covjax.inference import make_inference
-from covjax.stablehlo import make_stablehlo, run_stablehlo
+from covjax.formats.inference import make_inference
+from covjax.formats.stablehlo import make_stablehlo, run_stablehlo
 from covjax.weights import describe
 from small_network import POINT, films_of, make_config, make_weights
 

@@ -18,9 +18,9 @@ from covjax.checkpoint import Checkpoints, read_variables
 from covjax.config import save_config
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
-from covjax.interrupt import Interrupted
 from covjax.judge import Verdict
 from covjax.steps import train_step
+from covjax.system.interrupt import Interrupted
 
 STEPS_PER_EPOCH = 3
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import in_workers
-from covjax.workers import WorkerDied, Workers
+from covjax.system.workers import WorkerDied, Workers
 from processes import is_there, wait_until
 from whole_runs import PROJECT
 
@@ -112,7 +112,7 @@ def test_what_is_not_begun_is_not_done(tmp_path):
 def test_they_end_when_who_asks_is_killed():
     program = """if True:
         import time, in_workers
-        from covjax.workers import Worker
+        from covjax.system.workers import Worker
         print(Worker().submit(in_workers.own_number).result(), flush=True)
         time.sleep(60)
     """

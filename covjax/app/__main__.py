@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from covjax import parallel
-from covjax.compilation import keep_compiled
 from covjax.errors import UsageError, reason
-from covjax.interrupt import Interrupted, raise_signals
-from covjax.last_words import tell
+from covjax.films.segmenter import Segmenter
 from covjax.networks import read_stages
-from covjax.segmenter import Segmenter
+from covjax.system.compilation import keep_compiled
+from covjax.system.interrupt import Interrupted, raise_signals
+from covjax.system.last_words import tell
 
 _UNREAD = 600  # seconds that an upload may lie about unread
 

@@ -15,8 +15,8 @@ from covjax.data.covidqu import CLASSES
 from covjax.data.masks import place
 from covjax.data.phantom_film import make_phantom
 from covjax.data.radiograph import Box, Radiograph
-from covjax.seen import Seen
-from covjax.segmenter import Segmenter
+from covjax.films.seen import Seen
+from covjax.films.segmenter import Segmenter
 
 LONGEST = 1024  # side of a film as it is shown, pixels
 _SIDE = 512  # of a phantom, pixels

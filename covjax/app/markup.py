@@ -11,9 +11,9 @@ from PIL import Image
 from covjax.app.films import Film
 from covjax.calibrate import OperatingPoint
 from covjax.data.sides import Side, measure_sides
-from covjax.doubts import doubt
-from covjax.overlay import draw_overlay
-from covjax.segmenter import Segmenter
+from covjax.films.doubts import doubt
+from covjax.films.overlay import draw_overlay
+from covjax.films.segmenter import Segmenter
 
 _QUALITY = 92  # of JPEG: outlines of one pixel stay clean
 

@@ -10,8 +10,8 @@ from gradio.themes import Default, ThemeClass
 
 from covjax.app.films import LONGEST
 from covjax.app.viewer import ALONE, BESIDE, EMPTY, MOST_FILMS, Viewer
-from covjax.overlay import OPACITY
-from covjax.segmenter import Segmenter
+from covjax.films.overlay import OPACITY
+from covjax.films.segmenter import Segmenter
 
 MOST_BYTES = 2**26  # of a film's file
 TITLE = "Lungs and COVID-19 infection on chest films"

@@ -12,7 +12,7 @@ from covjax.calibrate import OperatingPoint
 from covjax.data.decode import shown
 from covjax.data.radiograph import read_radiograph
 from covjax.errors import UsageError
-from covjax.segmenter import Segmenter
+from covjax.films.segmenter import Segmenter
 
 MOST_FILMS = 20  # of a drop
 BESIDE, ALONE = "Film beside overlay", "Overlay alone"

@@ -33,7 +33,7 @@ from covjax.data.film_checks import (
 from covjax.data.leaks import Place, find_leaks
 from covjax.data.progress import progress_bar
 from covjax.errors import DataError, UsageError
-from covjax.files import write_whole
+from covjax.system.files import write_whole
 
 # Films that the study reports, by tree and split, in the order of `covidqu.CLASSES`.
 PUBLISHED = {

@@ -34,7 +34,7 @@ from covjax.data.readable import BadFilms, read_all
 from covjax.data.split_films import assign_splits
 from covjax.data.table import COLUMNS, FEW, Fault, Faults, Row, Table, read_table
 from covjax.errors import DataError, UsageError
-from covjax.files import write_whole
+from covjax.system.files import write_whole
 
 _STAGES = {"lung": "stage 1", "infection": "stage 2"}
 

@@ -21,8 +21,8 @@ from typing import Any
 from covjax.data.covidqu import TABLE_MARKER, TREES
 from covjax.data.decode import shown
 from covjax.errors import DataError, reason
-from covjax.files import HALF, write_whole
-from covjax.folder_lock import LOCK, BusyError, locked
+from covjax.system.files import HALF, write_whole
+from covjax.system.folder_lock import LOCK, BusyError, locked
 
 _PART = ".part"
 _WAY_ON = "name another folder, or remove this one"

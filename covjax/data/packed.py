@@ -27,7 +27,7 @@ from covjax.data.decode import decode
 from covjax.data.progress import Progress, progress_bar
 from covjax.data.readable import read_all
 from covjax.errors import DataError
-from covjax.files import MODE
+from covjax.system.files import MODE
 
 FORMAT = 2  # of the files, and of what is refused; part of the key
 _DAY = 86_400  # seconds; what is half-written for longer was left by a run that died

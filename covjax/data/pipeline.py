@@ -26,7 +26,7 @@ from covjax.data.order import BalancedBatches, Key, ShuffledEpochs
 from covjax.data.packed import pack_with_bar
 from covjax.data.strengths import strengths_of
 from covjax.errors import DataError, UsageError
-from covjax.files import cache_folder
+from covjax.system.files import cache_folder
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
 Reader = Callable[[int], Record]  # index of a film in its split → the film

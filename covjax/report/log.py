@@ -15,8 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from covjax.files import write_whole
 from covjax.report.events import Events
+from covjax.system.files import write_whole
 
 METRICS = "metrics.jsonl"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import jinja2
 
-from covjax.files import write_whole
 from covjax.report import page_pictures, page_scores, page_sources
 from covjax.report.page_parts import Section
 from covjax.report.run_files import RunFiles, read_run
+from covjax.system.files import write_whole
 
 # In the order of the page; a section whose files are missing is left out.
 SECTIONS: tuple[Callable[[RunFiles], Section | None], ...] = (

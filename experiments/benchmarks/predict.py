@@ -46,10 +46,10 @@ from covjax.data.inputs import Input
 from covjax.data.phantom_film import MIN_SIZE, make_phantom
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
-from covjax.export_check import draw_samples
-from covjax.last_words import tell
+from covjax.films.segmenter import Network, Segmenter
+from covjax.formats.export_check import draw_samples
 from covjax.networks import read_stages
-from covjax.segmenter import Network, Segmenter
+from covjax.system.last_words import tell
 from covjax.weights import Weights, pack_weights, read_weights
 from experiments.benchmarks.network_alone import of_batch, open_sides
 from experiments.benchmarks.peer import PeerError

@@ -99,7 +99,7 @@ class ConvBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """What covjax.inference computes, of networks with batch norm."""
+    """What covjax.formats.inference computes, of networks with batch norm."""
 
     def __init__(self, leaves: Leaves, config: dict[str, Any]):
         """Makes the layers.

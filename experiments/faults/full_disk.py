@@ -19,8 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from covjax.digests import check_digests
 from covjax.errors import UsageError
+from covjax.system.digests import check_digests
 from experiments.faults.kills import finish, make_project, run_undisturbed, start
 from experiments.faults.same_run import compare_runs, find_torn
 

@@ -30,8 +30,8 @@ import jax
 import numpy as np
 
 from covjax.checkpoint import FOLDER, best_of, read_variables
-from covjax.hosts import LOST
 from covjax.report.log import METRICS, read_metrics
+from covjax.system.hosts import LOST
 
 PROJECT = Path(__file__).parents[2]
 SMALL = (

@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
-from covjax.digests import NAME, check_digests
 from covjax.errors import UsageError
+from covjax.system.digests import NAME, check_digests
 
 # Names of a checkpoint that are of the moment at which it was written.
 _OF_THE_MOMENT = {"fingerprint"}

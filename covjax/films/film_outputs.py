@@ -13,13 +13,13 @@ from covjax.data.inputs import Input
 from covjax.data.masks import place
 from covjax.data.radiograph import Radiograph
 from covjax.data.sides import measure_sides
-from covjax.dicom_seg import write_seg
-from covjax.doubts import doubt
 from covjax.errors import DataError
-from covjax.files import write_whole
-from covjax.overlay import draw_overlay
-from covjax.predictions import COLUMNS, Row
-from covjax.seen import Origin, Points, Seen
+from covjax.films.dicom_seg import write_seg
+from covjax.films.doubts import doubt
+from covjax.films.overlay import draw_overlay
+from covjax.films.predictions import COLUMNS, Row
+from covjax.films.seen import Origin, Points, Seen
+from covjax.system.files import write_whole
 
 LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
 _NO_SEG = "no DICOM SEG: "  # begins the warning of a DICOM film that has none

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from covjax.errors import UsageError
-from covjax.files import write_whole
+from covjax.system.files import write_whole
 
 NAME = "digests.json"
 

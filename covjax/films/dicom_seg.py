@@ -18,8 +18,8 @@ from covjax.data.decode import shown
 from covjax.data.dicom import read_header
 from covjax.data.silence import without_warnings
 from covjax.errors import DataError, UsageError
-from covjax.files import write_whole
-from covjax.seen import Origin
+from covjax.films.seen import Origin
+from covjax.system.files import write_whole
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -19,14 +19,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
-from covjax.interrupt import NUMBERS
+from covjax.system.interrupt import NUMBERS
 
 T = TypeVar("T")
 
 # Its modules are found where ours are.
 _PROGRAM = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer);"
-    "from covjax.workers import serve; serve(int(sys.argv[1]))"
+    "from covjax.system.workers import serve; serve(int(sys.argv[1]))"
 )
 _BEGUN = b"b"  # told when a request was taken in, before its answer
 

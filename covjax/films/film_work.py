@@ -10,9 +10,9 @@ from covjax.data.decode import shown
 from covjax.data.inputs import Input
 from covjax.data.radiograph import Radiograph, read_radiograph
 from covjax.errors import DataError
-from covjax.film_outputs import make_row, write_outputs
-from covjax.predictions import Row
-from covjax.seen import Origin, Points, Seen, squeeze
+from covjax.films.film_outputs import make_row, write_outputs
+from covjax.films.predictions import Row
+from covjax.films.seen import Origin, Points, Seen, squeeze
 
 # What a disk answers to a name that it cannot give: one that is too long; of a folder
 # where a film's mask has it, or the other way round ("b.png/a.png" beside "b.jpg").

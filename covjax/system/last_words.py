@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import jax
 
 from covjax.errors import STORAGE, Failure, StorageError, reason
-from covjax.hosts import LOST
-from covjax.interrupt import Interrupted
+from covjax.system.hosts import LOST
+from covjax.system.interrupt import Interrupted
 
 OUT_OF_MEMORY = (
     "out of memory ({}). Lower config.train.batch_size, config.data.image_size or"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from covjax.files import cache_folder
+from covjax.system.files import cache_folder
 
 
 def keep_compiled() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from jax import export
 
 from covjax.data.pipeline import make_region
-from covjax.inference import make_inference
+from covjax.formats.inference import make_inference
 from covjax.weights import Weights, describe
 
 PLATFORMS = ("cpu", "cuda", "tpu")

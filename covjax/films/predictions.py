@@ -15,7 +15,7 @@ from typing import Any
 
 from covjax.data.inputs import ABOUT
 from covjax.errors import UsageError
-from covjax.files import write_whole
+from covjax.system.files import write_whole
 
 TABLE = "predictions.csv"
 COLUMNS: tuple[str, ...] = (

@@ -18,10 +18,10 @@ from covjax.data.covidqu import resize_mask
 from covjax.data.masks import as_lungs
 from covjax.data.pipeline import Region
 from covjax.errors import UsageError
+from covjax.films.seen import Origin, Points, Seen, squeeze
 from covjax.lungs import same_lungs
 from covjax.metrics.counts import to_levels
 from covjax.metrics.detection import presence_scores
-from covjax.seen import Origin, Points, Seen, squeeze
 from covjax.steps import predict
 from covjax.trained import in_form
 from covjax.weights import Weights

@@ -1,0 +1,1 @@
+"""Films of users: what both networks see on one, and what is written of that."""
