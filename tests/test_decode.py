@@ -107,6 +107,13 @@ def test_reads_jpeg_webp_and_bitmaps():
     np.testing.assert_array_equal(decode_content(saved(picture, "BMP")), RAMP)
 
 
+@pytest.mark.parametrize("kind", ["tiff_ccitt", "group3", "group4"])
+def test_a_fax_is_refused_as_its_broken_lines_go_unseen(kind):
+    content = saved(Image.new("1", (32, 32)), "TIFF", compression=kind)
+    with pytest.raises(ValueError, match="compressed as a fax"):
+        decode_content(content)
+
+
 def test_grey_of_a_tiff_whose_zero_is_white():
     content = saved(Image.fromarray(RAMP), "TIFF", tiffinfo={262: 0})
     np.testing.assert_array_equal(decode_content(content), RAMP)

@@ -33,6 +33,8 @@ _MOST = 100  # pages that are counted; scans that a progressive JPEG may have
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
+_FAX = {2, 3, 4}  # compressions of TIFF: modified Huffman, groups 3 and 4
+
 # First bytes → who reads what follows. `Image.open` would try some forty formats, one
 # of which starts a program, and warn of a large picture where it is to be refused.
 _KINDS = {
@@ -229,6 +231,10 @@ def _check_depth(picture: Any) -> None:
             raise ValueError(f"{bits[0]} bits a pixel, neither 8 nor 16")
         if deep and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
             raise ValueError("16 bits with black and white exchanged")
+        if tags.get(TiffImagePlugin.COMPRESSION) in _FAX:
+            # libtiff only warns of what is broken, and leaves there what lies about in
+            # the memory.
+            raise ValueError("compressed as a fax (CCITT): store it as PNG")
         # Pillow would turn it, and forget that it had to be.
         _refuse_turned(tags.get(ExifTags.Base.Orientation))
 
