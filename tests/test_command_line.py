@@ -47,10 +47,14 @@ def test_what_was_typed_stands_in_the_config(config, parse_words):
     [
         (
             [f"--config={CONFIG}", "--config.model.widht=3"],
-            "no such config field.*widht",
+            "^no such config field: 'widht'. Did you mean \"width\" instead of",
         ),
-        ([f"--config={CONFIG}:tiny"], "no variant 'tiny'"),
-        (["--config=nowhere.py"], "nowhere.py"),
+        (
+            [f"--config={CONFIG}", "--config.optim.learning_rate=3"],
+            "^no such config field: 'learning_rate'$",
+        ),
+        ([f"--config={CONFIG}:tiny"], "^no variant 'tiny'"),
+        (["--config=nowhere.py"], "^no such config: 'nowhere.py'; give the command in"),
         ([f"--config={CONFIG}", "--config.model.width=wide"], "wide"),
         ([f"--confg={CONFIG}"], "confg"),
         ([f"--config={CONFIG}", "runs/lung"], "not a flag: runs/lung"),

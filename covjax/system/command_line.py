@@ -22,11 +22,17 @@ def parse(argv: list[str], config: flags.FlagHolder) -> list[str]:
         rest = flags.FLAGS(argv)
         _ = config.value and config.value.keys()  # says now if the file is missing
     except AttributeError as error:
-        said = str(error).replace("\\n", ". ").replace("\\", "").strip("'")
-        raise UsageError(f"no such config field: '{said}") from None
+        said = str(error).replace("\\n", ". ").replace("\\", "").strip("'\"")
+        name, _, more = said.partition("'")
+        raise UsageError(f"no such config field: '{name}'{more}") from None
     except (flags.Error, ValueError, OSError, TypeError) as error:
         # A config file that raises comes with a traceback: its last line says why.
-        raise UsageError(str(error).strip().splitlines()[-1].strip()) from None
+        last = str(error).strip().splitlines()[-1].strip()
+        _, found, name = last.partition("[Errno 2] No such file or directory: ")
+        if found:
+            told = "give the command in the project's folder, or the whole path"
+            raise UsageError(f"no such config: {name}; {told}") from None
+        raise UsageError(last.removeprefix("ValueError: ")) from None
     if len(rest) > 1:
         raise UsageError(f"not a flag: {rest[1]}")
     return rest
