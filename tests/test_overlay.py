@@ -33,6 +33,12 @@ def test_outlines_lie_on_the_edges_of_the_masks():
         assert np.array_equal(is_colour(drawn, colour), (mask & ~inner & 1) > 0)
 
 
+def test_a_lung_that_is_infected_as_a_whole_has_the_outline_of_the_infection():
+    drawn = draw_overlay(FILM, LUNGS, LUNGS, opacity=0)
+    assert is_colour(drawn, ORANGE).sum() == 2 * 40 + 2 * 18
+    assert not is_colour(drawn, BLUE).any()
+
+
 def test_what_lies_outside_of_the_infection_is_the_film():
     film = np.random.default_rng(0).integers(0, 256, FILM.shape, dtype=np.uint8)
     drawn = draw_overlay(film, LUNGS, SPOT)

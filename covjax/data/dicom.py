@@ -27,6 +27,8 @@ from covjax.errors import DataError, UsageError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+DICOM_SUFFIXES = {".dcm", ".dicom"}
+
 _PREAMBLE = 128
 _MAGIC = b"DICM"
 _DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from covjax.data.covidqu import INFECTION_MASKS, LUNG_MASKS, SUFFIXES
 from covjax.data.decode import shown
-from covjax.data.dicom import is_dicom
+from covjax.data.dicom import DICOM_SUFFIXES, is_dicom
 from covjax.errors import UsageError
 
 ABOUT = "predictions.json"  # lies in every folder of outputs
-DICOM_SUFFIXES = {".dcm", ".dicom"}
 _DIRECTORY = "DICOMDIR"  # of the files on a disc (PS3.10, 8.6): DICOM, and no film
 # Ends of lines, and bytes that are no UTF-8: no table can hold these.
 _UNTOLD = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")

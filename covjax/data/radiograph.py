@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from covjax.data.decode import read_grey
-from covjax.data.dicom import is_dicom, read_dicom
+from covjax.data.decode import read_grey, shown
+from covjax.data.dicom import DICOM_SUFFIXES, is_dicom, read_dicom
+from covjax.errors import DataError
 
 Box = tuple[slice, slice]  # rows, columns
 
@@ -46,5 +47,12 @@ def read_radiograph(path: Path) -> Radiograph:
         return Radiograph(
             film.image, film.box, film.spacing, film.patient_left_on_right, film.remarks
         )
-    image = read_grey(path)
+    try:
+        image = read_grey(path)
+    except DataError:
+        if path.suffix.lower() in DICOM_SUFFIXES:  # and lacks how DICOM begins
+            raise DataError(
+                f"{shown(path)}: no DICOM file (without its preamble), nor a picture"
+            ) from None
+        raise
     return Radiograph(image, (slice(0, image.shape[0]), slice(0, image.shape[1])))

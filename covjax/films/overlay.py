@@ -43,8 +43,9 @@ def draw_overlay(
         for where, share in ((1 - hatch, opacity / 2), (hatch, opacity)):
             tinted = cv2.LUT(part, _tints(ORANGE, share))
             cv2.copyTo(tinted, inside * where, part)
-        _outline(picture, infection, ORANGE, thick)
     _outline(picture, lungs, BLUE, thick)
+    if infection is not None:  # over that of the lungs: a whole lung may be infected
+        _outline(picture, infection, ORANGE, thick)
     if phantom:
         _write(picture, "PHANTOM")
     return picture

@@ -1,0 +1,29 @@
+"""A film of a user's own, whatever its name says that it is."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covjax.data.radiograph import read_radiograph
+from covjax.errors import DataError
+from dicom_files import make_film, save
+
+FILM = np.arange(64, dtype=np.uint8).reshape(8, 8)
+
+
+def test_the_content_tells_what_a_file_is(tmp_path):
+    Image.fromarray(FILM).save(tmp_path / "film.png")
+    picture = (tmp_path / "film.png").rename(tmp_path / "film.dcm")
+    save(make_film(FILM), tmp_path / "film.png")
+    for path in (picture, tmp_path / "film.png"):
+        assert np.array_equal(read_radiograph(path).image, FILM)
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".DICOM"])
+def test_dicom_without_its_preamble_is_named_so(tmp_path, suffix):
+    path = save(make_film(FILM), tmp_path / f"film{suffix}")
+    path.write_bytes(path.read_bytes()[128:])
+    with pytest.raises(DataError, match=r"film\.\w+: no DICOM file \(without its prea"):
+        read_radiograph(path)
+    with pytest.raises(DataError, match="cannot be read as a picture"):
+        read_radiograph(path.rename(tmp_path / "film.png"))
