@@ -145,6 +145,12 @@ RATIOS = {  # page → file, list of ratios and digits of what it shows of them
         ("pipeline-py311", "ratios_png", 2),
         ("pipeline-py311", "ratios_packed", 2),
     ],
+    "predict.md": [
+        ("predict-256", "shares", 3),
+        ("predict-256", "ratios_onnx", 3),
+        ("predict-256", "ratios_torch", 3),
+        ("predict-2500", "shares", 3),
+    ],
 }
 
 
@@ -173,6 +179,9 @@ def test_readme_shows_the_ratios_of_the_benchmarks():
         ("loop-host", "ratio", 3),
         ("pipeline-py312", "ratio_png", 2),
         ("pipeline-py312", "ratio_packed", 2),
+        ("predict-256", "share", 3),
+        ("predict-256", "ratio_onnx", 3),
+        ("predict-256", "ratio_torch", 3),
     ):
         shown = f"{benchmark(stem)[name]:.{digits}f}".removeprefix("0")
         assert f" | {shown} |\n" in text, stem
