@@ -29,6 +29,8 @@ FILM = film_of(PAIR)
 
 def test_a_chest_film_raises_no_doubts():
     assert doubt(FILM, PAIR) == []
+    wide = lungs(LEFT, lean=-40) + lungs(RIGHT, lean=40)  # by 20.3 degrees each
+    assert doubt(film_of(wide), wide) == []
 
 
 def test_levels_that_are_inverted_are_doubted():

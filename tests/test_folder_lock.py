@@ -36,7 +36,14 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, number):
         assert not alone
 
 
-def test_what_else_a_file_system_answers_is_an_error(tmp_path):
+def test_what_else_a_file_system_answers_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError), locked(tmp_path / "file" / "run"):
+        pytest.fail("entered")
+
+    def flock(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path):
         pytest.fail("entered")

@@ -180,3 +180,5 @@ def test_phantom_weights_are_known_as_such():
     both = Segmenter(real, make_weights("infection"))
     known = {"lungs": "lung-1", "infection": "infection-1"}
     assert both.origin == Origin(known, phantom=True)
+    real = dataclasses.replace(make_weights("infection"), phantom=False)
+    assert Segmenter(make_weights("lung"), real).origin == both.origin
