@@ -46,7 +46,7 @@ def test_levels_that_are_inverted_are_doubted():
 
 def test_lungs_that_are_upside_down_are_doubted():
     (told,) = doubt(FILM[::-1], PAIR[::-1])
-    assert told == "lungs that do not lie apart below: not a frontal chest film?"
+    assert told == "lungs no farther apart below than above: not a frontal chest film?"
     assert doubt(FILM[:, ::-1], PAIR[:, ::-1]) == []  # a mirror image is none
 
 

@@ -60,7 +60,7 @@ def _doubt_pair(film: np.ndarray, lungs: np.ndarray, levels: float) -> list[str]
     if len(leans) == 2:
         left, right = leans
         if not _APART[0] <= right - left <= _APART[1]:
-            told.append("lungs that do not lie apart below")
+            told.append("lungs no farther apart below than above")
         elif abs(left + right) / 2 > _TURNED:
             told.append(f"lungs turned by {abs(left + right) / 2:.0f} degrees")
     rows, columns = (np.flatnonzero(lungs.any(axis=axis)) for axis in (1, 0))
