@@ -50,6 +50,13 @@ def test_lungs_that_are_upside_down_are_doubted():
     assert doubt(FILM[:, ::-1], PAIR[:, ::-1]) == []  # a mirror image is none
 
 
+def test_lungs_that_lie_across_are_doubted():
+    # Axes of 78.3 degrees each: h = 40, w = 70, s = 20 as above.
+    mask = lungs((80, 120, 10, 80), lean=-20) + lungs((80, 120, 120, 190), lean=20)
+    (told,) = doubt(film_of(mask), mask)
+    assert told == "lungs that lie across: not a frontal chest film?"
+
+
 @pytest.mark.parametrize("lean", [70, -70])
 def test_lungs_that_are_turned_are_doubted_by_how_much(lean):
     # (32.4 + 0) / 2 = 16.2 degrees, over the limit; the axes are 32.4 apart, which

@@ -153,9 +153,9 @@ def remarks_of(
         remarks.append(
             "a synthetic film: what networks of patients make of it means nothing"
         )
-    presence = film.seen.presence or 0.0
     if not film.lungs.any():
         return remarks
+    presence = film.seen.presence or 0.0
     if presence < point.presence:
         remarks.append(
             "nothing is drawn at any threshold: the probability of an infection at all"

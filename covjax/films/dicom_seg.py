@@ -110,10 +110,10 @@ def write_seg(
             raise ValueError(
                 f"masks [{film.Rows}, {film.Columns}] of 0 and 1, not {mask.shape}"
             )
-    made = origin, name, version
+    stacked = np.stack(masks, axis=-1)
     try:
         with without_warnings():
-            content = _encode(_make_seg(film, np.stack(masks, axis=-1), *made))
+            content = _encode(_make_seg(film, stacked, origin, name, version))
     except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # whose text may quote the patient's data
@@ -124,7 +124,7 @@ def write_seg(
 
 
 def _make_seg(
-    film: "Dataset", masks: np.ndarray, made: Origin, name: str, version: str
+    film: "Dataset", masks: np.ndarray, origin: Origin, name: str, version: str
 ) -> Any:
     import highdicom as hd
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -134,10 +134,10 @@ def _make_seg(
             setattr(film, key, "")
     for key in _GEOMETRY:
         film.pop(key, None)
-    label, description = LABELS[made.phantom]
-    origin = [str(film.SOPInstanceUID), name, version, *made.fingerprints.values()]
+    label, description = LABELS[origin.phantom]
+    sources = [str(film.SOPInstanceUID), name, version, *origin.fingerprints.values()]
     described = [
-        _describe(number, segment, made, name, version)
+        _describe(number, segment, origin, name, version)
         for number, segment in enumerate(list(_SEGMENTS)[: masks.shape[-1]], start=1)
     ]
     seg = hd.seg.Segmentation(
@@ -145,10 +145,10 @@ def _make_seg(
         pixel_array=masks.astype(np.uint8)[None],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
-        series_instance_uid=generate_uid(entropy_srcs=[*origin, "series"]),
+        series_instance_uid=generate_uid(entropy_srcs=[*sources, "series"]),
         series_number=_SERIES,
         sop_instance_uid=generate_uid(
-            entropy_srcs=[*origin, hashlib.sha256(masks.tobytes()).hexdigest()]
+            entropy_srcs=[*sources, hashlib.sha256(masks.tobytes()).hexdigest()]
         ),
         instance_number=1,
         manufacturer="covjax",
@@ -171,7 +171,7 @@ def _make_seg(
     return seg
 
 
-def _describe(number: int, label: str, made: Origin, name: str, version: str) -> Any:
+def _describe(number: int, label: str, origin: Origin, name: str, version: str) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -189,7 +189,7 @@ def _describe(number: int, label: str, made: Origin, name: str, version: str) ->
             name=name,
             version=version,
             family=codes.DCM.ArtificialIntelligence,
-            parameters=made.fingerprints,
+            parameters=origin.fingerprints,
         ),
         anatomic_regions=None if kind == _LUNG else [coded(_LUNG)],
     )

@@ -59,8 +59,10 @@ def _doubt_pair(film: np.ndarray, lungs: np.ndarray, levels: float) -> list[str]
     leans = [_lean(lung) for lung in split_sides(lungs) if lung.any()]
     if len(leans) == 2:
         left, right = leans
-        if not _APART[0] <= right - left <= _APART[1]:
+        if right - left < _APART[0]:
             told.append("lungs no farther apart below than above")
+        elif right - left > _APART[1]:
+            told.append("lungs that lie across")
         elif abs(left + right) / 2 > _TURNED:
             told.append(f"lungs turned by {abs(left + right) / 2:.0f} degrees")
     rows, columns = (np.flatnonzero(lungs.any(axis=axis)) for axis in (1, 0))

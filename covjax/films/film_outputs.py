@@ -84,7 +84,7 @@ def write_outputs(
       radiograph: it.
       seen: what the networks made of the inside of its border.
       points: what makes masks of that.
-      origin: the networks; if they know no patient, all that is shown says so.
+      origin: the networks; if of phantoms, the overlay and the segmentation say so.
 
     Returns:
       The film's row.

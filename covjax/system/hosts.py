@@ -95,12 +95,13 @@ def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends a process that failed; where it is one of several, without waiting for them.
+    """Ends a process: if it failed and is one of several, without waiting for them.
 
     Unless the others fail as well, at the same place: then all end in order.
 
-    The interpreter is not taken down. A thread that decodes a film would be unwound
-    through the C++ that it is in, which aborts the process (before Python 3.14).
+    Where it failed, the interpreter is not taken down. A thread that decodes a film
+    would be unwound through the C++ that it is in, which aborts the process (before
+    Python 3.14).
     """
     if status == 0:
         sys.exit()
