@@ -28,6 +28,7 @@ from covjax.metrics.bootstrap import RESAMPLES, Figure, Sums, estimate
 from covjax.metrics.counts import dice_per_image
 from covjax.metrics.families import FIGURES, terms
 from covjax.results import COUNTED
+from covjax.system.csv_text import unescape
 from covjax.system.files import write_whole
 
 SAME = ("task", "split", "phantom")  # in both runs' JSON
@@ -93,7 +94,7 @@ def _read_csv(path: Path) -> tuple[list[Film], np.ndarray]:
                 f"{path}, line {line}: TP, FP, FN and TN have to be whole numbers from"
                 " 0 up; loss, dice and iou numbers"
             ) from None
-        films.append((row[1], row[0]))
+        films.append((unescape(row[1]), unescape(row[0])))
     if not films:
         raise UsageError(f"{path}: no film in it")
     return films, np.stack(counts)

@@ -44,6 +44,7 @@ from covjax.results import (
     summarize_evaluated,
     write_results,
 )
+from covjax.system.csv_text import unescape
 from covjax.system.files import write_whole
 from covjax.system.last_words import tell
 
@@ -93,13 +94,16 @@ def read_member(run: Path, stem: str) -> Member:
         about = EARLIER | json.loads(path.read_text())
         for name in (*SAME, "threshold"):
             about[name]
-        with path.with_suffix(".csv").open(newline="") as file:
+        with path.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         with path.with_suffix(".npz").open("rb") as file, np.load(file) as arrays:
             levels, truth, lung, seen = (
                 arrays[name] for name in ("levels", "truth", "lung", "seen_lung")
             )
-        films = [_named(row["file"], row["class"], about["split"]) for row in rows]
+        films = [
+            _named(unescape(row["file"]), unescape(row["class"]), about["split"])
+            for row in rows
+        ]
         losses, presence = (
             np.array([float(row[name]) for row in rows])
             for name in ("loss", "presence")

@@ -32,6 +32,7 @@ from covjax.metrics.reliability import histograms, summarize_reliability
 from covjax.metrics.severity import summarize_severity
 from covjax.metrics.surface import boundary_rows, summarize_boundaries
 from covjax.outputs import Outputs
+from covjax.system.csv_text import escape
 from covjax.system.files import write_whole
 
 COUNTED = ("file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou")
@@ -269,7 +270,7 @@ def _csv(evaluated: Evaluated) -> str:
     writer.writerow((*COUNTED, *MEASURED))
     for i, film in enumerate(evaluated.films):
         writer.writerow(
-            [film.name, film.label, *evaluated.counts[i].tolist()]
+            [escape(film.name), escape(film.label), *evaluated.counts[i].tolist()]
             + [_cell(columns[name][i].item()) for name in names]
         )
     return out.getvalue()

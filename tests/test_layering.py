@@ -21,6 +21,7 @@ FLOORS = [
     ["", "errors", "types"]
     + [
         "system.files",
+        "system.csv_text",
         "system.private",
         "system.digests",
         "system.folder_lock",

@@ -15,6 +15,7 @@ from typing import Any
 
 from covjax.data.inputs import ABOUT
 from covjax.errors import UsageError
+from covjax.system.csv_text import escape, unescape
 from covjax.system.files import write_whole
 
 TABLE = "predictions.csv"
@@ -24,6 +25,8 @@ COLUMNS: tuple[str, ...] = (
     "infected_pixels", "height", "width", "mm2_per_pixel", "lung_mm2", "infected_mm2",
     "warnings", "error",
 )  # fmt: skip
+# Of these, what a spreadsheet would take for a formula gets an apostrophe in front.
+_TEXTS = ("file", "name", "warnings", "error")
 _ADDED = ".rows-*.csv"
 
 Row = dict[str, str]  # of every column
@@ -70,6 +73,7 @@ def read_rows(out: Path) -> dict[str, Row]:
         for row in csv.DictReader(io.StringIO(whole), fieldnames=COLUMNS):
             fields = tuple(row.values())
             if fields != COLUMNS and None not in row and None not in fields:
+                row |= {column: unescape(row[column]) for column in _TEXTS}
                 rows[row["name"]] = row
     return rows
 
@@ -96,7 +100,7 @@ class Additions:
 
     def add(self, row: Row) -> None:
         """Adds a row, which outlives this process if it is killed now."""
-        self._rows.writerow(row)
+        self._rows.writerow(_escaped(row))
         self._file.flush()
 
 
@@ -105,10 +109,14 @@ def write_table(out: Path, rows: Iterable[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(_escaped, rows))
     write_whole(out / TABLE, text.getvalue())
     for path in out.glob(_ADDED):
         path.unlink()
+
+
+def _escaped(row: Row) -> Row:
+    return row | {column: escape(row[column]) for column in _TEXTS}
 
 
 def in_order(rows: dict[str, Row], names: Sequence[str]) -> list[Row]:

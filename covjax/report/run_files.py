@@ -12,6 +12,7 @@ from covjax.errors import UsageError
 from covjax.report import split_figures
 from covjax.report.log import read_metrics
 from covjax.report.tables import ROI_NAMES, headline_roi
+from covjax.system.csv_text import unescape
 
 # Stems of results/*.json and *.csv.
 RESULTS = (
@@ -119,7 +120,9 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_counts(path: Path) -> tuple[list[str], np.ndarray]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     counts = [[int(row[k]) for k in ("TP", "FP", "FN", "TN")] for row in rows]
-    return [row["class"] for row in rows], np.array(counts, int).reshape(-1, 4)
+    return [unescape(row["class"]) for row in rows], np.array(counts, int).reshape(
+        -1, 4
+    )
