@@ -373,6 +373,13 @@ def test_an_error_of_the_disk_is_said_and_not_taken_for_damage(
     assert sorted(cache.iterdir()) == before
 
 
+def test_the_names_of_copies_are_brought_to_the_disk(films, cache, monkeypatch):
+    synced = []
+    monkeypatch.setattr(packed, "sync_folder", synced.append)
+    pack(films, SIDE, cache)
+    assert synced == 3 * [cache]
+
+
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o000])
 def test_nobody_else_can_read_or_change_a_copy(films, cache, umask):
     before = os.umask(umask)

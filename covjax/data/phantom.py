@@ -21,6 +21,7 @@ from PIL import Image
 from covjax.data import covidqu
 from covjax.data.phantom_film import MIN_SIZE, make_phantom
 from covjax.errors import DataError, UsageError
+from covjax.system.files import sync_folder
 
 # Part of the marker: raise it when the same seed draws other films.
 GENERATOR_VERSION = 1
@@ -84,6 +85,7 @@ def write_phantoms(
         text = json.dumps(marker, indent=2) + "\n"
         (draft / covidqu.PHANTOM_MARKER).write_text(text, encoding="utf-8")
         os.rename(draft, root)
+        sync_folder(draft.parent)
     except OSError as error:
         if not os.path.lexists(root):
             raise DataError(f"{root}: cannot be written ({error})") from error
