@@ -47,6 +47,7 @@ from covjax.results import (
 from covjax.system.csv_text import unescape
 from covjax.system.files import write_whole
 from covjax.system.last_words import tell
+from covjax.system.strict_json import read_json
 
 FILE = "ensemble.json"  # who its members are
 SPLITS = ("train", "val", "test")
@@ -91,7 +92,7 @@ def read_member(run: Path, stem: str) -> Member:
     """
     path = run / "results" / f"{stem}.json"
     try:
-        about = EARLIER | json.loads(path.read_text())
+        about = EARLIER | read_json(path, finite=False)
         for name in (*SAME, "threshold"):
             about[name]
         with path.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
@@ -117,7 +118,8 @@ def read_member(run: Path, stem: str) -> Member:
         zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
         raise UsageError(
-            f"{path.with_suffix('')}: no whole results of an evaluation ({error!r});"
+            f"{path.with_suffix('')}: no whole results of an evaluation"
+            f" ({repr(error)[:200]});"
             f" python -m covjax.main --mode=evaluate --workdir={run}"
             f" --split={stem.partition('-')[0]} writes them"
         ) from None

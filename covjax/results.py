@@ -34,6 +34,7 @@ from covjax.metrics.surface import boundary_rows, summarize_boundaries
 from covjax.outputs import Outputs
 from covjax.system.csv_text import escape
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 COUNTED = ("file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou")
 MEASURED = ("presence", "lung", "true_share", "found_share", "hd95", "surface_dice")
@@ -215,7 +216,7 @@ def remove_results(
     """
     path = folder / f"{stem}.json"
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, finite=False)
         if (found["checkpoint"], found["fingerprint"]) == unless:
             return
     except (OSError, ValueError, KeyError, TypeError):

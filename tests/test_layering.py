@@ -22,6 +22,7 @@ FLOORS = [
     + [
         "system.files",
         "system.csv_text",
+        "system.strict_json",
         "system.private",
         "system.digests",
         "system.folder_lock",

@@ -22,6 +22,7 @@ from covjax.data import covidqu
 from covjax.data.phantom_film import MIN_SIZE, make_phantom
 from covjax.errors import DataError, UsageError
 from covjax.system.files import sync_folder
+from covjax.system.strict_json import read_json
 
 # Part of the marker: raise it when the same seed draws other films.
 GENERATOR_VERSION = 1
@@ -100,7 +101,7 @@ def _check_same(root: Path, marker: Mapping[str, Any]) -> None:
     way_on = "name another folder, or remove this one"
     path = root / covidqu.PHANTOM_MARKER
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         other = [key for key in marker if found.get(key) != marker[key]]
     except (OSError, ValueError, AttributeError):
         raise DataError(

@@ -17,6 +17,7 @@ from covjax.data.inputs import ABOUT
 from covjax.errors import UsageError
 from covjax.system.csv_text import escape, unescape
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 TABLE = "predictions.csv"
 COLUMNS: tuple[str, ...] = (
@@ -48,7 +49,7 @@ def claim(out: Path, about: dict[str, Any]) -> None:
         write_whole(path, text)
         return
     try:
-        there = json.loads(path.read_text())
+        there = read_json(path)
     except (OSError, ValueError):
         there = None
     if there != json.loads(text):

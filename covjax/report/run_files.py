@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from covjax.report import split_figures
 from covjax.report.log import read_metrics
 from covjax.report.tables import ROI_NAMES, headline_roi
 from covjax.system.csv_text import unescape
+from covjax.system.strict_json import read_json
 
 # Stems of results/*.json and *.csv.
 RESULTS = (
@@ -112,7 +112,7 @@ def read_run(workdir: Path) -> RunFiles:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return read_json(path, finite=False)
     except FileNotFoundError:
         return None
     except ValueError as error:
