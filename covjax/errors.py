@@ -5,7 +5,9 @@ import errno
 import os
 from collections.abc import Iterator
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+STORAGE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE,
+)  # fmt: skip
 
 
 class Failure(Exception):
