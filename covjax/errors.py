@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 STORAGE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE,
+    errno.ELOOP,
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ predictions.json      what made them: version, networks, operating points
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,11 @@ class Additions:
     def __init__(self, out: Path, rank: int):
         """Begins, or goes on with, the file of a process."""
         path = out / _ADDED.replace("*", str(rank))
-        with path.open("ab+") as there:  # without what was half-written
+        # Not through a link, which others may have put into a folder of theirs.
+        with open(path, "ab+", opener=_open_file) as there:  # drops a half-written row
             there.seek(0)
             there.truncate(there.read().rfind(b"\n") + 1)
-        self._file = path.open("a", newline="", encoding="utf-8")
+        self._file = open(path, "a", newline="", encoding="utf-8", opener=_open_file)
         self._rows = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
 
     def __enter__(self) -> "Additions":
@@ -114,6 +116,10 @@ def write_table(out: Path, rows: Iterable[Row]) -> None:
     write_whole(out / TABLE, text.getvalue())
     for path in out.glob(_ADDED):
         path.unlink()
+
+
+def _open_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _escaped(row: Row) -> Row:
