@@ -25,6 +25,7 @@ from covjax.errors import UsageError
 from covjax.metrics.detection import presence_scores
 from covjax.metrics.levels import above
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 FILE = "operating_points.json"
 OBJECTIVE = "all dice"
@@ -142,7 +143,7 @@ def read_points(workdir: Path) -> dict[str, dict[str, Any]]:
     """
     path = workdir / FILE
     try:
-        points = json.loads(path.read_text())
+        points = read_json(path)
         for told in points.values():
             as_point(told)
         return points
@@ -150,8 +151,8 @@ def read_points(workdir: Path) -> dict[str, dict[str, Any]]:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
-            f"{path}: not a run's operating points ({error!r}); without the file they"
-            " are chosen anew"
+            f"{path}: not a run's operating points ({repr(error)[:200]}); without the"
+            " file they are chosen anew"
         ) from None
 
 
@@ -166,9 +167,11 @@ def as_point(told: dict[str, Any]) -> OperatingPoint:
     Raises:
       KeyError, TypeError, ValueError: if it holds none.
     """
-    point = OperatingPoint(
-        float(told["threshold"]), int(told["min_area"]), float(told["presence"])
-    )
-    if not (0 < point.threshold < 1 and point.min_area >= 0 and point.presence >= 0):
-        raise ValueError(f"out of range: {point}")
-    return point
+    threshold, presence, area = (told[k] for k in ("threshold", "presence", "min_area"))
+    numbers = all(type(value) in (int, float) for value in (threshold, presence))
+    if not numbers or type(area) is not int:
+        raise TypeError(f"not numbers: {threshold!r}, {presence!r}, {area!r}")
+    # A gate that no image of Val passed is just above the highest presence, 1.
+    if not (0 < threshold < 1 and 0 <= area < 2**31 and 0 <= presence < 2):
+        raise ValueError(f"out of range: {threshold}, {presence}, {area}")
+    return OperatingPoint(float(threshold), area, float(presence))

@@ -8,6 +8,7 @@ gives it its name: one that was cut or changed since is never taken for whole.
 import contextlib
 import hashlib
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax is writing, or was when kil
 _STATE = "state"
 _ABOUT = "_CHECKPOINT_METADATA"  # Orbax writes the time of the renaming into it
 _METRIC = "dice"  # of the Val split; the best has the highest
+MOST_NUMBERS = 2**30  # of a network that is read: 4 GiB in float32
 
 
 class Checkpoints:
@@ -308,6 +310,17 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(written).hexdigest()[:8]
 
 
+def _check_size(held: Any) -> None:
+    """Refuses leaves that are too many or too large, before memory is taken for them.
+
+    Raises:
+      ValueError: if it is refused.
+    """
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(held))
+    if count > MOST_NUMBERS:
+        raise ValueError(f"{count:,} numbers, more than {MOST_NUMBERS:,}")
+
+
 def read_variables(folder: Path) -> dict[str, Any]:
     """Reads parameters and batch statistics of a checkpoint, whatever their shapes.
 
@@ -330,6 +343,7 @@ def read_variables(folder: Path) -> dict[str, Any]:
     try:
         stored = handler.metadata(path).tree
         held = stored.get("averaged", stored)
+        _check_size(held)
         wanted = {
             name: jax.tree.map(lambda _: 0, held.get(name, {}))
             for name in ("params", "batch_stats")

@@ -22,13 +22,15 @@ from typing import Any
 import numpy as np
 
 from covjax.config import ROIS
-from covjax.errors import UsageError
+from covjax.errors import UsageError, printable
 from covjax.lungs import same_lungs
 from covjax.metrics.bootstrap import RESAMPLES, Figure, Sums, estimate
 from covjax.metrics.counts import dice_per_image
 from covjax.metrics.families import FIGURES, terms
 from covjax.results import COUNTED
+from covjax.system.csv_text import unescape
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 SAME = ("task", "split", "phantom")  # in both runs' JSON
 SHOWN = ("image_size", "roi", "threshold", "checkpoint")
@@ -93,7 +95,7 @@ def _read_csv(path: Path) -> tuple[list[Film], np.ndarray]:
                 f"{path}, line {line}: TP, FP, FN and TN have to be whole numbers from"
                 " 0 up; loss, dice and iou numbers"
             ) from None
-        films.append((row[1], row[0]))
+        films.append((unescape(row[1]), unescape(row[0])))
     if not films:
         raise UsageError(f"{path}: no film in it")
     return films, np.stack(counts)
@@ -133,7 +135,7 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 def _read_about(path: Path) -> dict[str, Any]:
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_json(path, finite=False)
     except FileNotFoundError:
         return {}  # counts can be compared without
     except OSError as error:
@@ -403,11 +405,11 @@ def main(argv: list[str] | None = None) -> int:
             for given in (arguments.a, arguments.b)
         )
         found = compare(a, b)
-        print(format_comparison(found))
+        print(printable(format_comparison(found)))
         if arguments.json:
             _write_json(arguments.json, found)
     except UsageError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     return 0
 

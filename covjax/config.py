@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ml_collections
 
 from covjax.errors import UsageError
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 # A run may go on with other values of these: no number that it computes depends on
 # them (the folder of the data may have moved).
@@ -64,6 +66,8 @@ _SINCE = {
 }
 
 ROIS = ("none", "truth", "predicted", "outside")
+# Of networks that are read from files: one layer takes 512 MiB for each image at most.
+LARGEST_SIDE, LARGEST_WIDTH, MOST_FEATURES = 4096, 1024, 2**27
 PIXEL_LOSSES = ("dice", "bce", "focal", "tversky")  # weights in `config.loss`
 
 Tree = Mapping[str, Any] | ml_collections.ConfigDict
@@ -101,7 +105,8 @@ def _above(low: float, high: float, *, with_high: bool = False) -> _Check:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # A whole number may be too large to be made a float.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _text(allowed: str) -> _Check:
@@ -204,24 +209,7 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
     Raises:
       UsageError: naming the first wrong field, its value and what is allowed.
     """
-    fields = flatten(config)
-    for name, (holds, allowed) in _CHECKS.items():
-        if name not in fields:
-            raise UsageError(f"config.{name} is missing")
-        value = fields[name]
-        try:
-            right = holds(value)
-        except TypeError:  # None, or a string among numbers
-            right = False
-        if not right:
-            raise UsageError(f"config.{name} = {value!r}: must be {allowed}")
-    unknown = min(fields.keys() - _CHECKS.keys(), default=None)
-    if unknown is not None:
-        raise UsageError(
-            f"config.{unknown}: there is no such field (it may be of a later version)"
-        )
-    for name in ("transfer.fresh", "transfer.frozen"):
-        compile_patterns(fields[name], name)
+    _check_fields(config)
     if not any(config.loss[name] for name in PIXEL_LOSSES):
         raise UsageError(
             f"config.loss: {', '.join(PIXEL_LOSSES)} are all 0; one has to be above"
@@ -241,11 +229,6 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             f"config.loss.blank = {config.loss.blank}: must be 1 where config.loss.over"
             " is 'batch' (a sum over the batch is not of one film)"
-        )
-    if config.model.deep_supervision >= config.model.depth:
-        raise UsageError(
-            f"config.model.deep_supervision = {config.model.deep_supervision}: must be"
-            f" below config.model.depth = {config.model.depth}"
         )
     if config.optim.warmup_epochs >= config.train.epochs:
         raise UsageError(
@@ -271,12 +254,7 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             "config.transfer.frozen_epochs needs --init_from: parameters that start"
             " anew must not be frozen"
         )
-    step = 2**config.model.depth
-    if config.data.image_size % step:
-        raise UsageError(
-            f"config.data.image_size = {config.data.image_size}: must be divisible by"
-            f" {step} (2 ** config.model.depth)"
-        )
+    _check_network(config)
     if config.data.task == "lung" and config.data.roi != "none":
         raise UsageError(
             f"config.data.roi = {config.data.roi!r}: must be 'none' where"
@@ -308,6 +286,69 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def _check_fields(config: ml_collections.ConfigDict) -> None:
+    """Refuses fields that are missing, unknown, of another type or out of range."""
+    fields = flatten(config)
+    for name, (holds, allowed) in _CHECKS.items():
+        if name not in fields:
+            raise UsageError(f"config.{name} is missing")
+        value = fields[name]
+        try:
+            right = holds(value)
+        except TypeError:  # None, or a string among numbers
+            right = False
+        if not right:
+            raise UsageError(f"config.{name} = {_brief(value)}: must be {allowed}")
+    unknown = min(fields.keys() - _CHECKS.keys(), default=None)
+    if unknown is not None:
+        raise UsageError(
+            f"config.{_brief(unknown)[1:-1]}: there is no such field (it may be of a"
+            " later version)"
+        )
+    for name in ("transfer.fresh", "transfer.frozen"):
+        compile_patterns(fields[name], name)
+
+
+def _check_network(config: ml_collections.ConfigDict) -> None:
+    if config.model.deep_supervision >= config.model.depth:
+        raise UsageError(
+            f"config.model.deep_supervision = {config.model.deep_supervision}: must be"
+            f" below config.model.depth = {config.model.depth}"
+        )
+    step = 2**config.model.depth
+    if config.data.image_size % step:
+        raise UsageError(
+            f"config.data.image_size = {config.data.image_size}: must be divisible by"
+            f" {step} (2 ** config.model.depth)"
+        )
+
+
+def validate_stored(config: ml_collections.ConfigDict) -> None:
+    """Refuses the config of a trained network that cannot be one, or is too large.
+
+    A file of weights, or a run's folder, may come from others. What its config asks for
+    is allocated; so a network has limits here, which training has not.
+
+    Raises:
+      UsageError: naming the first wrong field.
+    """
+    _check_fields(config)
+    _check_network(config)
+    side, width = config.data.image_size, config.model.width
+    if side > LARGEST_SIDE or width > LARGEST_WIDTH or side**2 * width > MOST_FEATURES:
+        raise UsageError(
+            f"config.data.image_size = {side} and config.model.width = {width}: a"
+            f" stored network has at most {LARGEST_SIDE} and {LARGEST_WIDTH}, and"
+            f" {MOST_FEATURES:,} features in its first layer (image_size ** 2 * width)"
+        )
+
+
+def _brief(value: Any) -> str:
+    """Returns a value as Python writes it, without the middle of a long one."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]} … {text[-10:]}"
+
+
 def loss_weights(loss: Tree) -> dict[str, float]:
     """Returns the pixel losses that a config sums up, and their weights above 0."""
     return {name: loss[name] for name in PIXEL_LOSSES if loss.get(name)}
@@ -325,8 +366,10 @@ def compile_patterns(patterns: Sequence[str], field: str) -> list[re.Pattern[str
     """
     try:
         return [re.compile(pattern) for pattern in patterns]
-    except re.error as error:
-        raise UsageError(f"config.{field} = {tuple(patterns)}: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UsageError(
+            f"config.{field} = {_brief(tuple(patterns))}: {error}"
+        ) from None
 
 
 def flatten(config: Tree, prefix: str = "") -> dict[str, Any]:
@@ -374,7 +417,7 @@ def save_config(
 def read_about(path: Path) -> dict[str, Any]:
     """Reads the "about" of what `save_config` wrote; empty where there is none."""
     try:
-        return dict(json.loads(path.read_text()).get("about") or {})
+        return dict(read_json(path).get("about") or {})
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
@@ -400,10 +443,10 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
       UsageError: if there is no such file or it is no config.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         content.pop("about", None)
         return fill_in(content)
     except FileNotFoundError:
         raise UsageError(f"{path.parent} holds no run: no {path.name}") from None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UsageError(f"{path}: not a run's config ({error})") from None

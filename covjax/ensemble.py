@@ -44,8 +44,10 @@ from covjax.results import (
     summarize_evaluated,
     write_results,
 )
+from covjax.system.csv_text import unescape
 from covjax.system.files import write_whole
 from covjax.system.last_words import tell
+from covjax.system.strict_json import read_json
 
 FILE = "ensemble.json"  # who its members are
 SPLITS = ("train", "val", "test")
@@ -90,16 +92,19 @@ def read_member(run: Path, stem: str) -> Member:
     """
     path = run / "results" / f"{stem}.json"
     try:
-        about = EARLIER | json.loads(path.read_text())
+        about = EARLIER | read_json(path, finite=False)
         for name in (*SAME, "threshold"):
             about[name]
-        with path.with_suffix(".csv").open(newline="") as file:
+        with path.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         with path.with_suffix(".npz").open("rb") as file, np.load(file) as arrays:
             levels, truth, lung, seen = (
                 arrays[name] for name in ("levels", "truth", "lung", "seen_lung")
             )
-        films = [_named(row["file"], row["class"], about["split"]) for row in rows]
+        films = [
+            _named(unescape(row["file"]), unescape(row["class"]), about["split"])
+            for row in rows
+        ]
         losses, presence = (
             np.array([float(row[name]) for row in rows])
             for name in ("loss", "presence")
@@ -113,7 +118,8 @@ def read_member(run: Path, stem: str) -> Member:
         zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
         raise UsageError(
-            f"{path.with_suffix('')}: no whole results of an evaluation ({error!r});"
+            f"{path.with_suffix('')}: no whole results of an evaluation"
+            f" ({repr(error)[:200]});"
             f" python -m covjax.main --mode=evaluate --workdir={run}"
             f" --split={stem.partition('-')[0]} writes them"
         ) from None

@@ -49,6 +49,7 @@ from covjax.results import (
 )
 from covjax.run_films import choose_films
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 from covjax.trained import read_trained
 
 
@@ -159,7 +160,7 @@ def _audit(workdir: Path, root: Path) -> None:
     """Writes what the audit finds in the data, unless that is known already."""
     path = workdir / "results" / "audit.json"
     try:
-        if json.loads(path.read_text())["root"] == str(root):
+        if read_json(path, finite=False)["root"] == str(root):
             return
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or not whole

@@ -32,7 +32,9 @@ from covjax.metrics.reliability import histograms, summarize_reliability
 from covjax.metrics.severity import summarize_severity
 from covjax.metrics.surface import boundary_rows, summarize_boundaries
 from covjax.outputs import Outputs
+from covjax.system.csv_text import escape
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 COUNTED = ("file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou")
 MEASURED = ("presence", "lung", "true_share", "found_share", "hd95", "surface_dice")
@@ -214,7 +216,7 @@ def remove_results(
     """
     path = folder / f"{stem}.json"
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, finite=False)
         if (found["checkpoint"], found["fingerprint"]) == unless:
             return
     except (OSError, ValueError, KeyError, TypeError):
@@ -269,7 +271,7 @@ def _csv(evaluated: Evaluated) -> str:
     writer.writerow((*COUNTED, *MEASURED))
     for i, film in enumerate(evaluated.films):
         writer.writerow(
-            [film.name, film.label, *evaluated.counts[i].tolist()]
+            [escape(film.name), escape(film.label), *evaluated.counts[i].tolist()]
             + [_cell(columns[name][i].item()) for name in names]
         )
     return out.getvalue()

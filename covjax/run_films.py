@@ -24,6 +24,7 @@ from covjax.data.readable import BadFilm, BadFilms
 from covjax.data.source import Films
 from covjax.errors import DataError, UsageError
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 FILE = "films.json"
 MOST_SKIPPED = 0.01  # of a split
@@ -175,12 +176,14 @@ def _read(workdir: Path) -> dict[str, Any]:
     """Returns what `films.json` says; nothing of a run from before there was one."""
     path = workdir / FILE
     try:
-        told = json.loads(path.read_text())
+        told = read_json(path)
         for of_split in told.values():
             _ = of_split["films"], of_split["digest"]
             _ = [one["film"] for one in of_split["skipped"]]
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: not a run's list of films ({error!r})") from None
+        raise UsageError(
+            f"{path}: not a run's list of films ({repr(error)[:200]})"
+        ) from None
     return told

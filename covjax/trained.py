@@ -2,16 +2,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from covjax.checkpoint import best_of, fingerprint, read_variables
-from covjax.config import read_config
+from covjax.config import read_config, validate_stored
+from covjax.data.decode import shown
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
 from covjax.models import make_model
@@ -52,8 +54,12 @@ def read_trained(path: str) -> Trained:
     checkpoint = best_of(path)
     run, step = run_of(checkpoint), step_of(checkpoint)
     config = read_config(run / CONFIG)
+    try:
+        validate_stored(config)
+    except UsageError as error:
+        raise UsageError(f"{run / CONFIG}: {error}") from None
     model, variables = make_model(config), read_variables(checkpoint)
-    check_fits(variables, model, config.data, checkpoint)
+    check_fits(_shapes(variables), model, config.data, checkpoint)
     state = inference_state(model.apply, **variables).replace(step=step)
     return Trained(run, config, step, fingerprint(checkpoint), state)
 
@@ -71,15 +77,15 @@ def in_form(trained: Trained, **model: str) -> TrainState:
 
 
 def check_fits(
-    variables: dict[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
     model: UNet,
     data: ml_collections.ConfigDict,
     path: Path,
 ) -> None:
-    """Refuses variables that are not of a network.
+    """Refuses variables that are not of a network; allocates nothing.
 
     Args:
-      variables: {"params": …, "batch_stats": …}.
+      shapes: of the variables, by name ("params/head/bias").
       model: the network that the config says.
       data: `config.data`, which says what it is shown.
       path: where the variables come from, for the error.
@@ -88,16 +94,17 @@ def check_fits(
       UsageError: naming the first leaf that is missing, too much or of another shape.
     """
     side = data.image_size
-    image = jnp.zeros((1, side, side, make_region(data).channels))
+    channels = make_region(data).channels
+    image = jax.ShapeDtypeStruct((1, side, side, channels), np.float32)
     init = functools.partial(model.init, train=False)
     expected = jax.eval_shape(init, jax.random.key(0), image)
-    have, want = _shapes(variables), _shapes(expected)
-    for leaf in sorted(have.keys() | want.keys()):
-        found, asked = have.get(leaf), want.get(leaf)
+    want = _shapes(expected)
+    for leaf in sorted(shapes.keys() | want.keys()):
+        found, asked = shapes.get(leaf), want.get(leaf)
         if found != asked:
             raise UsageError(
-                f"{leaf} is {found} in {path}, and {asked} by the config of its run:"
-                " not the weights of that config.model"
+                f"{shown(leaf)} is {found} in {path}, and {asked} by the config of its"
+                " run: not the weights of that config.model"
             )
 
 

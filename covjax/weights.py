@@ -24,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from covjax.calibrate import as_point
-from covjax.config import fill_in
+from covjax.config import ROIS, fill_in, validate_stored
 from covjax.errors import UsageError
 from covjax.models import make_model
+from covjax.system.strict_json import parse_json
 from covjax.train_state import inference_state
 from covjax.trained import Trained, check_fits
 
@@ -38,6 +39,8 @@ FILMS = (
     " device."
 )
 PHANTOMS = "Trained on phantoms, synthetic films of no patient: of no use to one."
+_LONGEST_HEADER = 1 << 20  # bytes; the shipped ones have 15,000
+_LONGEST_TEXT = 1000
 # Folders of a machine, or of another run there, and what stands for none.
 _FOLDERS = {"data.root": "", "data.cache": "auto", "data.lung_run": "", "init_from": ""}
 
@@ -102,28 +105,123 @@ def _as_tree(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
 def read_weights(path: Path) -> Weights:
     """Reads a file of weights; parameters become float32 again.
 
+    The file may come from anybody. Its header and all that its metadata says are
+    checked before a number is read, so that a file takes no more memory than its size.
+
     Raises:
       UsageError: if it is no such file, or holds another network than it says.
     """
     try:
+        _check_header(path)
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["covjax"])
-            leaves = {leaf: file.get_tensor(leaf) for leaf in file.keys()}
-        points, phantom = about["operating_points"], bool(about["phantom"])
-        for told in points.values():
-            as_point(told)
-        step, fingerprint = int(about["step"]), str(about["fingerprint"])
-        config = fill_in(about["config"])
-        model = make_model(config)
+            about = parse_json((file.metadata() or {})["covjax"])
+            _check_about(about)
+            config = _read_config(about["config"])
+            model = make_model(config)
+            check_fits(_shapes(file), model, config.data, path)
+            leaves = {leaf: _read_finite(file, leaf) for leaf in file.keys()}
         variables = _as_tree(leaves)
-        check_fits(variables, model, config.data, path)
     except (
         OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError,
     ) as error:  # fmt: skip
-        raise UsageError(f"{path}: not weights of covjax ({error!r})") from None
+        raise UsageError(
+            f"{path}: not weights of covjax ({repr(error)[:300]})"
+        ) from None
+    step = about["step"]
     state = inference_state(model.apply, **variables).replace(step=step)
-    trained = Trained(path, config, step, fingerprint, state)
-    return Weights(trained, points, phantom, about.get("commit"))
+    trained = Trained(path, config, step, about["fingerprint"], state)
+    points, commit = about["operating_points"], about.get("commit")
+    return Weights(trained, points, about["phantom"], commit)
+
+
+def _read_config(content: dict[str, Any]) -> ml_collections.ConfigDict:
+    config = fill_in(content)
+    try:
+        validate_stored(config)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return config
+
+
+def _check_header(path: Path) -> None:
+    """Refuses what is no regular file, or announces a header that no network has.
+
+    Raises:
+      OSError, ValueError: if it is refused.
+    """
+    if not path.is_file():
+        raise OSError("no such file" if not path.exists() else "not a regular file")
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= _LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+
+
+def _shapes(file: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the leaves, as the header has them.
+
+    Raises:
+      ValueError: if one is of another type than float16 or float32.
+    """
+    shapes = {}
+    for leaf in file.keys():
+        part = file.get_slice(leaf)
+        if part.get_dtype() not in ("F16", "F32"):
+            raise ValueError(f"{leaf}: {part.get_dtype()}, not float16 or float32")
+        shapes[leaf] = tuple(part.get_shape())
+    return shapes
+
+
+def _read_finite(file: Any, leaf: str) -> np.ndarray:
+    array = file.get_tensor(leaf)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{leaf}: not finite")
+    return array
+
+
+def _check_about(about: Any) -> None:
+    """Refuses metadata of other types or ranges than `describe` gives.
+
+    What it says is shown in messages, in reports and in the app.
+
+    Raises:
+      ValueError, LookupError, TypeError, AttributeError: if it is refused.
+    """
+    _check_texts(about)
+    if type(about["step"]) is not int or not 0 <= about["step"] < 2**31:
+        raise ValueError("step: not a whole number from 0 to 2^31")
+    if type(about["phantom"]) is not bool:
+        raise ValueError("phantom: neither true nor false")
+    if type(about["fingerprint"]) is not str:
+        raise ValueError("fingerprint: not a text")
+    if type(about.get("commit")) not in (str, type(None)):
+        raise ValueError("commit: neither a text nor null")
+    for roi, told in about["operating_points"].items():
+        as_point(told)
+        if roi not in ROIS or type(told.get("lungs")) not in (dict, type(None)):
+            raise ValueError(f"operating_points: {roi!r}, or its lungs")
+        reached = told.get("reached", 0.0)
+        if type(reached) not in (int, float) or not 0 <= reached <= 1:
+            raise ValueError("operating_points: reached: not from 0 to 1")
+
+
+def _check_texts(value: Any) -> None:
+    """Refuses text, in whichever part of some JSON, that does not fit into a line.
+
+    Raises:
+      ValueError: naming the beginning of the text.
+    """
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_texts(name)
+            _check_texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            _check_texts(part)
+    elif isinstance(value, str) and not (
+        len(value) <= _LONGEST_TEXT and value.isprintable()
+    ):
+        raise ValueError(f"a text that is too long, or not printable: {value[:40]!r}")
 
 
 def _narrow(leaf: str, array: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from covjax import run_dir
 from covjax.checkpoint import best_of, read_variables
 from covjax.compare import Results, pair, read_run
 from covjax.report.tables import NONE, headline_roi, roi_name
+from covjax.system.csv_text import escape, unescape
 from covjax.system.files import write_whole
 from experiments.child import SPLIT, is_finished, read_record, write_record
 from experiments.plan import Plan, Run
@@ -134,7 +135,10 @@ def _scores(first: Results, found: Results) -> Scores:
     """Returns the scores of a run with the films in the order of another."""
     counts = pair(first, found)
     with found.path.open(newline="", encoding="utf-8") as file:
-        told = {(r["class"], r["file"]): r["presence"] for r in csv.DictReader(file)}
+        told = {
+            (unescape(r["class"]), unescape(r["file"])): r["presence"]
+            for r in csv.DictReader(file)
+        }
     presence = [float(told[film] or "nan") for film in first.films]
     return Scores(counts, np.array(presence))
 
@@ -367,7 +371,7 @@ def _format_csv(summary: Summary) -> str:
         for name in FIGURES:
             difference = row.differences.get(name, {})
             writer.writerow(
-                [row.arm, row.arm == summary.baseline, row.shown, name]
+                [escape(row.arm), row.arm == summary.baseline, escape(row.shown), name]
                 + [_value(row.figures[name][side]) for side in sides]
                 + [_value(difference.get(side)) for side in sides]
                 + [_value(row.seeds), _value(row.minutes), row.parameters]

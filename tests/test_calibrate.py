@@ -365,7 +365,9 @@ def assert_refused(workdir: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"threshold": "high"}, {"threshold": None}, {"threshold": 7},
-     {"threshold": float("nan")}, {"min_area": -1}, {"presence": "sure"}],
+     {"threshold": float("nan")}, {"min_area": -1}, {"presence": "sure"},
+     {"threshold": "0.5"}, {"min_area": 2.5}, {"min_area": 2**31}, {"min_area": True},
+     {"presence": 1e300}, {"presence": float("inf")}, {"threshold": 10**18}],
 )  # fmt: skip
 def test_a_point_of_wrong_values_is_refused(tmp_path, wrong):
     told = {"threshold": 0.5, "min_area": 0, "presence": 0.0}

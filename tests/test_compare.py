@@ -67,7 +67,7 @@ def means(found: dict[str, Any], side: str) -> dict[str, float | None]:
 
 
 def test_what_an_evaluation_writes_is_read(tmp_path):
-    names = ('a, "1".png', 'a, "2".png')
+    names = ('a, "1".png', '=HYPERLINK("2").png')
     masks = np.zeros((2, 2, 3), np.uint8)
     counts = np.array([(1, 2, 3, 0), (0, 0, 0, 6)])
     evaluated = results.Evaluated(
@@ -91,8 +91,9 @@ def test_what_an_evaluation_writes_is_read(tmp_path):
     found = compare_runs(tmp_path, tmp_path)
     assert means(found, "b")["all dice"] == pytest.approx((2 / 7 + 1) / 2)
     assert found["a"]["roi"] == "predicted"
-    head = (tmp_path / "results" / "test.csv").read_text().splitlines()[0]
+    head, _, last = (tmp_path / "results" / "test.csv").read_text().splitlines()
     assert head.startswith(HEAD + ",")  # as in the files that are written here
+    assert last.startswith("\"'=HYPERLINK")  # no formula
 
 
 def test_figures_and_differences_by_hand(runs):

@@ -62,7 +62,7 @@ def write_stem(run: Path, split: str, way: str = "", **changes: Any) -> None:
     found = np.roll(lungs_of(split), ord(run.name), axis=1)
     masks = SplitMasks(truths_of(split), lungs_of(split), found)
     evaluated = measure(
-        [film_of(f"{k}.png", label) for k, label in enumerate(LABELS[split])],
+        [film_of(f"={k}.png", label) for k, label in enumerate(LABELS[split])],
         outputs_of(run.name, split, way), masks, OperatingPoint(0.5),
         task="infection", roi=roi,
     )  # fmt: skip
@@ -228,7 +228,7 @@ def test_results_are_of_the_means_at_that_point(together, split):
     with (together / "results" / f"{split}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == LABELS[split]
-    assert [row["file"] for row in rows] == [f"{k}.png" for k in range(len(rows))]
+    assert [row["file"] for row in rows] == [f"'={k}.png" for k in range(len(rows))]
     for name, values in (("loss", expected.losses), ("presence", expected.presence)):
         np.testing.assert_allclose([float(row[name]) for row in rows], values)
     hits = (masks & truths).sum(axis=(1, 2))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,38 @@ def test_new_content_is_complete_before_it_takes_the_name(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "replace", look)
     write_whole(path, "new")
     assert seen == [("new", "old")]
+
+
+def test_file_and_then_its_name_are_brought_to_the_disk(tmp_path, monkeypatch):
+    done = []
+
+    def record(module, name):
+        call = getattr(module, name)
+
+        def recorded(*args):
+            is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+            done.append("fsync folder" if is_folder else name)
+            return call(*args)
+
+        monkeypatch.setattr(module, name, recorded)
+
+    record(os, "fsync")
+    record(os, "replace")
+    write_whole(tmp_path / "file", "new")
+    assert done == ["fsync", "replace", "fsync folder"]
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_failure(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_whole(tmp_path / "file", "new")
+    assert listing(tmp_path) == {"file": b"new"}
 
 
 FAILURES = [OSError(errno.ENOSPC, "no space left"), KeyboardInterrupt()]

@@ -37,13 +37,20 @@ def ask_for_too_much() -> BaseException:
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO]
+    "number",
+    [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE],
 )
 def test_storage_that_fails_is_told_with_the_file(capsys, number):
     assert tell(OSError(number, os.strerror(number), "runs/a/test.csv")) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"covjax: runs/a/test.csv: {os.strerror(number)}. What is")
     assert said.count("\n") == 1
+
+
+def test_a_terminal_obeys_nothing_that_is_said(capsys):
+    assert tell(UsageError("run \x1b[31m\x07ü\nsecond \udcff\u202e")) == 2
+    said = "covjax: run \\x1b[31m\\x07ü\nsecond \\udcff\\u202e\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_file_that_is_not_there_is_nobodys_fault_that_was_foreseen(capsys):

@@ -19,7 +19,15 @@ PROJECT = Path(__file__).parents[1]
 # As the order is total, a cycle of imports is always a breach.
 FLOORS = [
     ["", "errors", "types"]
-    + ["system.files", "system.digests", "system.folder_lock", "system.interrupt"]
+    + [
+        "system.files",
+        "system.csv_text",
+        "system.strict_json",
+        "system.private",
+        "system.digests",
+        "system.folder_lock",
+        "system.interrupt",
+    ]
     + ["system.command_line", "system.compilation", "system.hosts"]
     + ["system.last_words", "system.workers", "system", "config"],
     ["losses", "optim", "averaging", "parallel"]

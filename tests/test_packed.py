@@ -18,6 +18,7 @@ from covjax.data.covidqu import Film, read_film
 from covjax.data.packed import PackedFilms, pack
 from covjax.data.pipeline import ReadFilms, make_reader, make_train_dataset
 from covjax.errors import DataError
+from covjax.system import private
 
 SIDE = 40  # of the files
 
@@ -107,10 +108,10 @@ def test_what_comes_back_may_be_changed(films, cache):
 def test_masks_are_kept_as_bits(films, cache):
     pack(films, SIDE, cache)
     for path in cache.iterdir():
-        header = 128
+        header, checksum = 128, 4
         pixels = len(films) * SIDE * SIDE
         size = pixels if path.name.startswith("image-") else pixels // 8
-        assert path.stat().st_size == header + size, path.name
+        assert path.stat().st_size == header + size + checksum, path.name
     assert len(list(cache.iterdir())) == 3
 
 
@@ -190,7 +191,9 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
     with pytest.raises(DataError) as caught:
         pack(films, SIDE, cache)
     said = str(caught.value)
-    assert said.startswith(f"{cache}: a packed copy of 0.0 MB cannot be written")
+    assert said.startswith(
+        f"{cache}: packed copies cannot be kept there (0.0 MB needed"
+    )
     assert "config.data.cache" in said and "\n" not in said
     assert list(cache.iterdir()) == []
 
@@ -268,11 +271,11 @@ def test_the_cache_is_where_the_config_or_the_environment_says(
     ):
         data.cache = setting
         assert_same(make_reader(films, data), films, SIDE)  # type: ignore[arg-type]
-        assert len(list(folder.iterdir())) == 3
+        assert len(list((folder / "images").iterdir())) == 3
     monkeypatch.delenv("COVJAX_CACHE")
     data.cache = "auto"
     make_reader(films, data)
-    assert (tmp_path / "home" / ".cache" / "covjax").is_dir()
+    assert (tmp_path / "home" / ".cache" / "covjax" / "images").is_dir()
     data.cache = ""
     assert isinstance(make_reader(films, data), ReadFilms)
 
@@ -286,16 +289,151 @@ def test_a_mask_that_became_another_size_is_named_beside_a_copy_of_the_film(
         pack(films, SIDE, cache)
 
 
-@pytest.mark.parametrize("left", [0, 60, 200])
-def test_a_damaged_copy_is_named_with_the_way_on(films, cache, left):
+def lung_copy(cache: Path) -> Path:
+    (path,) = cache.glob("lung-*")
+    return path
+
+
+def zero(content: bytes) -> bytes:
+    return content[:200] + bytes(len(content) - 200)
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "header cut": lambda content: content[:60],
+    "cut": lambda content: content[:-1],
+    "longer": lambda content: content + b"0",
+    "zeroed": zero,
+    "a bit": lambda content: content[:500] + bytes([content[500] ^ 1]) + content[501:],
+    "shape": lambda content: content.replace(b"(7, 200)", b"(200, 7)"),
+    "dtype": lambda content: content.replace(b"|u1", b"|i1"),
+    "checksum": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_copy_is_made_again(films, cache, decoded, damage, capfd):
     pack(films, SIDE, cache)
-    path = next(cache.glob("lung-*"))
-    path.write_bytes(path.read_bytes()[:left])
+    path = lung_copy(cache)
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(damage(whole))
+    assert path.read_bytes() != whole
+    decoded.clear()
+    assert_same(pack(films, SIDE, cache), films, SIDE)
+    assert path.read_bytes() == whole and len(decoded) == len(films)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"{path}: ") and line.endswith("deleted, and made again")
+
+
+def test_a_copy_is_read_once_for_its_checksum(films, cache, monkeypatch):
+    checked, check = [], packed._check
+    monkeypatch.setattr(packed, "_check", lambda *a: checked.append(a[0]) or check(*a))
+    pack(films, SIDE, cache)
+    read = pack(films, SIDE, cache)
+    assert sorted(checked) == sorted(cache.iterdir())
+    pack(films, SIDE, cache)
+    pickle.loads(pickle.dumps(read))  # as on the way to a worker
+    assert len(checked) == 3
+
+
+def test_a_copy_that_is_cut_before_a_worker_opens_it_is_named(films, cache):
+    sent = pickle.dumps(pack(films, SIDE, cache))
+    path = lung_copy(cache)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:300])
+    with pytest.raises(DataError, match="300 bytes of 1,532: start again"):
+        pickle.loads(sent)
+
+
+def test_a_copy_that_is_replaced_stays_readable_where_it_is_mapped(films, cache):
+    read = pack(films, SIDE, cache)
+    other = cache / "other"
+    other.write_bytes(b"")
+    os.replace(other, lung_copy(cache))
+    assert_same(read, films, SIDE)
+
+
+def test_an_error_of_the_disk_is_said_and_not_taken_for_damage(
+    films, cache, monkeypatch
+):
+    pack(films, SIDE, cache)
+    before = sorted(cache.iterdir())
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(packed, "_checked", set())
+    monkeypatch.setattr(packed, "_check", fail)
+    with pytest.raises(
+        DataError, match="cannot be kept there .Input/output error.: na"
+    ):
+        pack(films, SIDE, cache)
+    assert sorted(cache.iterdir()) == before
+
+
+def test_the_names_of_copies_are_brought_to_the_disk(films, cache, monkeypatch):
+    synced = []
+    monkeypatch.setattr(packed, "sync_folder", synced.append)
+    pack(films, SIDE, cache)
+    assert synced == 3 * [cache]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o000])
+def test_nobody_else_can_read_or_change_a_copy(films, cache, umask):
+    before = os.umask(umask)
+    try:
+        pack(films, SIDE, cache)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in cache.iterdir()}
+    assert modes == {0o400}
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_that_is_open_is_closed(films, cache):
+    pack(films, SIDE, cache)
+    cache.chmod(0o755)
+    for path in cache.iterdir():
+        path.chmod(0o644)
+    assert_same(pack(films, SIDE, cache), films, SIDE)
+    modes = {path.stat().st_mode & 0o077 for path in [cache, *cache.iterdir()]}
+    assert modes == {0}
+
+
+def test_copies_of_before_are_closed(films, tmp_path):
+    data = infection.get_config("phantom").data
+    data.image_size, data.cache = SIDE, str(tmp_path / "cache")
+    earlier = tmp_path / "cache" / f"image-{'0a' * 16}.npy"
+    mine = tmp_path / "cache" / "notes-of-mine.npy"
+    earlier.parent.mkdir()
+    for path in (earlier, mine):
+        path.touch()
+        path.chmod(0o644)
+    make_reader(films, data)
+    assert earlier.stat().st_mode & 0o777 == 0o600
+    assert mine.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_that_everybody_can_change_is_refused(films, cache):
+    cache.mkdir(parents=True)
+    cache.parent.chmod(0o777)
     with pytest.raises(DataError) as caught:
         pack(films, SIDE, cache)
-    assert str(caught.value).startswith(f"{path}: a damaged copy of films; delete it")
-    path.unlink()
+    said = str(caught.value)
+    assert f"every user can write to {cache.parent}" in said and "\n" not in said
+    assert "config.data.cache" in said and list(cache.iterdir()) == []
+
+
+def test_a_group_shares_the_copies_where_that_was_asked_for(films, cache, monkeypatch):
+    monkeypatch.setattr(private, "_is_own_group", lambda _: False)  # it has others
+    cache.parent.mkdir()
+    cache.parent.chmod(0o2770)
     assert_same(pack(films, SIDE, cache), films, SIDE)
+    assert cache.stat().st_mode & 0o7777 == 0o2770
+    modes = {path.stat().st_mode & 0o777 for path in cache.iterdir()}
+    assert modes == {0o440}
 
 
 def test_a_user_without_a_home_is_told_so(films):

@@ -521,6 +521,28 @@ def test_file_that_is_no_json_is_named(old, name):
         write_report(old)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", '{"data": 3}'),
+        ("config.json", "[]"),
+        ("results/test.json", "[1]"),
+        ("results/test.json", json.dumps(make_full_results(0.5, lesions=3))),
+        ("results/test.json", json.dumps(make_full_results(0.5, n="a"))),
+        ("results/audit.json", '{"trees": [], "files": 1}'),
+        ("results/test.csv", "file,class\na,b\n"),
+        ("results/test.csv", "TP,FP,FN,TN,class\n1,2,3,x,Normal\n"),
+    ],
+)
+def test_file_of_another_form_is_a_line(old, name, content):
+    before = sorted(old.rglob("*"))
+    (old / name).write_text(content)
+    with pytest.raises(UsageError, match="not as covjax writes it") as caught:
+        write_report(old)
+    assert "\n" not in str(caught.value)
+    assert not {*old.rglob("*")} - {*before, old / name}  # no page
+
+
 def test_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no run"):
         write_report(tmp_path)

@@ -47,6 +47,14 @@ def test_a_row_that_was_cut_short_is_none(tmp_path, kept):
     assert AWKWARD["name"] not in read_rows(tmp_path)
 
 
+def test_rows_are_not_added_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("not whole")
+    (tmp_path / ".rows-0.csv").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        Additions(tmp_path, 0)
+    assert (tmp_path / "precious").read_text() == "not whole"
+
+
 def test_the_row_of_a_film_that_is_called_as_a_column_is_one(tmp_path):
     film = row("file") | {"file": "file"}
     write_table(tmp_path, [film, row("b")])

@@ -110,8 +110,8 @@ def test_run_that_goes_on_drops_what_was_beyond_its_checkpoint(tmp_path, torn):
 
 def test_torn_last_line_is_not_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo')
-    assert read_metrics(tmp_path) == [{"step": 1}]
+    path.write_text('{"step": 1, "split": "val"}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "split": "val"}]
 
 
 def test_folder_without_numbers_has_none(tmp_path):
@@ -371,6 +371,39 @@ def test_tables_of_a_run_without_results_name_the_file(tmp_path, capsys, content
     out, err = capsys.readouterr()
     assert str(tmp_path / "run" / "results" / "test.json") in err
     assert err.count("\n") == 1 and "report:" not in out
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"all": 3}, {"all": {"dice": {}}}, {"threshold": "0.5"},
+        {"roi": []}, {"roi": {}}, {"operating_point": {"threshold": 1}},
+        {"operating_point": [1]}, {"blank_rate": None}, {"lungs": 3}, {"untuned": 1},
+    ],
+)  # fmt: skip
+def test_tables_of_results_of_another_form_are_a_line(tmp_path, capsys, changes):
+    write_results(tmp_path / "run", json.dumps(make_results(**changes)))
+    assert tables.main([str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(str(tmp_path / "run")) and err.count("\n") == 1
+
+
+def test_a_terminal_obeys_nothing_of_a_file(tmp_path, capsys):
+    lungs = {"run": "\x1b[2Jlung", "step": 3}
+    results = make_results(roi="predicted", lungs=lungs)
+    write_results(tmp_path / "run", json.dumps(results))
+    assert tables.main([str(tmp_path / "run")]) == 0
+    assert "(\\x1b[2Jlung, step 3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1]", b"3", b'{"step": "a", "split": "val"}', b'{"step": 1}', b"\xff",
+             b"[" * 100_000]
+)  # fmt: skip
+def test_numbers_end_at_a_line_of_another_form(tmp_path, line):
+    good = b'{"step": 1, "split": "train", "loss": 0.5}'
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, line, good]))
+    assert read_metrics(tmp_path) == [{"step": 1, "split": "train", "loss": 0.5}]
 
 
 def counts_of(pixels: list[int], seed: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A trained network is the best checkpoint of its run, or the one that is named."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import optax
 import pytest
 
 from configs import infection, lung
+from covjax import checkpoint, trained
 from covjax.config import flatten
 from covjax.errors import UsageError
 from covjax.run_dir import CONFIG
@@ -21,6 +23,29 @@ def run(tmp_path_factory) -> Run:
     return write_run(
         tmp_path_factory.mktemp("runs") / "lung", lung.get_config("phantom")
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_size", 20000), ("image_size", 24.0), ("roi_as", "all")]
+)
+def test_a_config_that_cannot_be_is_refused_before_anything_is_read(
+    run, tmp_path, monkeypatch, field, value
+):
+    copied = Path(shutil.copytree(run.folder, tmp_path / "lung"))
+    config = json.loads((copied / CONFIG).read_text())
+    config["data"][field] = value
+    (copied / CONFIG).write_text(json.dumps(config))
+    monkeypatch.setattr(trained, "read_variables", None)
+    with pytest.raises(UsageError, match=f"config.data.{field} = {value!r}") as caught:
+        read_trained(str(copied))
+    assert str(caught.value).startswith(f"{copied / CONFIG}: ")
+
+
+def test_a_checkpoint_of_too_many_numbers_is_refused(run, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_NUMBERS", 100)
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", None)
+    with pytest.raises(UsageError, match="numbers, more than 100"):
+        read_trained(str(run.folder))
 
 
 def test_a_run_gives_its_best_checkpoint(run):

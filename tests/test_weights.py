@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-import covjax
+import covjax.trained
+import covjax.weights
 from configs import infection
 from covjax.config import flatten
 from covjax.errors import UsageError
@@ -257,3 +259,128 @@ def test_weights_of_another_network_are_named_by_their_first_leaf(file, tmp_path
     change(file, path, config=config)
     with pytest.raises(UsageError, match=r"batch_stats/.* is \(4,\) in .*\(8,\) by"):
         read_weights(path)
+
+
+def with_config(file: Path, path: Path, name: str, value: Any) -> None:
+    config = about(file)["config"]
+    group, _, field = name.partition(".")
+    config[group][field] = value
+    change(file, path, config=config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("data.image_size", 20000, "image_size = 20000 and config.model.width = 2"),
+        ("data.image_size", 16.0, "image_size = 16.0: must be a whole number"),
+        ("model.width", 2048, "width = 2048: a stored network has at most"),
+        ("model.width", 10**17, "a stored network has at most"),
+        ("model.width", True, "width = True: must be a whole number"),
+        ("model.depth", 9, "depth = 9: must be"),
+        ("model.depth", 8, "image_size = 16: must be divisible by 256"),
+        ("model.dtype", "float64", "dtype = 'float64': must be"),
+        ("model.norm", "x" * 900, "norm = 'xxxx"),
+        ("model.unknown", 1, "config.model.unknown: there is no such field"),
+        ("data.roi_as", "beside", "roi_as = 'beside': must be"),
+        ("transfer.fresh", ["a{99999999999999999999}"], "transfer.fresh"),
+        ("transfer.fresh", ["(" * 900 + ")" * 900], "too long"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_before_a_number_is_read(
+    file, tmp_path, monkeypatch, name, value, said
+):
+    def fail(*_: Any) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(covjax.weights, "_read_finite", fail)
+    monkeypatch.setattr(covjax.trained.jax, "eval_shape", fail)
+    with_config(file, tmp_path / "w.safetensors", name, value)
+    with pytest.raises(UsageError, match="not weights of covjax") as caught:
+        read_weights(tmp_path / "w.safetensors")
+    assert said in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_layer_takes_at_most_what_is_allowed(file, tmp_path):
+    # 4096 * 4096 * 8 features are 2^27: the limit. The shapes fit, so it is read.
+    path = tmp_path / "w.safetensors"
+    with_config(file, path, "data.image_size", 4096)
+    assert read_weights(path).trained.config.data.image_size == 4096
+    with_config(file, path, "data.image_size", 4112)
+    with pytest.raises(UsageError, match="4112"):
+        read_weights(path)
+
+
+def test_shapes_are_compared_before_a_number_is_read(file, tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(covjax.weights, "_read_finite", fail)
+    path, leaves = tmp_path / "w.safetensors", load_file(file)
+    many = {"params/head/bias": np.zeros(10**6, np.float16)}
+    for changed in (leaves | many, leaves | {"params/more": np.zeros(3, np.float16)}):
+        save_file(changed, path, {"covjax": json.dumps(about(file))})
+        with pytest.raises(UsageError, match=r"params/(head/bias|more) is \("):
+            read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(1, np.float64), np.zeros(1, np.int8), np.array([np.nan], "f2"),
+              np.array([np.inf], "f4")]
+)  # fmt: skip
+def test_numbers_of_another_kind_are_refused(file, tmp_path, array):
+    path = tmp_path / "w.safetensors"
+    leaves = load_file(file) | {"params/head/bias": array}
+    save_file(leaves, path, {"covjax": json.dumps(about(file))})
+    with pytest.raises(UsageError, match="not weights of covjax.*params/head/bias: "):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": -1}, {"step": 2**31}, {"step": 1.5}, {"step": True}, {"step": "3"},
+        {"phantom": "false"}, {"phantom": 0}, {"fingerprint": 7},
+        {"fingerprint": "\x1b[31m"}, {"commit": ["a"]}, {"commit": "a" * 1001},
+        {"attribution": "two\nlines"}, {"operating_points": []},
+        {"operating_points": {"elsewhere": POINT}},
+        {"operating_points": {"truth": POINT | {"lungs": "lung"}}},
+        {"operating_points": {"truth": POINT | {"lungs": {"run": "\x1b]0;"}}}},
+        {"operating_points": {"truth": POINT | {"reached": "1"}}},
+        {"operating_points": {"truth": POINT | {"reached": 1.5}}},
+        {"operating_points": {"truth": POINT | {"presence": -0.1}}},
+        {"operating_points": {"truth": POINT | {"presence": 1e300}}},
+        {"operating_points": {"truth": POINT | {"threshold": "0.3"}}},
+        {"operating_points": {"truth": POINT | {"threshold": True}}},
+        {"operating_points": {"truth": POINT | {"min_area": 2.5}}},
+        {"operating_points": {"truth": POINT | {"min_area": 2**31}}},
+    ],
+)  # fmt: skip
+def test_metadata_of_another_type_or_range_is_refused(file, tmp_path, changes):
+    path = tmp_path / "w.safetensors"
+    change(file, path, **changes)
+    with pytest.raises(UsageError, match="not weights of covjax") as caught:
+        read_weights(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"config": 1, "config": 2}', '{"step": 1e999}', "[]", "null", "7"],
+)
+def test_hostile_json_is_refused(file, tmp_path, text):
+    path = tmp_path / "w.safetensors"
+    save_file(load_file(file), path, {"covjax": text})
+    with pytest.raises(UsageError, match="not weights of covjax"):
+        read_weights(path)
+
+
+def test_a_header_that_no_network_has_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr(covjax.weights, "safe_open", None)
+    path = tmp_path / "w.safetensors"
+    for length in (0, 2**20 + 1, 2**63):
+        path.write_bytes(length.to_bytes(8, "little") + b"{}")
+        with pytest.raises(UsageError, match=f"a header of {length} bytes"):
+            read_weights(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="not a regular file"):
+        read_weights(tmp_path / "pipe")

@@ -23,6 +23,7 @@ from covjax.data.decode import shown
 from covjax.errors import DataError, reason
 from covjax.system.files import HALF, write_whole
 from covjax.system.folder_lock import LOCK, BusyError, locked
+from covjax.system.strict_json import parse_json
 
 _PART = ".part"
 _WAY_ON = "name another folder, or remove this one"
@@ -141,7 +142,7 @@ def check_root(root: Path, table: Path) -> dict[str, Any]:
     """
     path = root / TABLE_MARKER
     try:
-        marker = json.loads(path.read_text())
+        marker = parse_json(path.read_bytes())
         owner, files = marker["table"], marker["files"]
         _ = [state.split() for states in files.values() for state in states]
     except FileNotFoundError:

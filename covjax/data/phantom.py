@@ -21,6 +21,8 @@ from PIL import Image
 from covjax.data import covidqu
 from covjax.data.phantom_film import MIN_SIZE, make_phantom
 from covjax.errors import DataError, UsageError
+from covjax.system.files import sync_folder
+from covjax.system.strict_json import read_json
 
 # Part of the marker: raise it when the same seed draws other films.
 GENERATOR_VERSION = 1
@@ -84,6 +86,7 @@ def write_phantoms(
         text = json.dumps(marker, indent=2) + "\n"
         (draft / covidqu.PHANTOM_MARKER).write_text(text, encoding="utf-8")
         os.rename(draft, root)
+        sync_folder(draft.parent)
     except OSError as error:
         if not os.path.lexists(root):
             raise DataError(f"{root}: cannot be written ({error})") from error
@@ -98,7 +101,7 @@ def _check_same(root: Path, marker: Mapping[str, Any]) -> None:
     way_on = "name another folder, or remove this one"
     path = root / covidqu.PHANTOM_MARKER
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         other = [key for key in marker if found.get(key) != marker[key]]
     except (OSError, ValueError, AttributeError):
         raise DataError(

@@ -23,7 +23,7 @@ from covjax.data.augment import Augment
 from covjax.data.concurrency import AUTO
 from covjax.data.covidqu import POSITIVE, Film, read_film
 from covjax.data.order import BalancedBatches, Key, ShuffledEpochs
-from covjax.data.packed import pack_with_bar
+from covjax.data.packed import FOLDER, hide_earlier, pack_with_bar
 from covjax.data.strengths import strengths_of
 from covjax.errors import DataError, UsageError
 from covjax.system.files import cache_folder
@@ -275,7 +275,9 @@ def make_reader(films: Sequence[Film], data: Any) -> Reader:
         raise DataError(
             f"{error}; name a folder in COVJAX_CACHE or config.data.cache"
         ) from None
-    return pack_with_bar(films, data.image_size, cache)
+    reader = pack_with_bar(films, data.image_size, cache / FOLDER)
+    hide_earlier(cache)
+    return reader
 
 
 def make_region(data: Any) -> Region:

@@ -9,13 +9,16 @@ predictions.json      what made them: version, networks, operating points
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from covjax.data.inputs import ABOUT
 from covjax.errors import UsageError
+from covjax.system.csv_text import escape, unescape
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 TABLE = "predictions.csv"
 COLUMNS: tuple[str, ...] = (
@@ -24,6 +27,8 @@ COLUMNS: tuple[str, ...] = (
     "infected_pixels", "height", "width", "mm2_per_pixel", "lung_mm2", "infected_mm2",
     "warnings", "error",
 )  # fmt: skip
+# Of these, what a spreadsheet would take for a formula gets an apostrophe in front.
+_TEXTS = ("file", "name", "warnings", "error")
 _ADDED = ".rows-*.csv"
 
 Row = dict[str, str]  # of every column
@@ -45,7 +50,7 @@ def claim(out: Path, about: dict[str, Any]) -> None:
         write_whole(path, text)
         return
     try:
-        there = json.loads(path.read_text())
+        there = read_json(path)
     except (OSError, ValueError):
         there = None
     if there != json.loads(text):
@@ -70,6 +75,7 @@ def read_rows(out: Path) -> dict[str, Row]:
         for row in csv.DictReader(io.StringIO(whole), fieldnames=COLUMNS):
             fields = tuple(row.values())
             if fields != COLUMNS and None not in row and None not in fields:
+                row |= {column: unescape(row[column]) for column in _TEXTS}
                 rows[row["name"]] = row
     return rows
 
@@ -80,10 +86,11 @@ class Additions:
     def __init__(self, out: Path, rank: int):
         """Begins, or goes on with, the file of a process."""
         path = out / _ADDED.replace("*", str(rank))
-        with path.open("ab+") as there:  # without what was half-written
+        # Not through a link, which others may have put into a folder of theirs.
+        with open(path, "ab+", opener=_open_file) as there:  # drops a half-written row
             there.seek(0)
             there.truncate(there.read().rfind(b"\n") + 1)
-        self._file = path.open("a", newline="", encoding="utf-8")
+        self._file = open(path, "a", newline="", encoding="utf-8", opener=_open_file)
         self._rows = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
 
     def __enter__(self) -> "Additions":
@@ -96,7 +103,7 @@ class Additions:
 
     def add(self, row: Row) -> None:
         """Adds a row, which outlives this process if it is killed now."""
-        self._rows.writerow(row)
+        self._rows.writerow(_escaped(row))
         self._file.flush()
 
 
@@ -105,10 +112,18 @@ def write_table(out: Path, rows: Iterable[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(map(_escaped, rows))
     write_whole(out / TABLE, text.getvalue())
     for path in out.glob(_ADDED):
         path.unlink()
+
+
+def _open_file(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _escaped(row: Row) -> Row:
+    return row | {column: escape(row[column]) for column in _TEXTS}
 
 
 def in_order(rows: dict[str, Row], names: Sequence[str]) -> list[Row]:

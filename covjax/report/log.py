@@ -17,6 +17,7 @@ from rich.progress import (
 
 from covjax.report.events import Events
 from covjax.system.files import write_whole
+from covjax.system.strict_json import parse_json
 
 METRICS = "metrics.jsonl"
 
@@ -126,9 +127,12 @@ def read_metrics(workdir: Path) -> list[dict]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:  # the process was killed while it wrote this line
+            numbers = parse_json(line, finite=False)
+            _ = numbers["step"] + 0, numbers["split"] + ""
+            lines.append(numbers)
+        # The process was killed while it wrote this line.
+        except (ValueError, LookupError, TypeError):
             break
     return lines

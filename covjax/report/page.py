@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jinja2
 
+from covjax.errors import expecting
 from covjax.report import page_pictures, page_scores, page_sources
 from covjax.report.page_parts import Section
 from covjax.report.run_files import RunFiles, read_run
@@ -44,7 +45,15 @@ def write_report(workdir: Path) -> Path:
     Raises:
       UsageError: if config.json is missing, or a file is not what its name says.
     """
-    run = read_run(workdir)
+    told = f"{workdir}: no report: a file there is not as covjax writes it"
+    with expecting(told, jinja2.TemplateError):
+        page = _render(read_run(workdir)).encode()
+    path = workdir / "report.html"
+    write_whole(path, page)
+    return path
+
+
+def _render(run: RunFiles) -> str:
     sections = [section for make in SECTIONS if (section := make(run))]
     settings = page_sources.settings(run)
     titles = {section.anchor: section.title for section in (*sections, settings)}
@@ -57,9 +66,6 @@ def write_report(workdir: Path) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page = environment.get_template("page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=f"covjax: {run.task}, {run.name}", phantom=run.phantom, sections=sections
     )
-    path = workdir / "report.html"
-    write_whole(path, page)
-    return path

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from covjax.errors import UsageError
 from covjax.report import split_figures
 from covjax.report.log import read_metrics
 from covjax.report.tables import ROI_NAMES, headline_roi
+from covjax.system.csv_text import unescape
+from covjax.system.strict_json import read_json
 
 # Stems of results/*.json and *.csv.
 RESULTS = (
@@ -111,7 +112,7 @@ def read_run(workdir: Path) -> RunFiles:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return read_json(path, finite=False)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -119,7 +120,9 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_counts(path: Path) -> tuple[list[str], np.ndarray]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     counts = [[int(row[k]) for k in ("TP", "FP", "FN", "TN")] for row in rows]
-    return [row["class"] for row in rows], np.array(counts, int).reshape(-1, 4)
+    return [unescape(row["class"]) for row in rows], np.array(counts, int).reshape(
+        -1, 4
+    )

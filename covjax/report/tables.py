@@ -1,12 +1,12 @@
 """Tables of finished runs for a terminal; `python -m covjax.report.tables RUN …`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from covjax.errors import UsageError
+from covjax.errors import UsageError, expecting, printable
+from covjax.system.strict_json import read_json
 
 # The study's Test figures, family `all`: mean loss, Dice, IoU.
 STUDY = {"lung": (0.0372, 0.9690, 0.9411), "infection": (0.3656, 0.6167, 0.5642)}
@@ -43,9 +43,11 @@ def read_results(workdir: Path, split: str) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        results = json.loads(path.read_text())
+        results = read_json(path, finite=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: no results there ({error})") from None
+    if not isinstance(results, dict):
+        raise UsageError(f"{path}: no results there")
     missing = [name for name in NEEDED if name not in results]
     if missing:
         raise UsageError(
@@ -60,13 +62,17 @@ def format_evaluation(found: Sequence[dict[str, Any]], title: str) -> str:
     Args:
       found: what the JSON files hold, the run's own region of interest first.
       title: printed first, for example the run's folder.
+
+    Raises:
+      UsageError: if a file holds something else.
     """
-    rois = [results["roi"] for results in found]
-    headline = found[rois.index(headline_roi(rois))]
-    tables = [format_results(headline, title)]
-    if len(found) > 1:
-        tables.append(format_regions(found))
-    return "\n\n".join(tables)
+    with expecting(f"{title}: not results as --mode=evaluate writes them"):
+        rois = [results["roi"] for results in found]
+        headline = found[rois.index(headline_roi(rois))]
+        tables = [format_results(headline, title)]
+        if len(found) > 1:
+            tables.append(format_regions(found))
+    return printable("\n\n".join(tables))
 
 
 def headline_roi(rois: Sequence[str]) -> str:
@@ -228,7 +234,7 @@ def main(runs: list[str]) -> int:
         for run in runs:
             print(format_evaluation(read_results(Path(run), "test"), run), end="\n\n")
     except UsageError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 2
     for run in runs:
         print(f"report: {Path(run) / 'report.html'}")

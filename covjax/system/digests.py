@@ -7,6 +7,7 @@ from pathlib import Path
 
 from covjax.errors import UsageError
 from covjax.system.files import write_whole
+from covjax.system.strict_json import read_json
 
 NAME = "digests.json"
 
@@ -42,7 +43,7 @@ def check_digests(folder: Path) -> None:
     if not path.exists():
         return
     try:
-        told = dict(json.loads(path.read_text()))
+        told = dict(read_json(path))
         for name, (size, digest) in told.items():
             file = folder / name
             if not file.is_file():

@@ -35,7 +35,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file under a temporary name beside it, then renames it.
 
     Whoever reads `path` finds what was there before or all of what is new, even if
-    this process is killed. Missing folders are made.
+    this process is killed or the power fails. Missing folders are made.
 
     Raises:
       OSError: if the folder cannot be written; what was there stays.
@@ -54,9 +54,23 @@ def write_whole(path: Path, content: str | bytes) -> None:
             os.fsync(out.fileno())
         os.chmod(temporary, MODE)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):  # a signal came when it was done
             os.unlink(temporary)
         if isinstance(error, OSError):  # which would name the other file, or none
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, so that a rename outlives a crash.
+
+    Does nothing where the file system cannot.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import jax
 
-from covjax.errors import STORAGE, Failure, StorageError, reason
+from covjax.errors import STORAGE, Failure, StorageError, printable, reason
 from covjax.system.hosts import LOST
 from covjax.system.interrupt import Interrupted
 
@@ -34,7 +34,7 @@ def tell(error: BaseException, program: str = "covjax") -> int:
     if failure is None:
         traceback.print_exception(error)
         return 1
-    print(f"{program}: {failure}", file=sys.stderr)
+    print(printable(f"{program}: {failure}"), file=sys.stderr)
     return failure.exit_status
 
 
