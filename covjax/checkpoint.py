@@ -8,6 +8,7 @@ gives it its name: one that was cut or changed since is never taken for whole.
 import contextlib
 import hashlib
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from covjax import parallel
-from covjax.errors import StorageError, UsageError, reason
-from covjax.system.digests import check_digests, is_as_written, write_digests
+from covjax.errors import STORAGE, StorageError, UsageError, reason
+from covjax.system.digests import (
+    check_digests,
+    is_as_written,
+    unreadable,
+    write_digests,
+)
 from covjax.train_state import TrainState
 
 FOLDER = "checkpoints"
@@ -32,7 +38,11 @@ _METRIC = "dice"  # of the Val split; the best has the highest
 
 
 class Checkpoints:
-    """The checkpoints of a run; close it, or use it in a `with`, to end the writing."""
+    """The checkpoints of a run; close it, or use it in a `with`, to end the writing.
+
+    Each process works on its own and waits for no other: of several, the main one alone
+    writes, and what a run goes on from is read by it alone (`together.on_main`).
+    """
 
     def __init__(self, workdir: Path):
         """Opens `workdir`/checkpoints, made if missing."""
@@ -52,15 +62,20 @@ class Checkpoints:
             best_fn=lambda m: m[_METRIC],
             best_mode="max",
             preservation_policy=keep,
+            create=False,  # Orbax refuses to make it for some of several processes
+            multiprocessing_options=_alone(),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._digest),
         )
         self._folder = folder
         self._logger = logging.getLogger("absl")
         try:  # reads the metrics of every checkpoint
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 folder, item_names=(_STATE,), options=options
             )
         except (OSError, ValueError) as error:
+            if _of_storage(error):
+                raise unreadable(folder, error) from None
             raise UsageError(f"{folder}: not whole ({error})") from None
         self._logger.addFilter(_is_not_of_orbax)
         self._told_once = contextlib.ExitStack()
@@ -115,9 +130,8 @@ class Checkpoints:
 
     def _digest(self) -> None:
         """Adds the digests to what is about to be renamed to a whole checkpoint."""
-        if parallel.is_main():
-            for folder in self._folder.glob(UNFINISHED):
-                write_digests(folder, unless=(_ABOUT,))
+        for folder in self._folder.glob(UNFINISHED):
+            write_digests(folder, unless=(_ABOUT,))
 
     def restore_newest(self, state: TrainState) -> tuple[TrainState | None, list[str]]:
         """Restores the newest checkpoint that can be restored.
@@ -135,6 +149,7 @@ class Checkpoints:
         Raises:
           UsageError: if something was written, and nothing of it is whole; or the
             newest is, and holds no state of this kind. That one is left where it is.
+          StorageError: if the disk does not answer; nothing is moved.
         """
         told = []
         while (step := self.latest()) is not None:
@@ -149,7 +164,6 @@ class Checkpoints:
                         " another network (give another --workdir)"
                     ) from None
                 told.append(_set_aside(folder, error))
-                parallel.wait_for_all()
                 self._manager.reload()
         if (aside := self._folder.parent / DAMAGED).exists():
             raise UsageError(
@@ -167,6 +181,7 @@ class Checkpoints:
 
         Raises:
           UsageError: if it cannot be read.
+          StorageError: if the disk does not answer.
         """
         target = jax.tree.map(np.asarray, _tree(state))
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
@@ -174,9 +189,25 @@ class Checkpoints:
             restored = self._manager.restore(step, args=args)
         except (OSError, ValueError, KeyError) as error:
             folder = self._folder / str(step)
+            if _of_storage(error):
+                raise unreadable(folder, error) from None
             why = str(error).partition("\n")[0]
             raise UsageError(f"{folder}: cannot be restored ({why})") from None
         return state.replace(**restored[_STATE])
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Returns what has Orbax wait for no other process of the run."""
+    rank, _ = parallel.process()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=rank, active_processes={rank}, barrier_sync_key_prefix=f"of-{rank}"
+    )
+
+
+def _of_storage(error: Exception) -> bool:
+    """Tells whether the disk failed, by the number of an error or by its text."""
+    number = getattr(error, "errno", None)
+    return number in STORAGE or any(os.strerror(n) in str(error) for n in STORAGE)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
@@ -238,6 +269,9 @@ def set_aside_damaged(workdir: Path) -> list[str]:
 
     Returns:
       What was moved, and why, a line each.
+
+    Raises:
+      StorageError: if the disk does not answer; what was not looked at stays.
     """
     told = []
     for folder in sorted((workdir / FOLDER).glob("*")):
@@ -255,9 +289,8 @@ def _set_aside(folder: Path, error: UsageError) -> str:
     home = folder.parents[1] / DAMAGED
     taken = len(list(home.glob(f"{folder.name}*")))
     moved = home / (f"{folder.name}-{taken}" if taken else folder.name)
-    if parallel.is_main():
-        home.mkdir(exist_ok=True)
-        folder.rename(moved)
+    home.mkdir(exist_ok=True)
+    folder.rename(moved)
     return f"WARNING: {error}. It was moved to {moved}"
 
 
@@ -342,6 +375,8 @@ def read_variables(folder: Path) -> dict[str, Any]:
         return restored.get("averaged", restored)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         logging.debug("restore failed", exc_info=True)
+        if _of_storage(error):
+            raise unreadable(folder, error) from None
         raise UsageError(f"{folder}: not a whole checkpoint ({error})") from None
     finally:
         handler.close()

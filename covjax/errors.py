@@ -3,7 +3,9 @@
 import errno
 import os
 
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+STORAGE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE,
+)  # fmt: skip
 
 
 class Failure(Exception):
@@ -27,7 +29,7 @@ class Diverged(Failure):
 
 
 class StorageError(Failure):
-    """A folder that cannot be written any more: full, taken away, or read-only."""
+    """A disk that cannot be read or written any more: full, taken away, read-only."""
 
 
 def reason(error: BaseException) -> str:

@@ -28,7 +28,7 @@ def fit(
     films: Films,
     state: TrainState,
     *,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     log: RunLog,
     schedule: optax.Schedule,
     averaging: Rate | None,
@@ -40,7 +40,7 @@ def fit(
       config: the whole config.
       films: of every split; Train and Val are read.
       state: to go on from, on the host.
-      checkpoints: where it is kept.
+      checkpoints: where it is kept; None in a process that keeps nothing.
       log: of the run.
       schedule: steps taken → learning rate, for the log.
       averaging: as `steps.train_step` takes it.
@@ -90,7 +90,7 @@ def fit(
                 rate = log.images_per_second(step)
                 verdict = judge(device_state)
                 log.write(step, "val", verdict.numbers)
-                checkpoints.save(parallel.unreplicate(device_state), dice=verdict.dice)
+                _save(checkpoints, device_state, dice=verdict.dice)
                 log.say(
                     f"epoch {step // steps_per_epoch:3}/{config.train.epochs}  step"
                     f" {step}  {rate:.0f} images/s  val: {verdict.text}"
@@ -99,7 +99,7 @@ def fit(
             stop = agree_to_stop(step, interrupt.number is not None)
             if not ended and (stop or _is_due(step, config.train.checkpoint_every)):
                 reader.read()
-                checkpoints.save(parallel.unreplicate(device_state), dice=None)
+                _save(checkpoints, device_state, dice=None)
             if stop:
                 break
         else:  # a signal that came to another process with the last step counts, too
@@ -111,6 +111,11 @@ def fit(
                 f"stopped by signal {number:d} after step {step} of {total}; the same"
                 " command goes on from there",
             )
+
+
+def _save(checkpoints: Checkpoints | None, state: Any, *, dice: float | None) -> None:
+    if checkpoints is not None:
+        checkpoints.save(parallel.unreplicate(state), dice=dice)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from covjax import parallel
+from covjax import parallel, together
 from covjax.calibrate import OperatingPoint, as_point, read_points
 from covjax.checkpoint import best_of, fingerprint
 from covjax.config import read_config
@@ -29,11 +29,11 @@ from covjax.errors import DataError, UsageError
 from covjax.outputs import predict_split
 from covjax.run_dir import CONFIG
 from covjax.system.files import write_whole
-from covjax.trained import read_trained, run_of, step_of
+from covjax.trained import run_of, share_trained, step_of
 
 FOLDER = "lungs"
 _AT_ONCE = 2048  # films predicted before their masks are written
-_network = functools.lru_cache(maxsize=1)(read_trained)  # compiled once for all splits
+_network = functools.lru_cache(maxsize=1)(share_trained)  # compiled once for all splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,22 @@ def make_finder(config: ml_collections.ConfigDict) -> LungFinder | None:
             " config.data.lung_run"
         )
     return None
+
+
+def find_finder(config: ml_collections.ConfigDict) -> LungFinder | None:
+    """Returns what `make_finder` does in the main process, on every process."""
+
+    def read() -> dict[str, Any] | None:
+        finder = make_finder(config)
+        return finder and dataclasses.asdict(finder) | {
+            "checkpoint": str(finder.checkpoint)
+        }
+
+    told = together.on_main(read)
+    if told is None:
+        return None
+    point = OperatingPoint(**told["point"])
+    return LungFinder(Path(told["checkpoint"]), told["fingerprint"], point)
 
 
 def _is_of_lungs(checkpoint: Path) -> bool:

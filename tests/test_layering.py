@@ -22,7 +22,7 @@ FLOORS = [
     + ["system.files", "system.digests", "system.folder_lock", "system.interrupt"]
     + ["system.command_line", "system.compilation", "system.hosts"]
     + ["system.last_words", "system.workers", "system", "config"],
-    ["losses", "optim", "averaging", "parallel"]
+    ["losses", "optim", "averaging", "parallel", "together"]
     + ["models.conv", "models.intensity"]
     + ["models.unet", "models"]
     + ["metrics.levels", "metrics.counts", "metrics.bootstrap", "metrics.families"]
