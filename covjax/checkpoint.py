@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,14 @@ class Checkpoints:
     writes, and what a run goes on from is read by it alone (`together.on_main`).
     """
 
-    def __init__(self, workdir: Path):
-        """Opens `workdir`/checkpoints, made if missing."""
+    def __init__(self, workdir: Path, check: Callable[[], None] = lambda: None):
+        """Opens `workdir`/checkpoints, made if missing.
+
+        Args:
+          workdir: the run's folder.
+          check: is called before one is written, and raises if that must not be.
+        """
+        self._check = check
         policies = ocp.checkpoint_managers
         keep = policies.AnyPreservationPolicy(
             [
@@ -116,8 +122,10 @@ class Checkpoints:
             a checkpoint is never the best, and goes when a later one is written.
 
         Raises:
-          StorageError: if this one, or the one before it, cannot be written.
+          StorageError: if this one, or the one before it, cannot be written, or another
+            process has taken the folder over.
         """
+        self._check()
         step = int(state.step)
         if step == self._manager.latest_step():
             return  # written at the end of an epoch, just before a signal

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from covjax import parallel
+from covjax import parallel, together
 from covjax.averaging import Rate
 from covjax.checkpoint import Checkpoints
 from covjax.data.source import Films
@@ -18,6 +18,7 @@ from covjax.judge import make_judge
 from covjax.losses import make_objective
 from covjax.report.log import RunLog
 from covjax.steps import train_step
+from covjax.system import watchdog
 from covjax.system.interrupt import Interrupt, Interrupted
 from covjax.train_state import TrainState
 from covjax.watch import Watch
@@ -50,6 +51,8 @@ def fit(
       Interrupted: after a signal, once the newest state is written.
       Diverged: if loss, gradients or weights are no longer finite.
       StorageError: if a checkpoint cannot be written.
+      Failure: if images cannot be read any more, here or in another process, once the
+        newest state is written.
     """
     steps_per_epoch = len(films["Train"]) // config.train.batch_size
     start, total = int(state.step), config.train.epochs * steps_per_epoch
@@ -75,7 +78,7 @@ def fit(
 
     agree_to_stop = parallel.compile_agreement()
     step = start
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, watchdog.watched():
         for step, batch in enumerate(feed.batches, start + 1):
             device_state, result = step_fn(device_state, batch, dropout_key)
             # Reading the step before keeps the device busy with this one.
@@ -96,7 +99,8 @@ def fit(
                     f" {step}  {rate:.0f} images/s  val: {verdict.text}"
                 )
                 log.restart_clock(step)
-            stop = agree_to_stop(step, interrupt.number is not None)
+            wants = interrupt.number is not None or feed.fails()
+            stop = agree_to_stop(step, wants)
             if not ended and (stop or _is_due(step, config.train.checkpoint_every)):
                 reader.read()
                 _save(checkpoints, device_state, dice=None)
@@ -105,6 +109,7 @@ def fit(
         else:  # a signal that came to another process with the last step counts, too
             stop = agree_to_stop(total + 1, interrupt.number is not None)
         if stop:
+            together.in_all(feed.check)
             number = interrupt.number or signal.SIGTERM  # another process got one
             raise Interrupted(
                 number,

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from covjax.config import differences, read_about, read_config, save_config
 from covjax.errors import UsageError, reason
 from covjax.system.files import HALF
 from covjax.system.folder_lock import LOCK, BusyError, locked
+from covjax.system.folder_owner import OWNER, owned
 
 CONFIG = "config.json"
 PACKAGES = (
@@ -28,7 +29,7 @@ PACKAGES = (
 
 
 @contextlib.contextmanager
-def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
+def hold(workdir: Path, flag: str = "--workdir") -> Iterator[Callable[[], None]]:
     """Keeps every other process out of a folder, which is made if missing.
 
     What a process that died there had half-written is removed. Of the processes of one
@@ -38,21 +39,26 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
       workdir: the run's folder, or one that is held in the same way.
       flag: by which it was named, for the error.
 
+    Yields:
+      What raises a StorageError if a process of another host has taken the folder over.
+
     Raises:
       UsageError: if another process holds it, or it cannot be written.
     """
     if not parallel.is_main():
-        yield
+        yield lambda: None
         return
     with contextlib.ExitStack() as stack:
         try:
             alone = stack.enter_context(locked(workdir))
+            check = stack.enter_context(owned(workdir, locked=alone))
             if alone:
                 _remove_half_written(workdir)
-        except BusyError:
+        except BusyError as error:
+            who = f" ({error})" if str(error) else ""
             raise UsageError(
-                f"{flag}={workdir}: another process is at work there; wait for it, or"
-                " give another folder"
+                f"{flag}={workdir}: another process is at work there{who}; wait for it,"
+                " or give another folder"
             ) from None
         except OSError as error:
             raise UsageError(
@@ -62,7 +68,7 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         if not alone:
             told = "cannot be locked; see that one process alone writes there"
             print(f"{workdir}: {told}")
-        yield
+        yield check
 
 
 def _remove_half_written(workdir: Path) -> None:
@@ -123,7 +129,8 @@ def is_free(workdir: Path, first: str) -> bool:
         return True
     begun = f".{first}."  # the name that files.write_whole gives it
     return workdir.is_dir() and all(
-        path.name == LOCK or path.name.startswith(begun) for path in workdir.iterdir()
+        path.name in (LOCK, OWNER) or path.name.startswith(begun)
+        for path in workdir.iterdir()
     )
 
 

@@ -44,7 +44,7 @@ def on_main(action: Callable[[], T]) -> T:
         except Exception as raised:  # is raised again below, after the others know
             error = raised
             sent = msgpack_serialize({"failed": _describe(raised)})
-    told = msgpack_restore(_broadcast(sent))
+    told: Any = msgpack_restore(_broadcast(sent))
     if error is not None:
         raise error
     if "failed" in told:

@@ -77,7 +77,7 @@ def train_and_evaluate(
     if config.init_from and not begun:
         moved = _transfer(config, state)
     with contextlib.ExitStack() as held:
-        together.in_all(lambda: held.enter_context(run_dir.hold(workdir)))
+        check = together.in_all(lambda: held.enter_context(run_dir.hold(workdir)))
 
         def claim() -> None:
             run_dir.claim(workdir, config, phantom=is_phantom(root))
@@ -90,7 +90,7 @@ def train_and_evaluate(
         with contextlib.ExitStack() as opened:
             # The main process alone reads and writes them, and tells the others.
             checkpoints = together.on_main_only(
-                lambda: opened.enter_context(Checkpoints(workdir))
+                lambda: opened.enter_context(Checkpoints(workdir, check))
             )
             state, origin = _start(
                 state, checkpoints, moved, config.init_from, averaged=bool(averaging)

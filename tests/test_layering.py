@@ -20,7 +20,9 @@ PROJECT = Path(__file__).parents[1]
 FLOORS = [
     ["", "errors", "types"]
     + ["system.files", "system.digests", "system.folder_lock", "system.interrupt"]
+    + ["system.folder_owner"]
     + ["system.command_line", "system.compilation", "system.hosts"]
+    + ["system.watchdog"]
     + ["system.last_words", "system.workers", "system", "config"],
     ["losses", "optim", "averaging", "parallel", "together"]
     + ["models.conv", "models.intensity"]
@@ -70,6 +72,7 @@ FLOORS = [
     ]
     + ["device_augment"],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir"]
+    + ["same_start"]
     + ["run_films", "trained"]
     + ["calibrate", "weights"],
     ["outputs", "results", "lungs", "compare"]

@@ -18,6 +18,7 @@ from covjax import run_dir
 from covjax.config import differences, read_about, read_config
 from covjax.errors import UsageError
 from covjax.system.folder_lock import LOCK
+from covjax.system.folder_owner import OWNER
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -164,7 +165,7 @@ def test_what_was_half_written_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text(name)
     with run_dir.hold(tmp_path):
         left = {path for path, _ in snapshot(tmp_path).items()}
-    assert left == {*whole, LOCK}
+    assert left == {*whole, LOCK, OWNER}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])

@@ -4,6 +4,7 @@ Beside covjax's own failures these are memory that does not suffice, on a device
 the host, a disk that is full, and another process of the run that has gone.
 """
 
+import re
 import signal
 import sys
 import traceback
@@ -22,6 +23,7 @@ OUT_OF_MEMORY = (
     " data.prefetch"
 )
 # What the errors of collectives and of the service behind them have in common.
+_WORKER_ENDED = "Worker process was terminated unexpectedly"  # says Grain
 _OF_OTHERS = ("gloo", "nccl", "peer", "coordination", "barrier", "unavailable")
 
 
@@ -54,6 +56,12 @@ def explained(error: BaseException) -> Failure | None:
             return Failure(
                 OUT_OF_MEMORY.format(f"{where}: {first}" if first else where)
             )
+        if _WORKER_ENDED in said:
+            return Failure(
+                f"a process that loads images was ended from outside ({_code(said)}),"
+                " mostly because the host ran out of memory: lower data.workers or"
+                " data.prefetch; the same command goes on from the newest checkpoint"
+            )
         if isinstance(cause, OSError) and cause.errno in STORAGE:
             return StorageError(
                 f"{cause.filename or 'a file'}: {reason(cause)}. What is whole stays;"
@@ -63,6 +71,13 @@ def explained(error: BaseException) -> Failure | None:
             if any(word in said.lower() for word in _OF_OTHERS):
                 return Failure(LOST)
     return None
+
+
+def _code(said: str) -> str:
+    """Returns "signal 9" for Grain's "… with exit code -9. …"."""
+    found = re.search(r"exit code (-?\d+)", said)
+    code = int(found[1]) if found else 0
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
