@@ -5,6 +5,7 @@ python -m covjax.main --config=configs/infection.py --init_from=runs/lung
 python -m covjax.main --mode=evaluate --workdir=runs/lung --split=val
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -47,8 +48,15 @@ def _main(_: list[str]) -> None:
         return evaluate_run(Path(workdir), _SPLIT.value.capitalize(), config)
     if config is None:
         raise UsageError("--config is missing, for example --config=configs/lung.py")
-    folder = Path(workdir) if workdir else run_dir.default(config)
-    train_and_evaluate(config, folder, _SPLIT.value.capitalize())
+    split = _SPLIT.value.capitalize()
+    if workdir:
+        return train_and_evaluate(config, Path(workdir), split)
+    folder = run_dir.default(config)
+    try:
+        train_and_evaluate(config, folder, split)
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ meet the others through the axis `AXIS`.
 """
 
 import collections
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +22,6 @@ from covjax.types import AXIS
 
 # An error two batches ahead is known to all processes before they need that batch.
 _AHEAD = 3
-_COMPILED = 3  # batches after which no program is compiled any more
 _COMPUTING = "computing a step, or waiting for another process"
 
 
@@ -150,9 +148,9 @@ class Prefetched:
         shards = map(_shard, shield_workers(self._batches))
         queue = collections.deque[Any]()
         layout = replicate(np.uint8(0)).sharding
-        for number in itertools.count():
+        while True:
             while self.error is None and len(queue) < _AHEAD:
-                watchdog.beat("loading images", longer=number < _COMPILED)
+                watchdog.beat("loading images")
                 try:
                     queue.append(jax.device_put(next(shards), layout))
                 except StopIteration:
@@ -163,7 +161,7 @@ class Prefetched:
                 if self.error is not None:
                     raise self.error
                 return
-            watchdog.beat(_COMPUTING, longer=number < _COMPILED)
+            watchdog.beat(_COMPUTING)
             yield queue.popleft()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import itertools
 import shlex
 import shutil
 import subprocess
@@ -12,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 
-from covjax import checkpoint, parallel
+from covjax import checkpoint, parallel, together
 from covjax.config import differences, read_about, read_config, save_config
 from covjax.errors import UsageError, reason
 from covjax.system.files import HALF
@@ -153,13 +153,34 @@ def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def default(config: ml_collections.ConfigDict) -> Path:
-    """Returns a folder that names stage and time: runs/lung-20261123-134501.
+    """Makes a folder that names stage and time: runs/lung-20261123-134501.
 
-    All processes of a run get the same, by the clock of the first.
+    The next run that is started within the same second gets -2 after it. All processes
+    of a run get the same, by the clock of the first.
+
+    Raises:
+      UsageError: if it cannot be made.
     """
-    now = np.frombuffer(time.strftime("%Y%m%d-%H%M%S").encode(), np.uint8)
-    told = parallel.from_main(now).tobytes().decode()
-    return Path("runs") / f"{config.data.task}-{told}"
+    named = time.strftime("%Y%m%d-%H%M%S")
+
+    def make() -> str:
+        for number in itertools.count(1):
+            folder = Path("runs") / f"{config.data.task}-{named}"
+            if number > 1:
+                folder = folder.with_name(f"{folder.name}-{number}")
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise UsageError(
+                    f"{folder}: cannot be made ({reason(error)}); name another folder"
+                    " by --workdir"
+                ) from None
+            return str(folder)
+        raise AssertionError  # the count has no end
+
+    return Path(together.on_main(make))
 
 
 def about(argv: list[str]) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from covjax.errors import UsageError
 from covjax.system import hosts
 
 VARIABLE = "COVJAX_STALL_MINUTES"
-_MINUTES = 10.0
-_LONGER = 6  # times, while programs compile
+_MINUTES = 20.0  # longer than any program compiles, or Val is judged
 _PROGRESS, _STUCK = "covjax/progress/", "covjax/stuck"
 
 
@@ -57,23 +56,22 @@ class _Watchdog:
     """A thread that looks at the progress of all processes."""
 
     def __init__(self, minutes: float):
-        self._limit = 60 * minutes
-        self._interval = min(5.0, self._limit / 10)
+        self._interval = min(5.0, 6 * minutes)
         self._client: Any = distributed.global_state.client
         self._rank = distributed.global_state.process_id or 0
-        self._own = _Seen(f"process {self._rank} ({socket.gethostname()})")
+        name = f"process {self._rank} ({socket.gethostname()})"
+        self._own = _Seen(name, patience=60 * minutes)
         self._others = dict[str, _Seen]()
         self._depth = 0
         threading.Thread(target=self._run, daemon=True).start()
 
     def enter(self, change: int) -> None:
         self._depth += change
-        self.beat("starting", longer=True)
+        self.beat("starting")
         self._own.watched = self._depth > 0
 
-    def beat(self, doing: str, *, longer: bool) -> None:
+    def beat(self, doing: str) -> None:
         self._own.doing, self._own.still = doing, 0.0
-        self._own.patience = self._limit * (_LONGER if longer else 1)
         self._own.count += 1
 
     def _run(self) -> None:
@@ -142,7 +140,7 @@ _watchdog: _Watchdog | None = None
 def watched() -> Iterator[None]:
     """While entered, this process has to `beat`, or it is ended after some minutes.
 
-    10, or those that the environment variable `VARIABLE` names; 0 turns this off.
+    20, or those that the environment variable `VARIABLE` names; 0 turns this off.
 
     Raises:
       UsageError: if the variable is no number.
@@ -161,17 +159,16 @@ def watched() -> Iterator[None]:
         _watchdog.enter(-1)
 
 
-def beat(doing: str, *, longer: bool = False) -> None:
+def beat(doing: str) -> None:
     """Says that this process has come further, and what it is doing now.
 
     All processes of a run beat at the same places: counts tell who is behind.
 
     Args:
       doing: "loading images", for the line of one that is stuck there.
-      longer: whether this may take several times as long, as compilation does.
     """
     if _watchdog is not None:
-        _watchdog.beat(doing, longer=longer)
+        _watchdog.beat(doing)
 
 
 def _minutes() -> float:
