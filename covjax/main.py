@@ -5,7 +5,6 @@ python -m covjax.main --config=configs/infection.py --init_from=runs/lung
 python -m covjax.main --mode=evaluate --workdir=runs/lung --split=val
 """
 
-import contextlib
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -51,12 +50,8 @@ def _main(_: list[str]) -> None:
     split = _SPLIT.value.capitalize()
     if workdir:
         return train_and_evaluate(config, Path(workdir), split)
-    folder = run_dir.default(config)
-    try:
+    with run_dir.new_folder(config) as folder:
         train_and_evaluate(config, folder, split)
-    finally:
-        with contextlib.suppress(OSError):  # it holds something
-            folder.rmdir()
 
 
 if __name__ == "__main__":

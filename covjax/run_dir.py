@@ -152,35 +152,42 @@ def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def default(config: ml_collections.ConfigDict) -> Path:
+@contextlib.contextmanager
+def new_folder(config: ml_collections.ConfigDict) -> Iterator[Path]:
     """Makes a folder that names stage and time: runs/lung-20261123-134501.
 
     The next run that is started within the same second gets -2 after it. All processes
-    of a run get the same, by the clock of the first.
+    of a run get the same, by the clock of the first. A folder in which nothing was
+    written is removed in the end.
 
     Raises:
       UsageError: if it cannot be made.
     """
-    named = time.strftime("%Y%m%d-%H%M%S")
+    stem = f"{config.data.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(together.on_main(lambda: str(_make_first(Path("runs"), stem))))
+    try:
+        yield folder
+    finally:
+        if parallel.is_main():
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
-    def make() -> str:
-        for number in itertools.count(1):
-            folder = Path("runs") / f"{config.data.task}-{named}"
-            if number > 1:
-                folder = folder.with_name(f"{folder.name}-{number}")
-            try:
-                folder.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise UsageError(
-                    f"{folder}: cannot be made ({reason(error)}); name another folder"
-                    " by --workdir"
-                ) from None
-            return str(folder)
-        raise AssertionError  # the count has no end
 
-    return Path(together.on_main(make))
+def _make_first(home: Path, stem: str) -> Path:
+    """Makes the first of `stem`, `stem`-2, … that nobody else has made."""
+    for number in itertools.count(1):
+        folder = home / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: cannot be made ({reason(error)}); name another folder by"
+                " --workdir"
+            ) from None
+        return folder
+    raise AssertionError("a count has no end")
 
 
 def about(argv: list[str]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ if last:
     print("covjax:", last, file=sys.stderr)
 """
 _companion: subprocess.Popen[bytes] | None = None
+silent = False  # whether it was said why this process ends
 
 
 def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
@@ -119,9 +120,15 @@ def leave(status: int) -> None:
         os._exit(status)
 
 
+def be_silent() -> None:
+    """Has nothing more said of other processes: why all of them end is known."""
+    global silent
+    silent = True
+    _let_say("")
+
+
 def abandon(status: int) -> None:
     """Ends a process from any of its threads, whatever the others are at."""
-    _let_say("")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import jax
 
 from covjax.errors import STORAGE, Failure, StorageError, reason
-from covjax.system.hosts import LOST
+from covjax.system import hosts
 from covjax.system.interrupt import Interrupted
 
 OUT_OF_MEMORY = (
@@ -36,7 +36,8 @@ def tell(error: BaseException, program: str = "covjax") -> int:
     if failure is None:
         traceback.print_exception(error)
         return 1
-    print(f"{program}: {failure}", file=sys.stderr)
+    if not (hosts.silent and str(failure) == hosts.LOST):
+        print(f"{program}: {failure}", file=sys.stderr)
     return failure.exit_status
 
 
@@ -69,7 +70,7 @@ def explained(error: BaseException) -> Failure | None:
             )
         if jax.distributed.is_initialized():
             if any(word in said.lower() for word in _OF_OTHERS):
-                return Failure(LOST)
+                return Failure(hosts.LOST)
     return None
 
 

@@ -125,9 +125,10 @@ class _Watchdog:
         with contextlib.suppress(Exception):  # another one was faster
             if self._client is not None:
                 self._client.key_value_set(_STUCK, verdict)
+        hosts.be_silent()
         print(f"covjax: {verdict}", file=sys.stderr, flush=True)
-        if self._client is not None and self._rank == 0:
-            time.sleep(3 * self._interval)  # the others read it from this process
+        if self._client is not None:  # until the others have read it, from process 0
+            time.sleep((3 if self._rank == 0 else 2) * self._interval)
         for child in multiprocessing.active_children():
             child.kill()  # one that is stopped would not end with this process
         hosts.abandon(1)
