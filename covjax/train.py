@@ -102,6 +102,7 @@ def train_and_evaluate(
                 batch_size=config.train.batch_size,
                 silent=not parallel.is_main(),
             ) as log:
+                log.dropped = together.on_main(lambda: log.dropped)
                 log.say(_describe(config, workdir, root, films))
                 log.say(origin)
                 fit(

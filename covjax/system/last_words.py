@@ -59,9 +59,10 @@ def explained(error: BaseException) -> Failure | None:
             )
         if _WORKER_ENDED in said:
             return Failure(
-                f"a process that loads images was ended from outside ({_code(said)}),"
-                " mostly because the host ran out of memory: lower data.workers or"
-                " data.prefetch; the same command goes on from the newest checkpoint"
+                f"a process that loads images was ended from outside ({_code(said)}):"
+                " by the system for memory, if it is signal 9 (lower data.workers or"
+                " data.prefetch), and by a disk that fails, if it is 7 (move data.cache)."
+                " The same command goes on from the newest checkpoint"
             )
         if isinstance(cause, OSError) and cause.errno in STORAGE:
             return StorageError(
