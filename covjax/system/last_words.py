@@ -61,7 +61,7 @@ def explained(error: BaseException) -> Failure | None:
             return Failure(
                 f"a process that loads images was ended from outside ({_code(said)}):"
                 " by the system for memory, if it is signal 9 (lower data.workers or"
-                " data.prefetch), and by a disk that fails, if it is 7 (move data.cache)."
+                " data.prefetch), by a disk that fails, if it is 7 (move data.cache)."
                 " The same command goes on from the newest checkpoint"
             )
         if isinstance(cause, OSError) and cause.errno in STORAGE:
