@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from covjax import parallel
-from covjax.errors import StorageError, UsageError, reason
-from covjax.system.digests import check_digests, is_as_written, write_digests
+from covjax.errors import STORAGE, StorageError, UsageError, reason
+from covjax.system.digests import (
+    check_digests,
+    is_as_written,
+    unreadable,
+    write_digests,
+)
 from covjax.train_state import TrainState
 
 FOLDER = "checkpoints"
@@ -34,10 +40,20 @@ MOST_NUMBERS = 2**30  # of a network that is read: 4 GiB in float32
 
 
 class Checkpoints:
-    """The checkpoints of a run; close it, or use it in a `with`, to end the writing."""
+    """The checkpoints of a run; close it, or use it in a `with`, to end the writing.
 
-    def __init__(self, workdir: Path):
-        """Opens `workdir`/checkpoints, made if missing."""
+    Each process works on its own and waits for no other: of several, the main one alone
+    writes, and what a run goes on from is read by it alone (`together.on_main`).
+    """
+
+    def __init__(self, workdir: Path, check: Callable[[], None] = lambda: None):
+        """Opens `workdir`/checkpoints, made if missing.
+
+        Args:
+          workdir: the run's folder.
+          check: is called before one is written, and raises if that must not be.
+        """
+        self._check = check
         policies = ocp.checkpoint_managers
         keep = policies.AnyPreservationPolicy(
             [
@@ -54,15 +70,20 @@ class Checkpoints:
             best_fn=lambda m: m[_METRIC],
             best_mode="max",
             preservation_policy=keep,
+            create=False,  # Orbax refuses to make it for some of several processes
+            multiprocessing_options=_alone(),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._digest),
         )
         self._folder = folder
         self._logger = logging.getLogger("absl")
         try:  # reads the metrics of every checkpoint
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 folder, item_names=(_STATE,), options=options
             )
         except (OSError, ValueError) as error:
+            if _of_storage(error):
+                raise unreadable(folder, error) from None
             raise UsageError(f"{folder}: not whole ({error})") from None
         self._logger.addFilter(_is_not_of_orbax)
         self._told_once = contextlib.ExitStack()
@@ -103,8 +124,10 @@ class Checkpoints:
             a checkpoint is never the best, and goes when a later one is written.
 
         Raises:
-          StorageError: if this one, or the one before it, cannot be written.
+          StorageError: if this one, or the one before it, cannot be written, or another
+            process has taken the folder over.
         """
+        self._check()
         step = int(state.step)
         if step == self._manager.latest_step():
             return  # written at the end of an epoch, just before a signal
@@ -117,9 +140,8 @@ class Checkpoints:
 
     def _digest(self) -> None:
         """Adds the digests to what is about to be renamed to a whole checkpoint."""
-        if parallel.is_main():
-            for folder in self._folder.glob(UNFINISHED):
-                write_digests(folder, unless=(_ABOUT,))
+        for folder in self._folder.glob(UNFINISHED):
+            write_digests(folder, unless=(_ABOUT,))
 
     def restore_newest(self, state: TrainState) -> tuple[TrainState | None, list[str]]:
         """Restores the newest checkpoint that can be restored.
@@ -137,6 +159,7 @@ class Checkpoints:
         Raises:
           UsageError: if something was written, and nothing of it is whole; or the
             newest is, and holds no state of this kind. That one is left where it is.
+          StorageError: if the disk does not answer; nothing is moved.
         """
         told = []
         while (step := self.latest()) is not None:
@@ -151,7 +174,6 @@ class Checkpoints:
                         " another network (give another --workdir)"
                     ) from None
                 told.append(_set_aside(folder, error))
-                parallel.wait_for_all()
                 self._manager.reload()
         if (aside := self._folder.parent / DAMAGED).exists():
             raise UsageError(
@@ -169,6 +191,7 @@ class Checkpoints:
 
         Raises:
           UsageError: if it cannot be read.
+          StorageError: if the disk does not answer.
         """
         target = jax.tree.map(np.asarray, _tree(state))
         args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(target)})
@@ -176,9 +199,25 @@ class Checkpoints:
             restored = self._manager.restore(step, args=args)
         except (OSError, ValueError, KeyError) as error:
             folder = self._folder / str(step)
+            if _of_storage(error):
+                raise unreadable(folder, error) from None
             why = str(error).partition("\n")[0]
             raise UsageError(f"{folder}: cannot be restored ({why})") from None
         return state.replace(**restored[_STATE])
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Returns what has Orbax wait for no other process of the run."""
+    rank, _ = parallel.process()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=rank, active_processes={rank}, barrier_sync_key_prefix=f"of-{rank}"
+    )
+
+
+def _of_storage(error: Exception) -> bool:
+    """Tells whether the disk failed, by the number of an error or by its text."""
+    number = getattr(error, "errno", None)
+    return number in STORAGE or any(os.strerror(n) in str(error) for n in STORAGE)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
@@ -240,6 +279,9 @@ def set_aside_damaged(workdir: Path) -> list[str]:
 
     Returns:
       What was moved, and why, a line each.
+
+    Raises:
+      StorageError: if the disk does not answer; what was not looked at stays.
     """
     told = []
     for folder in sorted((workdir / FOLDER).glob("*")):
@@ -257,9 +299,8 @@ def _set_aside(folder: Path, error: UsageError) -> str:
     home = folder.parents[1] / DAMAGED
     taken = len(list(home.glob(f"{folder.name}*")))
     moved = home / (f"{folder.name}-{taken}" if taken else folder.name)
-    if parallel.is_main():
-        home.mkdir(exist_ok=True)
-        folder.rename(moved)
+    home.mkdir(exist_ok=True)
+    folder.rename(moved)
     return f"WARNING: {error}. It was moved to {moved}"
 
 
@@ -356,6 +397,8 @@ def read_variables(folder: Path) -> dict[str, Any]:
         return restored.get("averaged", restored)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         logging.debug("restore failed", exc_info=True)
+        if _of_storage(error):
+            raise unreadable(folder, error) from None
         raise UsageError(f"{folder}: not a whole checkpoint ({error})") from None
     finally:
         handler.close()

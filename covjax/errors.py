@@ -32,7 +32,7 @@ class Diverged(Failure):
 
 
 class StorageError(Failure):
-    """A folder that cannot be written any more: full, taken away, or read-only."""
+    """A disk that cannot be read or written any more: full, taken away, read-only."""
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ operating point yet for its checkpoint and a region of interest, Val is evaluate
 in the same way.
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from covjax import parallel, run_dir
+from covjax import parallel, run_dir, together
 from covjax.calibrate import (
     OBJECTIVE,
     OperatingPoint,
@@ -21,13 +22,13 @@ from covjax.calibrate import (
     read_points,
     write_points,
 )
-from covjax.config import ROIS, loss_weights, read_config, validate_config
+from covjax.config import ROIS, fill_in, loss_weights, read_config, validate_config
 from covjax.data.audit import audit_with_bar
 from covjax.data.covidqu import is_from_table, is_phantom
 from covjax.data.pipeline import Region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import UsageError
-from covjax.lungs import LungFinder, find_lungs, make_finder, read_finder, same_lungs
+from covjax.lungs import LungFinder, find_finder, find_lungs, read_finder, same_lungs
 from covjax.outputs import Outputs, predict_split
 from covjax.report.page import write_report
 from covjax.report.split_figures import draw_split
@@ -50,7 +51,7 @@ from covjax.results import (
 from covjax.run_films import choose_films
 from covjax.system.files import write_whole
 from covjax.system.strict_json import read_json
-from covjax.trained import read_trained
+from covjax.trained import share_trained
 
 
 def evaluate_run(
@@ -67,23 +68,27 @@ def evaluate_run(
     Raises:
       UsageError: if there is no such run, or `config` is not its own.
     """
-    stored = read_config(workdir / run_dir.CONFIG)
+    stored = fill_in(
+        together.on_main(lambda: read_config(workdir / run_dir.CONFIG).to_dict())
+    )
     if config is not None:
         config.init_from = config.init_from or stored.init_from
         named = config.data.lung_run
         config.data.lung_run = named or stored.data.lung_run
-        run_dir.check_same(workdir, config)
+        together.on_main(lambda: run_dir.check_same(workdir, config))
     else:
         config, named = stored, ""
     validate_config(config)
     if config.data.lung_run and not named and config.data.roi != "predicted":
-        config.data.lung_run = _if_there(config.data.lung_run)
-    finder = make_finder(config)
+        lung_run = config.data.lung_run
+        config.data.lung_run = together.on_main(lambda: _if_there(lung_run))
+    finder = find_finder(config)
     parallel.check_batch_size(config.train.batch_size)
-    root, films = find_films(config)
+    root, films = together.in_all(lambda: find_films(config))
     chosen = choose_films(config, workdir, films, ("Val", split), training=False)
-    with run_dir.hold(workdir):
-        chosen.write(workdir)
+    with contextlib.ExitStack() as held:
+        together.in_all(lambda: held.enter_context(run_dir.hold(workdir)))
+        together.on_main(lambda: chosen.write(workdir))
         evaluate_best(config, workdir, root, chosen.films, split, finder)
 
 
@@ -185,12 +190,12 @@ class _Evaluation:
         films: Films,
         finder: LungFinder | None,
     ):
-        self._trained = read_trained(str(workdir))
+        self._trained = share_trained(str(workdir))
         self._state = parallel.replicate(self._trained.state)
         self._config, self._workdir, self._root = config, workdir, root
         # A run of the outside of the lungs is never shown found ones.
         self._finder = None if config.data.roi == "outside" else finder
-        self._points = read_points(workdir)
+        self._points = together.on_main(lambda: read_points(workdir))
         self._films, self._masks = dict(films), dict[str, SplitMasks]()
         self._of_val = dict[str, Outputs]()  # by region: Val may be asked for twice
 

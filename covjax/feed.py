@@ -92,11 +92,22 @@ class Feed:
       batches: this process's, [D, B, ...], on its devices.
       prepare: makes a `Batch` of one device's share; part of the compiled step.
       description: which way they come, for the run's log.
+      source: of the batches, which says ahead of time that one will fail.
     """
 
     batches: Iterable[Any]
     prepare: Callable[[Any], Batch]
     description: str
+    source: parallel.Prefetched
+
+    def fails(self) -> bool:
+        """Tells whether a batch that is still to come cannot be made."""
+        return self.source.error is not None
+
+    def check(self) -> None:
+        """Raises the error of a batch that is still to come, if there is one."""
+        if self.source.error is not None:
+            raise self.source.error
 
 
 def make_feed(
@@ -120,8 +131,9 @@ def make_feed(
         workers=loading_workers(config),
     )  # fmt: skip
     if config.augment.where == "host":
-        batches = parallel.prefetch(supply())
-        return Feed(batches, lambda batch: batch, "films are augmented on the host")
+        source = parallel.prefetch(supply())
+        told = "films are augmented on the host"
+        return Feed(source, lambda batch: batch, told, source)
     data = config.data
     prepare = Prepare(
         DeviceAugment(**strengths_of(config.augment)),
@@ -137,16 +149,17 @@ def make_feed(
         if parallel.has_room(need):
             resident = parallel.put_on_all(packed)
             # They are there before a worker would have started.
-            keys = parallel.prefetch(supply(read=ReadKey(config.seed), workers=0))
-            batches = ({**batch, "films": resident} for batch in keys)
-            return Feed(batches, prepare, f"{told}; all lie there ({size})")
+            source = parallel.prefetch(supply(read=ReadKey(config.seed), workers=0))
+            batches = ({**batch, "films": resident} for batch in source)
+            return Feed(batches, prepare, f"{told}; all lie there ({size})", source)
         told += (
             f", each batch sent there (to stay, they need {2 * need / 1e6:.0f} MB free)"
         )
     else:
         told += ", each batch sent there (to stay, they need config.data.cache)"
     read = ReadUnaugmented(read, prepare.parts, config.seed)
-    return Feed(parallel.prefetch(supply(read=read)), prepare, told)
+    source = parallel.prefetch(supply(read=read))
+    return Feed(source, prepare, told, source)
 
 
 def loading_workers(config: ml_collections.ConfigDict) -> int:

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from covjax import parallel
+from covjax import parallel, together
 from covjax.averaging import Rate
 from covjax.checkpoint import Checkpoints
 from covjax.data.source import Films
@@ -18,6 +18,7 @@ from covjax.judge import make_judge
 from covjax.losses import make_objective
 from covjax.report.log import RunLog
 from covjax.steps import train_step
+from covjax.system import watchdog
 from covjax.system.interrupt import Interrupt, Interrupted
 from covjax.train_state import TrainState
 from covjax.watch import Watch
@@ -28,7 +29,7 @@ def fit(
     films: Films,
     state: TrainState,
     *,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     log: RunLog,
     schedule: optax.Schedule,
     averaging: Rate | None,
@@ -40,7 +41,7 @@ def fit(
       config: the whole config.
       films: of every split; Train and Val are read.
       state: to go on from, on the host.
-      checkpoints: where it is kept.
+      checkpoints: where it is kept; None in a process that keeps nothing.
       log: of the run.
       schedule: steps taken → learning rate, for the log.
       averaging: as `steps.train_step` takes it.
@@ -50,6 +51,8 @@ def fit(
       Interrupted: after a signal, once the newest state is written.
       Diverged: if loss, gradients or weights are no longer finite.
       StorageError: if a checkpoint cannot be written.
+      Failure: if images cannot be read any more, here or in another process, once the
+        newest state is written.
     """
     steps_per_epoch = len(films["Train"]) // config.train.batch_size
     start, total = int(state.step), config.train.epochs * steps_per_epoch
@@ -75,7 +78,7 @@ def fit(
 
     agree_to_stop = parallel.compile_agreement()
     step = start
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, watchdog.watched():
         for step, batch in enumerate(feed.batches, start + 1):
             device_state, result = step_fn(device_state, batch, dropout_key)
             # Reading the step before keeps the device busy with this one.
@@ -90,27 +93,34 @@ def fit(
                 rate = log.images_per_second(step)
                 verdict = judge(device_state)
                 log.write(step, "val", verdict.numbers)
-                checkpoints.save(parallel.unreplicate(device_state), dice=verdict.dice)
+                _save(checkpoints, device_state, dice=verdict.dice)
                 log.say(
                     f"epoch {step // steps_per_epoch:3}/{config.train.epochs}  step"
                     f" {step}  {rate:.0f} images/s  val: {verdict.text}"
                 )
                 log.restart_clock(step)
-            stop = agree_to_stop(step, interrupt.number is not None)
+            wants = interrupt.number is not None or feed.fails()
+            stop = agree_to_stop(step, wants)
             if not ended and (stop or _is_due(step, config.train.checkpoint_every)):
                 reader.read()
-                checkpoints.save(parallel.unreplicate(device_state), dice=None)
+                _save(checkpoints, device_state, dice=None)
             if stop:
                 break
         else:  # a signal that came to another process with the last step counts, too
             stop = agree_to_stop(total + 1, interrupt.number is not None)
         if stop:
+            together.in_all(feed.check)
             number = interrupt.number or signal.SIGTERM  # another process got one
             raise Interrupted(
                 number,
                 f"stopped by signal {number:d} after step {step} of {total}; the same"
                 " command goes on from there",
             )
+
+
+def _save(checkpoints: Checkpoints | None, state: Any, *, dice: float | None) -> None:
+    if checkpoints is not None:
+        checkpoints.save(parallel.unreplicate(state), dice=dice)
 
 
 def _is_due(step: int, every: int) -> bool:

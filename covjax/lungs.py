@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,22 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from covjax import parallel
+from covjax import parallel, together
 from covjax.calibrate import OperatingPoint, as_point, read_points
 from covjax.checkpoint import best_of, fingerprint
 from covjax.config import read_config
 from covjax.data.covidqu import Film
 from covjax.data.masks import as_lungs
 from covjax.errors import DataError, UsageError
-from covjax.outputs import predict_split
+from covjax.outputs import Outputs, predict_split
 from covjax.run_dir import CONFIG
 from covjax.system.files import write_whole
-from covjax.trained import read_trained, run_of, step_of
+from covjax.trained import run_of, share_trained, step_of
 
 FOLDER = "lungs"
+_PATIENCE = 90  # seconds; a network share may be a minute behind (acdirmax)
 _AT_ONCE = 2048  # films predicted before their masks are written
-_network = functools.lru_cache(maxsize=1)(read_trained)  # compiled once for all splits
+_network = functools.lru_cache(maxsize=1)(share_trained)  # compiled once for all splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,22 @@ def make_finder(config: ml_collections.ConfigDict) -> LungFinder | None:
     return None
 
 
+def find_finder(config: ml_collections.ConfigDict) -> LungFinder | None:
+    """Returns what `make_finder` does in the main process, on every process."""
+
+    def read() -> dict[str, Any] | None:
+        finder = make_finder(config)
+        return finder and dataclasses.asdict(finder) | {
+            "checkpoint": str(finder.checkpoint)
+        }
+
+    told = together.on_main(read)
+    if told is None:
+        return None
+    point = OperatingPoint(**told["point"])
+    return LungFinder(Path(told["checkpoint"]), told["fingerprint"], point)
+
+
 def _is_of_lungs(checkpoint: Path) -> bool:
     config = read_config(run_of(checkpoint) / CONFIG).to_dict()
     return config.get("data", {}).get("task") == "lung"
@@ -150,13 +168,10 @@ def find_lungs(finder: LungFinder, films: Sequence[Film], *, spare: Path) -> lis
     of_point = f"{point.threshold:g}-{point.min_area}-{point.presence:g}"
     name = f"{finder.checkpoint.name}-{finder.fingerprint}-{of_point}"
     homes = [folder / FOLDER / name for folder in (run, spare)]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        files = [f"{key}.png" for key in threads.map(_hash, films)]
-    # One process decides for all, or they would not go through the same passes.
-    new = 0 if os.access(run, os.W_OK) else 1
-    there = [[(home / file).exists() for home in homes] for file in files]
-    where = [row.index(True) if any(row) else 2 + new for row in there]
-    where = parallel.from_main(np.array(where, np.int32))
+    files = together.in_all(lambda: _name_masks(films))
+    # The main process looks for all: they have to go through the same passes, and on a
+    # network share a host that once missed a file goes on missing it for a while.
+    where = together.on_main(lambda: _look_for(files, homes))
     masks = [homes[k % 2] / file for k, file in zip(where, files, strict=True)]
     missing = {
         mask: film for k, mask, film in zip(where, masks, films, strict=True) if k >= 2
@@ -166,10 +181,40 @@ def find_lungs(finder: LungFinder, films: Sequence[Film], *, spare: Path) -> lis
             n = len(missing)
             print(f"finding the lungs of {n:,} films with {run}", flush=True)
         _write(finder, missing)
+        together.in_all(lambda: _wait_for_files(list(missing)))
     return [
         dataclasses.replace(film, found_lung=mask)
         for film, mask in zip(films, masks, strict=True)
     ]
+
+
+def _name_masks(films: Sequence[Film]) -> list[str]:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        return [f"{key}.png" for key in threads.map(_hash, films)]
+
+
+def _look_for(files: Sequence[str], homes: Sequence[Path]) -> list[int]:
+    """Returns in which home each file is; 2 + where a new one is to go."""
+    new = 0 if os.access(homes[0].parents[1], os.W_OK) else 1
+    there = [[(home / file).exists() for home in homes] for file in files]
+    return [row.index(True) if any(row) else 2 + new for row in there]
+
+
+def _wait_for_files(paths: Sequence[Path]) -> None:
+    """Returns once this host sees what the main process has written.
+
+    Raises:
+      DataError: naming the first file that does not come.
+    """
+    end = time.monotonic() + _PATIENCE
+    for path in paths:
+        while not path.exists():
+            if time.monotonic() > end:
+                raise DataError(
+                    f"{path}: another process has written it, and it is not there on"
+                    " this host: mount the folder under the same path on every host"
+                )
+            time.sleep(0.2)
 
 
 def _hash(film: Film) -> str:
@@ -190,11 +235,16 @@ def _write(finder: LungFinder, missing: dict[Path, Film]) -> None:
     for start in range(0, len(films), _AT_ONCE):
         some = films[start : start + _AT_ONCE]
         outputs = predict_split(config, some, state)
-        if parallel.is_main():
-            found = finder.point.masks(outputs.levels, outputs.presence)
-            with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-                list(threads.map(_write_mask, paths[start:], found))
-    parallel.wait_for_all()
+        write = functools.partial(_write_masks, paths[start:], outputs, finder.point)
+        together.on_main(write)
+
+
+def _write_masks(
+    paths: Sequence[Path], outputs: Outputs, point: OperatingPoint
+) -> None:
+    found = point.masks(outputs.levels, outputs.presence)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(_write_mask, paths, found))
 
 
 def _write_mask(path: Path, found: np.ndarray) -> None:

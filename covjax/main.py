@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from covjax import run_dir
 from covjax.errors import UsageError
 from covjax.evaluate import evaluate_run
+from covjax.same_start import check_same_start
 from covjax.system import hosts
 from covjax.system.command_line import parse
 from covjax.system.compilation import keep_compiled
@@ -38,14 +39,19 @@ def _main(_: list[str]) -> None:
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config is not None and _INIT_FROM.value is not None:
         config.init_from = _INIT_FROM.value
+    flags_given = {flag.name: flag.value for flag in (_MODE, _WORKDIR, _SPLIT)}
+    check_same_start(flags_given, config)
     if _MODE.value == "evaluate":
         if not workdir:
             raise UsageError("--mode=evaluate needs --workdir, the run to evaluate")
         return evaluate_run(Path(workdir), _SPLIT.value.capitalize(), config)
     if config is None:
         raise UsageError("--config is missing, for example --config=configs/lung.py")
-    folder = Path(workdir) if workdir else run_dir.default(config)
-    train_and_evaluate(config, folder, _SPLIT.value.capitalize())
+    split = _SPLIT.value.capitalize()
+    if workdir:
+        return train_and_evaluate(config, Path(workdir), split)
+    with run_dir.new_folder(config) as folder:
+        train_and_evaluate(config, folder, split)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from covjax.data.pipeline import make_eval_dataset
 from covjax.losses import make_loss, pixel_terms
 from covjax.metrics.detection import presence_scores
 from covjax.steps import eval_step, predict_step
+from covjax.system import watchdog
 
 Terms = tuple[tuple[str, Any], ...]  # of the loss that is reported
 
@@ -112,11 +113,12 @@ def _collect(
     """Fills arrays [n, ...] with what a step returns under their names."""
     seen = np.zeros(len(kept["loss"]), np.int64)
     pending = None
-    for batch in parallel.prefetch(dataset):
-        # Read the results of a batch only when the next one is under way.
-        result, pending = pending, step(state, batch)
-        _store(result, kept, seen)
-    _store(pending, kept, seen)
+    with watchdog.watched():
+        for batch in parallel.prefetch(dataset):
+            # Read the results of a batch only when the next one is under way.
+            result, pending = pending, step(state, batch)
+            _store(result, kept, seen)
+        _store(pending, kept, seen)
     if (seen != 1).any():
         raise RuntimeError(
             f"{np.sum(seen != 1)} of {len(seen)} films were not scored once"

@@ -5,6 +5,7 @@ only its own) and one for each of its devices. Steps see the batch of one device
 meet the others through the axis `AXIS`.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from covjax.errors import UsageError
+from covjax.system import watchdog
 from covjax.system.interrupt import shield_workers
 from covjax.types import AXIS
+
+# An error two batches ahead is known to all processes before they need that batch.
+_AHEAD = 3
+_COMPUTING = "computing a step, or waiting for another process"
 
 
 def process() -> tuple[int, int]:
@@ -122,17 +128,50 @@ def unreplicate(tree: Any) -> Any:
     return jax.device_get(jax_utils.unreplicate(tree))
 
 
-def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[Any]:
-    """Moves batches onto the devices, two ahead of the step that takes them.
+class Prefetched:
+    """Batches on the devices, some ahead of the step that takes them.
+
+    An error of the batches is raised once those before it were taken: the processes of
+    a run have a few steps to stop together, with a checkpoint.
+
+    Attributes:
+      error: what will be raised; None as long as all is well.
+    """
+
+    def __init__(self, batches: Iterable[dict[str, np.ndarray]]):
+        """Takes this process's shares, arrays [D * B, ...]."""
+        self._batches = batches
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yields the same, [D, B, ...], on the devices."""
+        shards = map(_shard, shield_workers(self._batches))
+        queue = collections.deque[Any]()
+        layout = replicate(np.uint8(0)).sharding
+        while True:
+            while self.error is None and len(queue) < _AHEAD:
+                watchdog.beat("loading images")
+                try:
+                    queue.append(jax.device_put(next(shards), layout))
+                except StopIteration:
+                    break
+                except Exception as error:
+                    self.error = error
+            if not queue:
+                if self.error is not None:
+                    raise self.error
+                return
+            watchdog.beat(_COMPUTING)
+            yield queue.popleft()
+
+
+def prefetch(batches: Iterable[dict[str, np.ndarray]]) -> Prefetched:
+    """Moves batches onto the devices, ahead of the step that takes them.
 
     Args:
       batches: this process's shares, arrays [D * B, ...].
-
-    Yields:
-      The same, [D, B, ...], on the devices.
     """
-    shards = map(_shard, shield_workers(batches))
-    return jax_utils.prefetch_to_device(shards, size=2, axis_name=AXIS)
+    return Prefetched(batches)
 
 
 def has_room(need: int) -> bool:

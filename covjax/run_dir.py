@@ -2,23 +2,24 @@
 
 import contextlib
 import importlib.metadata
+import itertools
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 
-from covjax import checkpoint, parallel
+from covjax import checkpoint, parallel, together
 from covjax.config import differences, read_about, read_config, save_config
 from covjax.errors import UsageError, reason
 from covjax.system.files import HALF
 from covjax.system.folder_lock import LOCK, BusyError, locked
+from covjax.system.folder_owner import OWNER, owned
 
 CONFIG = "config.json"
 PACKAGES = (
@@ -28,7 +29,7 @@ PACKAGES = (
 
 
 @contextlib.contextmanager
-def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
+def hold(workdir: Path, flag: str = "--workdir") -> Iterator[Callable[[], None]]:
     """Keeps every other process out of a folder, which is made if missing.
 
     What a process that died there had half-written is removed. Of the processes of one
@@ -38,21 +39,26 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
       workdir: the run's folder, or one that is held in the same way.
       flag: by which it was named, for the error.
 
+    Yields:
+      What raises a StorageError if a process of another host has taken the folder over.
+
     Raises:
       UsageError: if another process holds it, or it cannot be written.
     """
     if not parallel.is_main():
-        yield
+        yield lambda: None
         return
     with contextlib.ExitStack() as stack:
         try:
             alone = stack.enter_context(locked(workdir))
+            check = stack.enter_context(owned(workdir, locked=alone))
             if alone:
                 _remove_half_written(workdir)
-        except BusyError:
+        except BusyError as error:
+            who = f" ({error})" if str(error) else ""
             raise UsageError(
-                f"{flag}={workdir}: another process is at work there; wait for it, or"
-                " give another folder"
+                f"{flag}={workdir}: another process is at work there{who}; wait for it,"
+                " or give another folder"
             ) from None
         except OSError as error:
             raise UsageError(
@@ -62,7 +68,7 @@ def hold(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         if not alone:
             told = "cannot be locked; see that one process alone writes there"
             print(f"{workdir}: {told}")
-        yield
+        yield check
 
 
 def _remove_half_written(workdir: Path) -> None:
@@ -123,7 +129,8 @@ def is_free(workdir: Path, first: str) -> bool:
         return True
     begun = f".{first}."  # the name that files.write_whole gives it
     return workdir.is_dir() and all(
-        path.name == LOCK or path.name.startswith(begun) for path in workdir.iterdir()
+        path.name in (LOCK, OWNER) or path.name.startswith(begun)
+        for path in workdir.iterdir()
     )
 
 
@@ -145,14 +152,42 @@ def check_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def default(config: ml_collections.ConfigDict) -> Path:
-    """Returns a folder that names stage and time: runs/lung-20261123-134501.
+@contextlib.contextmanager
+def new_folder(config: ml_collections.ConfigDict) -> Iterator[Path]:
+    """Makes a folder that names stage and time: runs/lung-20261123-134501.
 
-    All processes of a run get the same, by the clock of the first.
+    The next run that is started within the same second gets -2 after it. All processes
+    of a run get the same, by the clock of the first. A folder in which nothing was
+    written is removed in the end.
+
+    Raises:
+      UsageError: if it cannot be made.
     """
-    now = np.frombuffer(time.strftime("%Y%m%d-%H%M%S").encode(), np.uint8)
-    told = parallel.from_main(now).tobytes().decode()
-    return Path("runs") / f"{config.data.task}-{told}"
+    stem = f"{config.data.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(together.on_main(lambda: str(_make_first(Path("runs"), stem))))
+    try:
+        yield folder
+    finally:
+        if parallel.is_main():
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
+def _make_first(home: Path, stem: str) -> Path:
+    """Makes the first of `stem`, `stem`-2, … that nobody else has made."""
+    for number in itertools.count(1):
+        folder = home / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: cannot be made ({reason(error)}); name another folder by"
+                " --workdir"
+            ) from None
+        return folder
+    raise AssertionError("a count has no end")
 
 
 def about(argv: list[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from covjax import parallel
+from covjax import parallel, together
 from covjax.data.checked import find_bad
 from covjax.data.covidqu import Film
 from covjax.data.decode import shown
@@ -74,24 +74,11 @@ def choose_films(
       DataError: if a film cannot be used and may not be skipped, or, in training, the
         films are not those that the run began with.
     """
-    before = _read(workdir)
-    kept, told = dict(films), dict(before)
-    known = set[str]()  # splits of which these are the films
-    bad: dict[str, list[BadFilm]] = {}
-    for split in dict.fromkeys(splits):
-        if split in before:
-            skipped = {one["film"] for one in before[split]["skipped"]}
-            without = [f for f in films[split] if _name(f) not in skipped]
-            if before[split]["digest"] == _digest(without):
-                known.add(split)
-                kept[split] = without
-            elif training:
-                raise DataError(
-                    f"{shown(workdir)} began with {before[split]['films']:,} {split}"
-                    f" films, and these {len(without):,} are others ({FILE}):"
-                    " put them back, or give another --workdir"
-                )
-        bad[split] = find_bad(kept[split], config.data)
+    before = together.on_main(lambda: _read(workdir))
+    told = dict(before)
+    kept, known, bad = together.in_all(
+        lambda: _look(config, workdir, films, splits, before, training=training)
+    )
     _compare_processes(kept, bad)
     for split, some in bad.items():
         if some and split in known:
@@ -113,6 +100,40 @@ def choose_films(
         if noted:
             told[split] = _tell(kept[split], some)
     return Chosen(kept, told)
+
+
+def _look(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    films: Films,
+    splits: Sequence[str],
+    before: Mapping[str, Any],
+    *,
+    training: bool,
+) -> tuple[Films, set[str], dict[str, list[BadFilm]]]:
+    """Looks at the images of some splits on this host.
+
+    Returns:
+      The images of every split, without those that the run skipped before; the splits
+      of which these are the run's images; and what cannot be used, by split.
+    """
+    kept, known = dict(films), set[str]()
+    bad: dict[str, list[BadFilm]] = {}
+    for split in dict.fromkeys(splits):
+        if split in before:
+            skipped = {one["film"] for one in before[split]["skipped"]}
+            without = [f for f in films[split] if _name(f) not in skipped]
+            if before[split]["digest"] == _digest(without):
+                known.add(split)
+                kept[split] = without
+            elif training:
+                raise DataError(
+                    f"{shown(workdir)} began with {before[split]['films']:,} {split}"
+                    f" films, and these {len(without):,} are others ({FILE}):"
+                    " put them back, or give another --workdir"
+                )
+        bad[split] = find_bad(kept[split], config.data)
+    return kept, known, bad
 
 
 def _skip(

@@ -1,11 +1,13 @@
 """Training of one stage: config and folder in, checkpoints and results out."""
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
 
-from covjax import checkpoint, evaluate, parallel, run_dir
+from covjax import checkpoint, evaluate, parallel, run_dir, together
 from covjax.averaging import make_averaging
 from covjax.checkpoint import Checkpoints, best_of, read_variables
 from covjax.config import compile_patterns, validate_config
@@ -14,7 +16,7 @@ from covjax.data.pipeline import make_order, make_region
 from covjax.data.source import Films, find_films, phantom_prefix
 from covjax.errors import UsageError
 from covjax.loop import fit
-from covjax.lungs import make_finder
+from covjax.lungs import find_finder
 from covjax.models import make_model
 from covjax.optim import make_optimizer, make_schedule
 from covjax.report.figures import draw_curves
@@ -45,10 +47,10 @@ def train_and_evaluate(
       Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     validate_config(config)
-    finder = make_finder(config)
+    finder = find_finder(config)
     parallel.check_batch_size(config.train.batch_size)
-    run_dir.check(workdir, config)
-    root, films = find_films(config)
+    together.on_main(lambda: run_dir.check(workdir, config))
+    root, films = together.in_all(lambda: find_films(config))
     chosen = choose_films(
         config, workdir, films, ("Train", "Val", split), training=True
     )
@@ -71,18 +73,25 @@ def train_and_evaluate(
         channels=make_region(config.data).channels,
     )
     moved = None
-    if config.init_from and not checkpoint.exists(workdir):
+    begun = together.on_main(lambda: checkpoint.exists(workdir))
+    if config.init_from and not begun:
         moved = _transfer(config, state)
-    parallel.wait_for_all()  # all have seen the folder as it was before
-    with run_dir.hold(workdir):
-        if parallel.is_main():
+    with contextlib.ExitStack() as held:
+        check = together.in_all(lambda: held.enter_context(run_dir.hold(workdir)))
+
+        def claim() -> None:
             run_dir.claim(workdir, config, phantom=is_phantom(root))
             for line in checkpoint.set_aside_damaged(workdir):
                 print(line, flush=True)
-        chosen.write(workdir)
-        parallel.wait_for_all()
+            chosen.write(workdir)
+
+        together.on_main(claim)
         films = evaluate.show_lungs(config, workdir, films, finder)
-        with Checkpoints(workdir) as checkpoints:
+        with contextlib.ExitStack() as opened:
+            # The main process alone reads and writes them, and tells the others.
+            checkpoints = together.on_main_only(
+                lambda: opened.enter_context(Checkpoints(workdir, check))
+            )
             state, origin = _start(
                 state, checkpoints, moved, config.init_from, averaged=bool(averaging)
             )
@@ -93,6 +102,7 @@ def train_and_evaluate(
                 batch_size=config.train.batch_size,
                 silent=not parallel.is_main(),
             ) as log:
+                log.dropped = together.on_main(lambda: log.dropped)
                 log.say(_describe(config, workdir, root, films))
                 log.say(origin)
                 fit(
@@ -111,6 +121,12 @@ def train_and_evaluate(
 
 
 def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
+    """Returns what the main process reads of the run that `config.init_from` names."""
+    moved = together.on_main(lambda: vars(_read_transfer(config, state)))
+    return Transfer(**moved)
+
+
+def _read_transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
     source = best_of(config.init_from)
     moved = transfer(
         read_variables(source),
@@ -130,7 +146,7 @@ def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
 
 def _start(
     state: TrainState,
-    checkpoints: Checkpoints,
+    checkpoints: Checkpoints | None,
     moved: Transfer | None,
     init_from: str,
     *,
@@ -143,10 +159,19 @@ def _start(
         origin = format_transfer(moved, init_from)
     if averaged:
         state = state.replace(averaged=state.variables())
-    restored, told = checkpoints.restore_newest(state)
-    if restored is not None:
-        return restored, "\n".join([*told, f"resumed at step {int(restored.step)}"])
-    return state, origin
+
+    def restore() -> dict[str, Any]:
+        assert checkpoints is not None  # in the main process
+        restored, told = checkpoints.restore_newest(state)
+        leaves = None if restored is None else jax.tree.leaves(restored)
+        return {"leaves": leaves, "told": told}
+
+    found = together.on_main(restore)
+    if found["leaves"] is None:
+        return state, origin
+    restored = jax.tree.unflatten(jax.tree.structure(state), found["leaves"])
+    said = [*found["told"], f"resumed at step {int(restored.step)}"]
+    return restored, "\n".join(said)
 
 
 def _describe(

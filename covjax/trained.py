@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from covjax import together
 from covjax.checkpoint import best_of, fingerprint, read_variables
-from covjax.config import read_config, validate_stored
+from covjax.config import fill_in, read_config, validate_stored
 from covjax.data.decode import shown
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
@@ -62,6 +64,27 @@ def read_trained(path: str) -> Trained:
     check_fits(_shapes(variables), model, config.data, checkpoint)
     state = inference_state(model.apply, **variables).replace(step=step)
     return Trained(run, config, step, fingerprint(checkpoint), state)
+
+
+def share_trained(path: str) -> Trained:
+    """Returns what `read_trained` does in the main process, on every process.
+
+    Raises:
+      UsageError: as there, in all of them.
+    """
+
+    def read() -> dict[str, Any]:
+        trained = read_trained(path)
+        told = {"run": str(trained.run), "config": trained.config.to_json()}
+        told |= {"step": trained.step, "fingerprint": trained.fingerprint}
+        return told | {"variables": trained.state.variables()}
+
+    told = together.on_main(read)
+    config = fill_in(json.loads(told["config"]))
+    variables = told["variables"]
+    state = inference_state(make_model(config).apply, **variables)
+    state = state.replace(step=told["step"])
+    return Trained(Path(told["run"]), config, told["step"], told["fingerprint"], state)
 
 
 def in_form(trained: Trained, **model: str) -> TrainState:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import shutil
 import sys
 import types
@@ -415,6 +416,53 @@ def test_a_disk_that_is_full_is_told_in_a_line(run, monkeypatch):
         assert str(run / "checkpoints") in str(error.value)
         assert "\n" not in str(error.value)
     assert steps_in(run) == ["2", "4"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_disk_that_lets_nothing_be_deleted_loses_nothing(run, monkeypatch, number):
+    remove = shutil.rmtree
+
+    def fail(path, *rest, **settings):
+        if Path(path).parent.name == "checkpoints":
+            raise OSError(number, os.strerror(number), str(path))
+        return remove(path, *rest, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fail)
+        with pytest.raises(StorageError, match=os.strerror(number)) as error:
+            with Checkpoints(run) as checkpoints:
+                checkpoints.save(make_state(5), dice=0.6)
+    assert "\n" not in str(error.value)
+    assert set_aside_damaged(run) == [] and {"2", "5"} <= set(steps_in(run))
+    with Checkpoints(run) as checkpoints:
+        state, told = checkpoints.restore_newest(make_state(0))
+        assert state is not None and int(state.step) == 5 and told == []
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_disk_that_does_not_answer_is_no_damage(run, monkeypatch, number):
+    opened = Path.open
+
+    def fail(path, *rest, **settings):
+        if path.name == "manifest.ocdbt":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *rest, **settings)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(StorageError, match="says nothing of its files") as error:
+        set_aside_damaged(run)
+    assert f"checkpoints/2: cannot be read ({os.strerror(number)})" in str(error.value)
+    with Checkpoints(run) as checkpoints:
+
+        def stale(*_, **__):
+            raise ValueError(f"NOT_FOUND: a/b: {os.strerror(number)} [\n...]")
+
+        monkeypatch.setattr(checkpoints._manager, "restore", stale)
+        with pytest.raises(
+            StorageError, match=f"4: cannot be read .{os.strerror(number)}"
+        ):
+            checkpoints.restore_newest(make_state(0))
+    assert steps_in(run) == ["2", "4"] and not (run / "damaged").exists()
 
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_told(run, monkeypatch):

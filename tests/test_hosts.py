@@ -191,7 +191,8 @@ class Config:
     class data:
         task = "lung"
 time.sleep(2 * rank)  # their clocks are at different seconds
-print("AGREED", steps, told, run_dir.default(Config), flush=True)
+with run_dir.new_folder(Config) as folder:
+    print("AGREED", steps, told, folder, flush=True)
 """
 _END = """
 one = np.ones((parallel.jax.local_device_count(), 1), np.float32)

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from covjax.errors import Diverged, UsageError
+from covjax.errors import Diverged, Failure, UsageError
+from covjax.system import hosts
 from covjax.system.hosts import LOST
 from covjax.system.interrupt import Interrupted
 from covjax.system.last_words import tell
@@ -38,8 +39,10 @@ def ask_for_too_much() -> BaseException:
 
 @pytest.mark.parametrize(
     "number",
-    [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE],
-)
+    [
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE,
+    ],
+)  # fmt: skip
 def test_storage_that_fails_is_told_with_the_file(capsys, number):
     assert tell(OSError(number, os.strerror(number), "runs/a/test.csv")) == 1
     said = capsys.readouterr().err
@@ -81,6 +84,23 @@ def test_out_of_memory_names_the_settings_to_lower(capsys, error, where):
     assert said.startswith(f"covjax: out of memory ({where}")
     assert len(said.splitlines()) == 2
     assert all(setting in said for setting in SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(-9, "signal 9"), (-11, "signal 11"), (1, "exit status 1")]
+)
+def test_a_loading_process_that_was_killed_is_told(capsys, code, told):
+    grain = f"Worker process was terminated unexpectedly with exit code {code}. Search"
+    assert tell(RuntimeError(grain)) == 1
+    said = capsys.readouterr().err
+    assert f"ended from outside ({told})" in said and "data.workers" in said
+    assert said.count("\n") == 1
+
+
+def test_the_loss_of_another_process_is_not_told_after_its_cause(capsys, monkeypatch):
+    monkeypatch.setattr(hosts, "silent", True)
+    assert tell(Failure(LOST)) == 1 and tell(UsageError("a flag")) == 2
+    assert capsys.readouterr().err == "covjax: a flag\n"
 
 
 def test_failures_say_what_they_say(capsys):

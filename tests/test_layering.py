@@ -27,10 +27,12 @@ FLOORS = [
         "system.digests",
         "system.folder_lock",
         "system.interrupt",
+        "system.folder_owner",
     ]
     + ["system.command_line", "system.compilation", "system.hosts"]
+    + ["system.watchdog"]
     + ["system.last_words", "system.workers", "system", "config"],
-    ["losses", "optim", "averaging", "parallel"]
+    ["losses", "optim", "averaging", "parallel", "together"]
     + ["models.conv", "models.intensity"]
     + ["models.unet", "models"]
     + ["metrics.levels", "metrics.counts", "metrics.bootstrap", "metrics.families"]
@@ -78,6 +80,7 @@ FLOORS = [
     ]
     + ["device_augment"],
     ["train_state", "steps", "checkpoint", "transfer", "run_dir"]
+    + ["same_start"]
     + ["run_films", "trained"]
     + ["calibrate", "weights"],
     ["outputs", "results", "lungs", "compare"]

@@ -472,3 +472,24 @@ def test_a_checkpoint_of_another_name_than_its_step_is_named(runs):
     other = checkpoint.rename(checkpoint.with_name("finest"))
     with pytest.raises(UsageError, match="finest.*named by its step"):
         find_lungs(str(other), write_films(runs, 1), spare=runs)
+
+
+def test_masks_that_a_network_share_shows_late_are_waited_for(runs, monkeypatch):
+    """A host that missed a file goes on missing it for a while (negative look-ups)."""
+    films, late = write_films(runs, 2), {}
+    exists = Path.exists
+
+    def stale(path: Path, **settings) -> bool:
+        if path.suffix == ".png" and exists(path):
+            late[path] = late.get(path, 0) + 1
+            return late[path] > 2
+        return exists(path, **settings)
+
+    monkeypatch.setattr(Path, "exists", stale)
+    monkeypatch.setattr(lungs.time, "sleep", lambda _: None)
+    results = find_lungs(str(runs / "lung"), films, spare=runs / "spare")
+    assert {film.found_lung for film in results} == late.keys()
+    monkeypatch.setattr(Path, "exists", lambda *_: False)
+    monkeypatch.setattr(lungs, "_PATIENCE", 0)
+    with pytest.raises(DataError, match=r"\.png: another process has written it"):
+        find_lungs(str(runs / "lung"), films, spare=runs / "spare")

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from covjax import run_dir
 from covjax.config import differences, read_about, read_config
 from covjax.errors import UsageError
 from covjax.system.folder_lock import LOCK
+from covjax.system.folder_owner import OWNER
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -164,7 +166,7 @@ def test_what_was_half_written_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).write_text(name)
     with run_dir.hold(tmp_path):
         left = {path for path, _ in snapshot(tmp_path).items()}
-    assert left == {*whole, LOCK}
+    assert left == {*whole, LOCK, OWNER}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
@@ -258,8 +260,33 @@ def test_machine_without_git_writes_no_commit(monkeypatch):
     assert run_dir.about(["main.py"])["commit"] is None
 
 
-def test_default_folder_names_stage_and_time():
+def test_a_new_folder_names_stage_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for stage in (lung, infection):
         config = stage.get_config()
-        name = run_dir.default(config).as_posix()
-        assert re.fullmatch(rf"runs/{config.data.task}-\d{{8}}-\d{{6}}", name)
+        with run_dir.new_folder(config) as folder:
+            name = folder.as_posix()
+            assert re.fullmatch(rf"runs/{config.data.task}-\d{{8}}-\d{{6}}", name)
+            assert folder.is_dir()
+
+
+def test_runs_that_are_started_in_one_second_get_folders_of_their_own(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20261123-134501")
+    config = lung.get_config()
+    with run_dir.new_folder(config) as first, run_dir.new_folder(config) as second:
+        (second / "config.json").touch()
+        with run_dir.new_folder(config) as third:
+            names = [folder.name for folder in (first, second, third)]
+    assert names == [f"lung-20261123-134501{end}" for end in ("", "-2", "-3")]
+    assert list((tmp_path / "runs").iterdir()) == [tmp_path / second]
+
+
+def test_a_new_folder_that_cannot_be_made_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").touch()
+    with pytest.raises(UsageError, match="cannot be made .Not a directory"):
+        with run_dir.new_folder(lung.get_config()):
+            pytest.fail("made")

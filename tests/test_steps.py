@@ -633,7 +633,7 @@ def test_prefetch_gives_each_device_its_share(devices):
         )
 
 
-def test_prefetch_is_no_further_ahead_than_two_batches(devices):
+def test_prefetch_is_no_further_ahead_than_three_batches(devices):
     taken = []
 
     def source():
@@ -641,9 +641,22 @@ def test_prefetch_is_no_further_ahead_than_two_batches(devices):
             taken.append(place)
             yield batch
 
-    batches = parallel.prefetch(source())
+    batches = iter(parallel.prefetch(source()))
     next(batches)
-    assert len(taken) in (2, 3)
+    assert len(taken) == 3
+
+
+def test_an_error_of_the_batches_is_known_two_steps_before_it_is_raised(devices):
+    def source():
+        yield from numbered(5)
+        raise OSError("gone")
+
+    prefetched = parallel.prefetch(source())
+    known = []
+    with pytest.raises(OSError, match="gone"):
+        for _ in prefetched:
+            known.append(prefetched.error is not None)
+    assert known == [False, False, False, True, True]
 
 
 def test_replicate_and_unreplicate_keep_every_number(devices):

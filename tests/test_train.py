@@ -1,6 +1,7 @@
 """The training loop, in this process, on eight virtual devices and tiny phantoms."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from configs import infection, lung
 from covjax import evaluate, loop, parallel, train
 from covjax.checkpoint import Checkpoints, read_variables
 from covjax.config import save_config
+from covjax.data import pipeline
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
 from covjax.judge import Verdict
@@ -98,6 +100,27 @@ def test_a_signal_within_an_epoch_leaves_a_checkpoint_of_that_step(
     assert stop.value.exit_status == 143
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == reached
+        assert checkpoints.best() == STEPS_PER_EPOCH
+
+
+def test_images_that_cannot_be_read_any_more_leave_a_checkpoint_of_that_step(
+    config, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    read, asked = pipeline.ReadAugmented.__call__, []
+
+    def fail(self, key):
+        asked.append(key)
+        if len(asked) == 6 * config.train.batch_size + 1:  # the first of the 7th batch
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "x.png")
+        return read(self, key)
+
+    monkeypatch.setattr(pipeline.ReadAugmented, "__call__", fail)
+    config.data.threads = 1  # so that they are asked for in order
+    with pytest.raises(OSError, match="Stale file handle"):
+        train.train_and_evaluate(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest() == 5  # 3 are loaded ahead: 5, 6, and no 7th
         assert checkpoints.best() == STEPS_PER_EPOCH
 
 

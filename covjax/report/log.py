@@ -29,7 +29,8 @@ class RunLog:
     an epoch does. A silent log (another process than the first) does nothing.
 
     Attributes:
-      dropped: steps before `start` whose updates were dropped.
+      dropped: steps before `start` whose updates were dropped; a silent log does not
+        know them.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class RunLog:
         """
         self._silent = silent
         self._batch_size = batch_size
-        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
-        self.dropped = [line["step"] for line in kept if "dropped" in line]
+        self.dropped = list[int]()
         if silent:
             return
+        kept = [line for line in read_metrics(workdir) if line["step"] <= start]
+        self.dropped = [line["step"] for line in kept if "dropped" in line]
         self._path = workdir / METRICS
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._events = Events(workdir)

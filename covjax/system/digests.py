@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from covjax.errors import UsageError
+from covjax.errors import STORAGE, StorageError, UsageError, reason
 from covjax.system.files import write_whole
 from covjax.system.strict_json import read_json
 
@@ -38,11 +38,12 @@ def check_digests(folder: Path) -> None:
 
     Raises:
       UsageError: naming the first file that is gone, cut or changed.
+      StorageError: if the disk does not answer: that says nothing of the files.
     """
     path = folder / NAME
-    if not path.exists():
-        return
     try:
+        if not path.exists():
+            return
         told = dict(read_json(path))
         for name, (size, digest) in told.items():
             file = folder / name
@@ -56,16 +57,31 @@ def check_digests(folder: Path) -> None:
             if _digest(file) != digest:
                 raise UsageError(f"{folder}: not whole: {name} has changed")
     except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno in STORAGE:
+            raise unreadable(folder, error) from None
         raise UsageError(f"{folder}: not whole: {error}") from None
 
 
 def is_as_written(folder: Path) -> bool:
-    """Tells whether every file is what `write_digests` found; False without `NAME`."""
+    """Tells whether every file is what `write_digests` found; False without `NAME`.
+
+    Raises:
+      StorageError: if the disk does not answer.
+    """
     try:
         check_digests(folder)
     except UsageError:
         return False
     return (folder / NAME).exists()
+
+
+def unreadable(folder: Path, error: Exception) -> StorageError:
+    """Returns the error for a folder whose disk does not answer."""
+    return StorageError(
+        f"{folder}: cannot be read ({reason(error)}), which says nothing of its files:"
+        " it stays where it is. Mend the disk or the mount, and the same command goes"
+        " on; if it stays unreadable, move that folder away"
+    )
 
 
 def _digest(path: Path) -> str:

@@ -44,6 +44,7 @@ if last:
     print("covjax:", last, file=sys.stderr)
 """
 _companion: subprocess.Popen[bytes] | None = None
+silent = False  # whether it was said why this process ends
 
 
 def join(coordinator: str | None, count: int | None, rank: int | None) -> None:
@@ -117,6 +118,20 @@ def leave(status: int) -> None:
             ending.join(_PATIENCE)
     finally:  # also if it is interrupted while it waits
         os._exit(status)
+
+
+def be_silent() -> None:
+    """Has nothing more said of other processes: why all of them end is known."""
+    global silent
+    silent = True
+    _let_say("")
+
+
+def abandon(status: int) -> None:
+    """Ends a process from any of its threads, whatever the others are at."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _check(*, coordinator: str, num_processes: int, process_id: int) -> None:

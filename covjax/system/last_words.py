@@ -4,6 +4,7 @@ Beside covjax's own failures these are memory that does not suffice, on a device
 the host, a disk that is full, and another process of the run that has gone.
 """
 
+import re
 import signal
 import sys
 import traceback
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 import jax
 
 from covjax.errors import STORAGE, Failure, StorageError, printable, reason
-from covjax.system.hosts import LOST
+from covjax.system import hosts
 from covjax.system.interrupt import Interrupted
 
 OUT_OF_MEMORY = (
@@ -22,6 +23,7 @@ OUT_OF_MEMORY = (
     " data.prefetch"
 )
 # What the errors of collectives and of the service behind them have in common.
+_WORKER_ENDED = "Worker process was terminated unexpectedly"  # says Grain
 _OF_OTHERS = ("gloo", "nccl", "peer", "coordination", "barrier", "unavailable")
 
 
@@ -34,7 +36,8 @@ def tell(error: BaseException, program: str = "covjax") -> int:
     if failure is None:
         traceback.print_exception(error)
         return 1
-    print(printable(f"{program}: {failure}"), file=sys.stderr)
+    if not (hosts.silent and str(failure) == hosts.LOST):
+        print(printable(f"{program}: {failure}"), file=sys.stderr)
     return failure.exit_status
 
 
@@ -54,6 +57,13 @@ def explained(error: BaseException) -> Failure | None:
             return Failure(
                 OUT_OF_MEMORY.format(f"{where}: {first}" if first else where)
             )
+        if _WORKER_ENDED in said:
+            return Failure(
+                f"a process that loads images was ended from outside ({_code(said)}):"
+                " by the system for memory, if it is signal 9 (lower data.workers or"
+                " data.prefetch), by a disk that fails, if it is 7 (move data.cache)."
+                " The same command goes on from the newest checkpoint"
+            )
         if isinstance(cause, OSError) and cause.errno in STORAGE:
             return StorageError(
                 f"{cause.filename or 'a file'}: {reason(cause)}. What is whole stays;"
@@ -61,8 +71,15 @@ def explained(error: BaseException) -> Failure | None:
             )
         if jax.distributed.is_initialized():
             if any(word in said.lower() for word in _OF_OTHERS):
-                return Failure(LOST)
+                return Failure(hosts.LOST)
     return None
+
+
+def _code(said: str) -> str:
+    """Returns "signal 9" for Grain's "… with exit code -9. …"."""
+    found = re.search(r"exit code (-?\d+)", said)
+    code = int(found[1]) if found else 0
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -86,7 +86,7 @@ def take_turn(
     dataset = make_train_dataset(films, config=config, steps=range(batches + 1000))
     batches_here = iter(dataset)
     try:
-        batches_there = parallel.prefetch(batches_here)
+        batches_there = iter(parallel.prefetch(batches_here))
         jax.block_until_ready(next(batches_there))
         first = time.perf_counter()
         for _ in range(batches):
@@ -124,7 +124,7 @@ def time_stages(
             lambda k, records=records: finish(records[k], data.task, region, k)
         )(range(batch_size))
         times.append(time.perf_counter())
-        jax.block_until_ready(next(parallel.prefetch([batch])))
+        jax.block_until_ready(next(iter(parallel.prefetch([batch]))))
         times.append(time.perf_counter())
         for name, seconds in zip(STAGES, np.diff(times), strict=True):
             spent[name] += float(seconds) / len(films)

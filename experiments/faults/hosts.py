@@ -1,15 +1,18 @@
 """Several processes as one run, on tiny phantoms: equal to one, stopped, killed.
 
-  python -m experiments.faults.hosts [--folder=DIR]
+  python -m experiments.faults.hosts [--folder=DIR] [--only=WORDS]
 
 Two processes of two virtual devices, which meet over loopback, against one process of
 four: both stages, with lungs found by the first, training and evaluation; stage 1 also
 on one device, two and eight, and begun on eight, then gone on with on two and one. Then
 the two get a signal, one of them alone or both at different steps, and one of them is
 killed in training or evaluation, or frozen, as a machine that is gone; the same command
-goes on, and has to end in the bits of the run that nobody disturbed. The last line is a
-JSON object of counts; the exit status is 1 if anything failed. About twenty minutes on
-two cores.
+goes on, and has to end in the bits of the run that nobody disturbed. Last, one of the
+two stays alive and fails: its command is another, its disk does not answer, an image
+cannot be read or takes for ever; and a process that loads images is killed or stopped.
+All have to end with a line, and what is whole has to stay. `--only=alive` runs these
+alone. The last line is a JSON object of counts; the exit status is 1 if anything
+failed. About thirty minutes on two cores.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +36,7 @@ import numpy as np
 from covjax.checkpoint import FOLDER, best_of, read_variables
 from covjax.report.log import METRICS, read_metrics
 from covjax.system.hosts import LOST
+from covjax.system.watchdog import VARIABLE
 
 PROJECT = Path(__file__).parents[2]
 SMALL = (
@@ -54,6 +59,37 @@ _LIMIT = 300  # seconds that a process may take
 # to the one side or the other.
 TOLERANCES = {"loss": 5e-4, "grad_norm": 0.1, "metrics": 5e-3}
 TOLERANCES |= {"parameters": 2e-2, "pixels": 4e-3}
+
+
+# What a program does before it is covjax.main; and how it becomes that.
+_FIRST = """
+import errno, os, sys, time
+rank = next((int(a[13:]) for a in sys.argv if a.startswith("--process_id=")), 0)
+"""
+_THEN = """
+import runpy
+runpy.run_module("covjax.main", run_name="__main__", alter_sys=True)
+"""
+_STALE = """
+import orbax.checkpoint as ocp
+def fail(*_, **__):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "d/1")
+ocp.CheckpointManager.restore = fail
+"""
+_COUNTED = """
+from covjax.data import pipeline
+read, calls = pipeline.ReadAugmented.__call__, []
+def counted(self, key):
+    calls.append(key)
+    if len(calls) == 40 and rank == victim:
+        {}
+    return read(self, key)
+pipeline.ReadAugmented.__call__ = counted
+"""
+_UNREADABLE = _COUNTED.format(
+    'raise OSError(errno.EIO, os.strerror(errno.EIO), "x.png")'
+)
+_ENDLESS = _COUNTED.format("time.sleep(10_000)")
 
 
 class Group:
@@ -264,6 +300,7 @@ class _Faults:
     def __init__(self, cwd: Path):
         self._cwd, self._runs = cwd, cwd / "runs"
         self.counts: dict[str, Any] = {"equal": 0, "stopped": 0, "killed": 0}
+        self.counts |= {"refused": 0, "failing": 0}
         self.counts |= {"largest_gaps": dict.fromkeys(TOLERANCES, 0.0)}
         self.counts |= {"slowest_stop_s": 0.0, "failed": []}
 
@@ -375,17 +412,113 @@ class _Faults:
         assert "Traceback" not in said, said[-3000:]
         self._goes_on(name)
 
+    def refused(self, flag: str) -> None:
+        """Starts two of which the second has another flag."""
+        code = f"if rank: sys.argv.append({flag!r})"
+        with self._start("refused", program=code) as group:
+            group.finish(2, 2)
+            name = flag.partition("=")[0]
+            for rank in (0, 1):
+                assert f"the processes differ in {name[2:]} (" in group.said(rank)
+        assert not (self._runs / "refused").exists()
+
+    def disk_fails(self, victim: int, code: str) -> None:
+        """Goes on with a run whose checkpoints one of the two cannot read."""
+        name = f"disk-{victim}"
+        shutil.copytree(self._half(), self._runs / name)
+        code = f"if rank == {victim}:\n" + textwrap.indent(code, "    ")
+        with self._start(name, program=code) as group:
+            if victim:  # the main process alone reads them
+                group.finish(0, 0)
+                assert "resumed at step" in group.said(0)
+            else:
+                group.finish(1, 1)
+                for rank in (0, 1):
+                    assert "Stale file handle), which says nothing" in group.said(rank)
+        assert not (self._runs / name / "damaged").exists()
+        if not victim:
+            self._goes_on(name)
+
+    def images_fail(self, victim: int) -> None:
+        """Has one of the two fail to read an image, and goes on."""
+        name = f"images-{victim}"
+        with self._start(name, program=f"victim = {victim}\n{_UNREADABLE}") as group:
+            group.finish(1, 1)
+            for rank in (0, 1):
+                assert "x.png: Input/output error." in group.said(rank)
+            assert f"process {victim} (" in group.said(1 - victim)
+        step = newest(self._runs / name)
+        assert step % _STEPS_PER_EPOCH, f"no checkpoint within an epoch, but {step}"
+        self._goes_on(name)
+
+    def stuck(self, victim: int) -> None:
+        """Has one of the two wait for an image for ever, and goes on."""
+        name = f"stuck-{victim}"
+        code = f"victim = {victim}\n{_ENDLESS}"
+        with self._start(name, program=code, minutes=2) as group:
+            group.finish(1, 1)
+            for rank in (0, 1):
+                said = group.said(rank)
+                assert f"minutes: process {victim} (" in said, said[-3000:]
+                assert "while loading images. What is" in said
+        self._goes_on(name)
+
+    def worker(self, number: int) -> None:
+        """Kills or stops a process that loads images, and goes on."""
+        name = f"worker-{number}"
+        run, more = self._runs / name, ("--config.data.workers=2",)
+        with self._start(name, 2000, (1, 4), minutes=2, flags=more) as group:
+            group.wait_until(lambda: newest(run) > 0)
+            parent = group.processes[0].pid
+            os.kill(_loading(parent)[0], number)
+            group.finish(1)
+            said = group.said(0)
+        stopped = "while loading images. What is whole stays"
+        killed = "a process that loads images was ended from outside (signal 9)"
+        assert (stopped if number == signal.SIGSTOP else killed) in said, said[-3000:]
+        assert "Traceback" not in said, said[-3000:]
+        before = newest(run)
+        with self._start(name, 2000, (1, 4), flags=more) as group:
+            group.wait_until(lambda: newest(run) > before)
+            group.processes[0].send_signal(signal.SIGTERM)
+            group.finish(128 + signal.SIGTERM)
+
+    def _half(self) -> Path:
+        """Returns a run of 2 x 2 that was stopped; made once."""
+        run = self._runs / "half"
+        if not run.exists():
+            with self._start("half") as group:
+                group.wait_until(lambda: newest(run) > 0)
+                group.processes[0].send_signal(signal.SIGTERM)
+                group.finish(128 + signal.SIGTERM, 128 + signal.SIGTERM)
+        return run
+
     def _start(
-        self, name: str, epochs: int = 24, layout: tuple[int, int] = (2, 2)
+        self,
+        name: str,
+        epochs: int = 24,
+        layout: tuple[int, int] = (2, 2),
+        *,
+        program: str = "",
+        minutes: float = 20,
+        flags: Sequence[str] = (),
     ) -> Group:
+        more = flags
         flags = [f"--config=configs/{_task(name)}.py:phantom", *SMALL]
         flags += [f"--config.train.epochs={epochs}", f"--workdir=runs/{name}"]
         if _task(name) == "infection":
             flags += [f"--init_from=runs/{name.replace('infection', 'lung')}"]
             flags += ["--config.data.roi=predicted"]
-        return Group(self._cwd, flags, processes=layout[0], devices=layout[1])
+        command = ("-c", _FIRST + program + _THEN) if program else ("-m", "covjax.main")
+        os.environ[VARIABLE] = str(minutes)
+        return Group(
+            self._cwd, [*flags, *more], processes=layout[0], devices=layout[1],
+            program=command,
+        )  # fmt: skip
 
     def _goes_on(self, name: str) -> None:
+        if not (self._runs / "calm").exists():
+            self.calm()
         with self._start(name) as group:
             group.finish(0, 0)
             assert "resumed at step" in group.said(0)
@@ -396,6 +529,14 @@ class _Faults:
         check_same_bits(run, calm)
 
 
+def _loading(parent: int) -> list[int]:
+    """Returns the processes that load training images for another."""
+    folders = Path(f"/proc/{parent}/task").glob("*/children")
+    children = sorted(int(pid) for path in folders for pid in path.read_text().split())
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+    return [pid for pid in children if "spawn_main" in commands[pid]]
+
+
 def _task(name: str) -> str:
     return "infection" if name.startswith("infection") else "lung"
 
@@ -404,12 +545,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the checks; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.faults.hosts")
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
-    folder = parser.parse_args(argv).folder
+    parser.add_argument("--only", default="", help="checks whose names hold this")
+    flags = parser.parse_args(argv)
+    folder = flags.folder
     with tempfile.TemporaryDirectory(prefix="covjax-hosts-") as temporary:
         cwd = folder or Path(temporary)
         cwd.mkdir(parents=True, exist_ok=True)
         faults = _Faults(make_project(cwd.absolute()))
-        check = faults.check
+
+        def check(name: str, kind: str, passes: Callable[[], None]) -> None:
+            if flags.only in name:
+                faults.check(name, kind, passes)
+
         check("stage 1 on any devices", "equal", lambda: faults.equal("lung", 7))
         check("stage 2, 2 x 2 and 1 x 4", "equal", lambda: faults.equal("infection", 3))
         check("evaluated on 2 x 2", "equal", faults.evaluated_again)
@@ -428,6 +575,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             check(
                 f"process {victim} killed, {when}", "killed",
                 lambda v=victim, w=when: faults.killed(v, w),
+            )  # fmt: skip
+        for flag in ("--config.seed=5", "--config.train.batch_size=4"):
+            check(f"alive: {flag} for one", "refused", lambda f=flag: faults.refused(f))
+        for victim in (0, 1):
+            check(
+                f"alive: checkpoints that process {victim} cannot read", "failing",
+                lambda v=victim: faults.disk_fails(v, _STALE),
+            )  # fmt: skip
+            check(
+                f"alive: an image that process {victim} cannot read", "failing",
+                lambda v=victim: faults.images_fail(v),
+            )  # fmt: skip
+        check("alive: process 1 is stuck", "failing", lambda: faults.stuck(1))
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            check(
+                f"alive: {signal.Signals(number).name} to a loading process", "failing",
+                lambda n=number: faults.worker(n),
             )  # fmt: skip
     print(json.dumps(faults.counts))
     return 1 if faults.counts["failed"] else 0
