@@ -22,7 +22,7 @@ class Decoder:
         """Takes the uploads; starts a process when there is something to decode."""
         self._uploads = uploads
         self._workers = [Worker() for _ in range(PROCESSES)]
-        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._free: queue.LifoQueue[Worker] = queue.LifoQueue()  # a started one first
         for worker in self._workers:
             self._free.put(worker)
 
@@ -39,7 +39,7 @@ class Decoder:
             with self._uploads.as_file(upload) as path, self._worker() as worker:
                 return _read(worker, path)
         except WorkerDied as error:
-            raise UsageError(f"cannot be decoded: its process was {error}") from None
+            raise UsageError(f"cannot be decoded: its process {error}") from None
         except OSError as error:
             if error.errno not in STORAGE:
                 raise

@@ -24,9 +24,7 @@ MOST_PAGES = 32  # open at a time
 _MOST_BYTES = 2**17  # of a body that is no upload
 _SOON = 15.0  # seconds in which such a body comes
 _API = "/gradio_api"
-_EXACT = {"/", "/config", "/favicon.ico", "/theme.css"} | {
-    f"{_API}/{name}" for name in ("info", "startup-events", "theme.css")
-}
+_EXACT = ("/", "/favicon.ico", "/theme.css")
 _STATIC = re.compile(r"/(?:assets|static)/[\w@.-]+(?:/[\w@.-]+)*")
 _HEARTBEAT = re.compile(_API + r"/heartbeat/([a-z0-9]{1,40})")
 _SESSION = re.compile(r"[a-z0-9]{1,40}")

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -35,6 +35,7 @@ _ARRIVING = 600.0  # seconds that a request may take
 _PAUSE = 30.0  # seconds without a byte
 _IN_MEMORY = 2**16  # bytes of a file; more go to the disk
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = "no room for more uploads at the moment: try later"
 DISK_FULL = "the disk of the server is full: nothing was kept, try again later"
 
 
@@ -85,7 +86,12 @@ class Uploads:
                     max_files=MOST_FILES, max_fields=0,
                 )  # fmt: skip
                 form = await parser.parse()
-            return JSONResponse(self._keep(form, request.scope[BROWSER]))
+            files = [
+                (one.filename or "", one.file, one.size or 0)
+                for _, one in form.multi_items()
+                if isinstance(one, UploadFile)
+            ]
+            return JSONResponse(self.add(files, request.scope[BROWSER]))
         except (MultiPartException, KeyError, ValueError) as error:
             return _refusal(error)
         except TimeoutError:
@@ -112,22 +118,30 @@ class Uploads:
                     raise _TooMuch(f"more than {MOST_OF_REQUEST >> 20} MiB at a time")
                 waiting = sum(one.size for one in list(self._waiting.values()))
                 if waiting + sum(self._arriving.values()) > MOST_OF_SERVER:
-                    raise _TooMuch("no room for more uploads at the moment: try later")
+                    raise _TooMuch(_NO_ROOM)
                 yield chunk
 
-    def _keep(self, form: Any, browser: str) -> list[str]:
-        files = [one for _, one in form.multi_items() if isinstance(one, UploadFile)]
+    def add(
+        self, files: Sequence[tuple[str, BinaryIO, int]], browser: str
+    ) -> list[str]:
+        """Keeps files; returns their names here.
+
+        Args:
+          files: how the client calls each, its content, and its size in bytes.
+          browser: who sent them.
+
+        Raises:
+          MultiPartException: if there is no room for them; they are closed then.
+        """
         with self._lock:
             if len(self._waiting) + len(files) > MOST_WAITING:
-                for one in files:
-                    one.file.close()
-                raise _TooMuch("no room for more uploads at the moment: try later")
+                for _, file, _ in files:
+                    file.close()
+                raise _TooMuch(_NO_ROOM)
             names = [secrets.token_hex(16) for _ in files]
-            for key, one in zip(names, files, strict=True):
-                self._waiting[key] = Upload(
-                    one.filename or "", one.file, one.size or 0, browser,
-                    time.monotonic(),
-                )  # fmt: skip
+            now = time.monotonic()
+            for name, file in zip(names, files, strict=True):
+                self._waiting[name] = Upload(*file, browser, now)
         return names
 
     def claim(self, names: list[str], browser: str, session: str) -> None:
