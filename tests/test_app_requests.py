@@ -159,6 +159,7 @@ def test_only_what_the_page_asks_for_is_answered(client):
     # What a link could ask for is dropped, and so is another address of the page.
     page = client.ask("GET", "/?deep_link=x", X_Forwarded_Host="evil.example")
     assert page.status == 200 and "evil.example" not in page.text
+    assert '"deep_link_state": "none"' in page.text.replace('":"', '": "')
 
 
 def test_an_upload_is_shown_once_and_leaves_nothing(client, capfd):
@@ -379,6 +380,19 @@ def test_a_page_is_a_connection_and_others_are_bounded(client, monkeypatch):
     # It is closed: what it showed, and had asked for, is gone.
     assert wait_until(lambda: not held(client))
     assert client.join(drop_event([], session)).status == 409
+
+
+def test_a_page_that_fetches_no_answer_gets_no_more(client, monkeypatch):
+    monkeypatch.setattr("covjax.app.page._MOST_ANSWERS", 5)
+    queue = gate_of(client)._app.routes[-1].app.blocks._queue
+    statuses = []
+    with client.open_page() as session:
+        data = [0, 0.35, 0.3, "Overlay alone"]  # the image that is shown, and how
+        event = {"data": data, "fn_index": 4, "session_hash": session}
+        for _ in range(4):  # each with at least three answers
+            statuses.append(client.join(event).status)
+            assert wait_until(lambda: not len(queue) and not any(queue.active_jobs))
+    assert statuses[0] == 200 and statuses[-1] == 429
 
 
 def test_one_browser_cannot_reach_what_another_has(client):

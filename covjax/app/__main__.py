@@ -90,7 +90,8 @@ def serve(
       Interrupted: by the signal that ended it.
     """
     _check_gradio()
-    token = _make_token()
+    chosen = _read_token()
+    token = chosen or secrets.token_urlsafe(24)
     hosts = _hosts(host, allowed)
     # A library's warning may quote a file. Without a handler, Python would print it.
     logging.getLogger().addHandler(logging.NullHandler())
@@ -98,7 +99,8 @@ def serve(
         segmenter = Segmenter(*read_stages(lung, infection))
         number = listening.getsockname()[1]
         with make_page(segmenter, folder, token, hosts, number) as page:
-            _tell_address(host, listening, token)
+            # A service's output is kept in a log: its token stays out of it.
+            _tell_address(host, listening, f"${TOKEN}" if chosen else token)
             _run(page, listening)
 
 
@@ -139,11 +141,13 @@ def make_page(
             ended.set()
 
 
-def _make_token() -> str:
-    token = os.environ.get(TOKEN)
-    if token is None:
-        return secrets.token_urlsafe(24)
-    if len(token) < _SHORTEST:
+def _read_token() -> str | None:
+    """Returns the token that somebody chose, and takes it out of the environment.
+
+    Processes that decode what others sent do not inherit it.
+    """
+    token = os.environ.pop(TOKEN, None)
+    if token is not None and len(token) < _SHORTEST:
         raise UsageError(f"{TOKEN}: give at least {_SHORTEST} characters")
     return token
 
@@ -170,9 +174,7 @@ def _tell_address(host: str, listening: socket.socket, token: str) -> None:
             file=sys.stderr,
         )
     name = f"[{host}]" if ":" in host else host
-    # A service's output is kept in a log: a token that it was given stays out of it.
-    told = f"${TOKEN}" if TOKEN in os.environ else token
-    print(f"covjax: http://{name}:{number}/?token={told} (Ctrl-C ends it)", flush=True)
+    print(f"covjax: http://{name}:{number}/?token={token} (Ctrl-C ends it)", flush=True)
 
 
 def _check_gradio() -> None:

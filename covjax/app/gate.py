@@ -44,6 +44,7 @@ class Gate:
         app: Any,
         checks: Mapping[int, Sequence[Check]],
         uploads: Uploads,
+        is_behind: Callable[[str], bool],
         closed: Callable[[str], Any],
     ):
         """Takes what stands behind it.
@@ -52,10 +53,11 @@ class Gate:
           app: Gradio's ASGI application.
           checks: number of an event → a check for each value that comes with it.
           uploads: of this server.
+          is_behind: tells whether a page does not fetch its answers.
           closed: is awaited with the session of a page that was closed.
         """
         self._app, self._checks, self._uploads = app, checks, uploads
-        self._closed = closed
+        self._is_behind, self._closed = is_behind, closed
         self._open: dict[str, int] = {}  # connections of each page
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -106,6 +108,8 @@ class Gate:
         session = f"{scope[BROWSER]}.{event['session_hash']}"
         if session not in self._open:
             return PlainTextResponse("the page was closed: open it again", 409)
+        if self._is_behind(session):
+            return PlainTextResponse("too many answers wait to be fetched", 429)
         for value in event["data"]:
             if isinstance(value, list):
                 self._uploads.claim(value, scope[BROWSER], session)

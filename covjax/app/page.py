@@ -26,6 +26,7 @@ from covjax.app.uploads import MOST_BYTES
 from covjax.app.viewer import ALONE, BESIDE, EMPTY, MOST_FILMS, Viewer
 from covjax.films.overlay import OPACITY
 
+_MOST_ANSWERS = 50  # of up to 2 MB, that a page has not fetched
 TITLE = "Lungs and COVID-19 infection on chest films"
 _STYLE = Path(__file__).with_name("style.css")
 
@@ -324,10 +325,15 @@ def make_app(viewer: Viewer) -> Any:
         css_paths=[_STYLE],
     )  # fmt: skip
 
+    answers = blocks._queue.pending_messages_per_session
+
+    def is_behind(session: str) -> bool:
+        return session in answers and answers[session].qsize() > _MOST_ANSWERS
+
     async def close(session: str) -> None:
         # Its events that wait, and answers that nobody will read.
         await blocks._queue.clean_events(session_hash=session)
-        blocks._queue.pending_messages_per_session.pop(session, None)
+        answers.pop(session, None)
         viewer.close(session)
 
-    return Gate(app, checks, viewer.uploads, close)
+    return Gate(app, checks, viewer.uploads, is_behind, close)
