@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from covjax.app import __main__ as app
-from covjax.app import films, markup, viewer
+from covjax.app import decoding, films, markup, viewer
 from covjax.app import sessions as sessions_file
 from covjax.app.decoding import Decoder
 from covjax.app.films import Film, look_at
@@ -31,7 +31,9 @@ from covjax.calibrate import OperatingPoint
 from covjax.data.radiograph import Radiograph
 from covjax.errors import UsageError
 from covjax.films.seen import Seen
+from covjax.system.workers import Limits
 from drawn_segmenter import POINT, drawn
+from slow_decoders import read_in_time
 from tiny_networks import make_film, write_networks
 
 
@@ -247,6 +249,21 @@ def test_a_drop_shows_what_can_be_read_and_leaves_no_file(uploads, decoder):
     # The next drop takes their place.
     viewing.read([three], "me", no_progress)
     assert viewing.choices("me") == [("1: three.png", 0)]
+
+
+def test_an_image_that_takes_too_much_is_ended_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "LIMITS", Limits(seconds=60, wall=3, memory=2**31))
+    monkeypatch.setattr(decoding, "read_radiograph", read_in_time)
+    uploads = Uploads(tmp_path)
+    with contextlib.closing(Decoder(uploads)) as decoder:
+        viewing = Viewer(drawn(), uploads, decoder)
+        keys = claim(uploads, "slow.png", content=b"wait /nowhere")
+        said = viewing.read(keys, "me", no_progress)
+        assert "slow.png: cannot be decoded: its process took more than 3 s" in said
+        keys = claim(uploads, "greedy.png", content=b"greedy ")
+        said = viewing.read(keys, "me", no_progress)
+    assert "greedy.png: cannot be decoded: it needs too much memory" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_films_beyond_the_most_are_deleted_unread(uploads, decoder, monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from starlette.datastructures import UploadFile
 
-from covjax.app import gate, server, uploads, viewer
+from covjax.app import decoding, gate, server, uploads, viewer
 from covjax.app.gate import Gate
 from covjax.app.upload_folder import private_folder
 from covjax.app.uploads import Upload, Uploads
@@ -29,6 +29,7 @@ from hostile_client import (
     serve_page,
 )
 from processes import wait_until
+from slow_decoders import read_in_time
 
 # Gradio's and its libraries' own.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -393,6 +394,22 @@ def test_a_page_that_fetches_no_answer_gets_no_more(client, monkeypatch):
             statuses.append(client.join(event).status)
             assert wait_until(lambda: not len(queue) and not any(queue.active_jobs))
     assert statuses[0] == 200 and statuses[-1] == 429
+
+
+def test_a_slow_image_of_one_does_not_keep_another_waiting(
+    client, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(decoding, "read_radiograph", read_in_time)
+    go = tmp_path / "go"
+    files = [("slow.png", f"wait {go}".encode()), ("a.png", draw_png())]
+    slow, quick = json.loads(client.upload(*files).text)
+    with client.open_page() as one, client.open_page() as other:
+        assert client.join(drop_event(files_of(slow), one)).status == 200
+        assert wait_until(lambda: slow not in held(client))
+        assert "data:image" in client.drop(files_of(quick), other)
+        go.touch()
+        path = f"/gradio_api/queue/data?session_hash={one}"
+        assert "slow.png: cannot be read" in client.ask("GET", path).text
 
 
 def test_one_browser_cannot_reach_what_another_has(client):

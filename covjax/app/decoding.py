@@ -9,9 +9,11 @@ from covjax.app.uploads import DISK_FULL, Upload, Uploads
 from covjax.data.decode import shown
 from covjax.data.radiograph import Radiograph, read_radiograph
 from covjax.errors import STORAGE, UsageError
-from covjax.system.workers import Worker, WorkerDied
+from covjax.system.workers import Limits, Worker, WorkerDied
 
 PROCESSES = 3  # so that one slow image does not keep all others waiting
+# Of an image. The largest, of 2²⁶ pixels, needs less than half of each.
+LIMITS = Limits(seconds=20, wall=60, memory=2**31)
 _NOT_THERE = "the upload is no longer kept: drop the file again"
 
 
@@ -21,7 +23,7 @@ class Decoder:
     def __init__(self, uploads: Uploads):
         """Takes the uploads; starts a process when there is something to decode."""
         self._uploads = uploads
-        self._workers = [Worker() for _ in range(PROCESSES)]
+        self._workers = [Worker(LIMITS) for _ in range(PROCESSES)]
         self._free: queue.LifoQueue[Worker] = queue.LifoQueue()  # a started one first
         for worker in self._workers:
             self._free.put(worker)
@@ -40,6 +42,8 @@ class Decoder:
                 return _read(worker, path)
         except WorkerDied as error:
             raise UsageError(f"cannot be decoded: its process {error}") from None
+        except MemoryError:
+            raise UsageError("cannot be decoded: it needs too much memory") from None
         except OSError as error:
             if error.errno not in STORAGE:
                 raise
