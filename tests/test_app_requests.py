@@ -265,6 +265,13 @@ def test_a_malformed_request_is_refused_and_not_quoted(client, body, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_answers_of_no_page_are_none(client, capfd):
+    for query in ("", "?session_hash=", f"?session_hash=../{PATIENT}", f"?x={PATIENT}"):
+        answer = client.ask("GET", f"/gradio_api/queue/data{query}")
+        assert answer[:2] == (404, "not found")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_malformed_uploads_are_refused_and_not_quoted(client, capfd):
     for kind in ("", "multipart/form-data", "text/plain", "multipart/form-data; b=x"):
         answer = client.ask(

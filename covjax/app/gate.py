@@ -81,6 +81,8 @@ class Gate:
             return await self._keep_open(session, inner, receive, send)
         if path == f"{_API}/queue/data":
             session = _session_asked_for(scope)
+            if session not in self._open:
+                return await _NOT_FOUND(scope, receive, send)
             inner["query_string"] = f"session_hash={session}".encode()
             return await self._app(inner, receive, send)
         if path == f"{_API}/upload_progress":  # there is nothing to be told of it
@@ -219,7 +221,7 @@ async def _read_body(request: Request) -> bytes:
 
 def _session_asked_for(scope: Any) -> str:
     """Returns the session of a query, of the browser that asks; another is none."""
-    query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=None)
+    query = parse_qs(scope["query_string"].decode("latin-1"))
     given = query.get("session_hash", [""])[0]
     return f"{scope[BROWSER]}.{given if _SESSION.fullmatch(given) else ''}"
 
