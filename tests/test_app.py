@@ -1,6 +1,7 @@
 """The page without a browser: what it keeps, shows, says and listens to."""
 
 import base64
+import contextlib
 import dataclasses
 import io
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,55 +19,22 @@ import pytest
 from PIL import Image
 
 from covjax.app import __main__ as app
-from covjax.app import films, markup, viewer
+from covjax.app import decoding, films, markup, viewer
+from covjax.app import sessions as sessions_file
+from covjax.app.decoding import Decoder
 from covjax.app.films import Film, look_at
 from covjax.app.markup import figures_html, picture_html, remarks_of, told
-from covjax.app.viewer import ALONE, BESIDE, Sessions, Viewer, short_name
+from covjax.app.sessions import Sessions
+from covjax.app.uploads import Uploads
+from covjax.app.viewer import ALONE, BESIDE, Viewer, short_name
 from covjax.calibrate import OperatingPoint
 from covjax.data.radiograph import Radiograph
-from covjax.films.seen import Origin, Seen
+from covjax.errors import UsageError
+from covjax.films.seen import Seen
+from covjax.system.workers import Limits
+from drawn_segmenter import POINT, drawn
+from slow_decoders import read_in_time
 from tiny_networks import make_film, write_networks
-
-POINT = OperatingPoint(0.333, 0, 0.25)
-
-
-@dataclasses.dataclass
-class Drawn:
-    """Finds lungs everywhere, and infection in the upper rows, by the threshold."""
-
-    phantom: bool = False
-    infection: OperatingPoint | None = POINT
-    remarks: list[str] = dataclasses.field(default_factory=lambda: ["of another run"])
-    looked: list[list[tuple[int, ...]]] = dataclasses.field(default_factory=list)
-    asked: list[OperatingPoint] = dataclasses.field(default_factory=list)
-
-    @property
-    def points(self) -> "Drawn":
-        return self
-
-    @property
-    def origin(self) -> Origin:
-        return Origin({}, self.phantom)
-
-    def look(self, given: list[np.ndarray]) -> list[Seen]:
-        self.looked.append([film.shape for film in given])
-        level = np.full((4, 4), 200, np.uint8)
-        return [Seen(level, np.ones((4, 4), np.uint8), level, 0.5) for _ in given]
-
-    def lungs_of(self, seen: Seen, shape: tuple[int, ...]) -> np.ndarray:
-        return np.ones(shape, np.uint8)
-
-    def infection_of(
-        self, seen: Seen, shape: tuple[int, ...], point: OperatingPoint
-    ) -> np.ndarray:
-        self.asked.append(point)
-        mask = np.zeros(shape, np.uint8)
-        mask[: round(shape[0] * (1 - point.threshold))] = 1
-        return mask
-
-
-def drawn(**kwargs: Any) -> Any:  # a stand-in that the types need not know
-    return Drawn(**kwargs)
 
 
 def whole(side: int) -> tuple[slice, slice]:
@@ -92,11 +61,26 @@ def pictures_of(html: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(d)))) for d in found]
 
 
-def write_film(folder: Path, name: str, image: np.ndarray | None = None) -> str:
-    path = folder / name.replace(".", "_") / name  # a folder each, as Gradio has it
-    path.parent.mkdir()
-    Image.fromarray(make_film() if image is None else image).save(path)
-    return str(path)
+@pytest.fixture(scope="module")
+def uploads(tmp_path_factory: pytest.TempPathFactory) -> Uploads:
+    return Uploads(tmp_path_factory.mktemp("uploads"))
+
+
+@pytest.fixture(scope="module")
+def decoder(uploads: Uploads) -> Iterator[Decoder]:
+    with contextlib.closing(Decoder(uploads)) as made:
+        yield made
+
+
+def claim(uploads: Uploads, *names: str, content: bytes | None = None) -> list[str]:
+    """Uploads images, or something else, and asks for them from the page "me"."""
+    png = io.BytesIO()
+    Image.fromarray(make_film()).save(png, "PNG")
+    content = png.getvalue() if content is None else content
+    files = [(name, io.BytesIO(content), len(content)) for name in names]
+    keys = uploads.add(files, "browser")
+    uploads.claim(keys, "browser", "me")
+    return keys
 
 
 def no_progress(done: int, of: int) -> None:
@@ -245,49 +229,68 @@ def look(side: int) -> tuple[np.ndarray, Any, Seen]:
     return image, whole(side), Seen(level, level, level, 0.5)
 
 
-def test_a_drop_shows_what_can_be_read_and_leaves_no_file(tmp_path):
-    viewing = Viewer(drawn())
-    good = [write_film(tmp_path, name) for name in ("one.png", "two.png")]
-    broken = tmp_path / "broken" / "<broken>.png"
-    broken.parent.mkdir()
-    broken.write_bytes(b"\x89PNG\r\n\x1a\nxxxx")
+def test_a_drop_shows_what_can_be_read_and_leaves_no_file(uploads, decoder):
+    viewing = Viewer(drawn(), uploads, decoder)
+    one, two, three = claim(uploads, "one.png", "two.png", "three.png")
+    (broken,) = claim(uploads, "<broken>.png", content=b"\x89PNG\r\n\x1a\nxxxx")
     steps = []
-    said = viewing.read(
-        [good[0], str(broken), good[1]], "me", lambda *step: steps.append(step)
-    )
+    keys = [one, broken, two]
+    said = viewing.read(keys, "me", lambda *step: steps.append(step))
     assert steps == [(0, 3), (1, 3), (2, 3)]
-    assert [p for p in tmp_path.rglob("*")] == []  # nor a folder named by content
+    assert not list(uploads._folder.iterdir())
     assert viewing.choices("me") == [("1: one.png", 0), ("2: two.png", 1)]
     assert viewing.choices("you") == []
     assert "2 films are shown." in said and 'role="alert"' in said
     assert "&lt;broken&gt;.png: cannot be read as a picture" in said
-    assert str(tmp_path) not in said and said.count("Not shown") == 1
+    assert str(uploads._folder) not in said and said.count("Not shown") == 1
+    # Nobody reads an upload twice, nor one that another page has claimed.
+    said = viewing.read([one, three], "you", no_progress)
+    assert said.count("the upload is no longer kept") == 2 and "three" not in said
     # The next drop takes their place.
-    viewing.read([write_film(tmp_path, "three.png")], "me", no_progress)
+    viewing.read([three], "me", no_progress)
     assert viewing.choices("me") == [("1: three.png", 0)]
 
 
-def test_films_beyond_the_most_are_deleted_unread(tmp_path, monkeypatch):
+def test_an_image_that_takes_too_much_is_ended_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "LIMITS", Limits(seconds=60, wall=3, memory=2**31))
+    monkeypatch.setattr(decoding, "read_radiograph", read_in_time)
+    uploads = Uploads(tmp_path)
+    with contextlib.closing(Decoder(uploads)) as decoder:
+        viewing = Viewer(drawn(), uploads, decoder)
+        keys = claim(uploads, "slow.png", content=b"wait /nowhere")
+        said = viewing.read(keys, "me", no_progress)
+        assert "slow.png: cannot be decoded: its process took more than 3 s" in said
+        keys = claim(uploads, "greedy.png", content=b"greedy ")
+        said = viewing.read(keys, "me", no_progress)
+    assert "greedy.png: cannot be decoded: it needs too much memory" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_films_beyond_the_most_are_deleted_unread(uploads, decoder, monkeypatch):
     monkeypatch.setattr(viewer, "MOST_FILMS", 2)
     segmenter = drawn()
-    paths = [write_film(tmp_path, f"{k}.png") for k in range(4)]
-    said = Viewer(segmenter).read(paths, "me", no_progress)
+    keys = claim(uploads, *"abcd")
+    files = [uploads._waiting[key].file for key in keys]
+    said = Viewer(segmenter, uploads, decoder).read(keys, "me", no_progress)
     assert said.count("more than 2 films at a time") == 2 and "2 films are" in said
-    assert len(segmenter.looked) == 2 and list(tmp_path.rglob("*")) == []
+    assert len(segmenter.looked) == 2 and all(file.closed for file in files)
 
 
-def test_a_film_is_deleted_when_something_unforeseen_happens(tmp_path):
+def test_a_film_is_deleted_when_something_unforeseen_happens(uploads, decoder):
     segmenter = drawn()
     segmenter.look = None
+    keys = claim(uploads, "a.png", "b.png")
+    files = [uploads._waiting[key].file for key in keys]
     with pytest.raises(TypeError):
-        Viewer(segmenter).read([write_film(tmp_path, "a.png")], "me", no_progress)
-    assert list(tmp_path.rglob("*")) == []
+        Viewer(segmenter, uploads, decoder).read(keys, "me", no_progress)
+    assert all(file.closed for file in files)
+    assert not list(uploads._folder.iterdir())
 
 
-def test_the_threshold_asks_no_network_and_the_runs_own_is_exact(tmp_path):
+def test_the_threshold_asks_no_network_and_the_runs_own_is_exact(uploads, decoder):
     segmenter = drawn()
-    viewing = Viewer(segmenter)
-    viewing.read([write_film(tmp_path, "a.png")], "me", no_progress)
+    viewing = Viewer(segmenter, uploads, decoder)
+    viewing.read(claim(uploads, "a.png"), "me", no_progress)
     assert viewing.own_threshold == 0.33
     own = viewing.show("me", 0, 0.33, 0.3, BESIDE)
     other = viewing.show("me", 0, 0.75, 0.3, ALONE)
@@ -299,28 +302,47 @@ def test_the_threshold_asks_no_network_and_the_runs_own_is_exact(tmp_path):
     assert [html[0].count("<img") for html in (own, other)] == [2, 1]
 
 
-def test_films_that_are_gone_are_asked_for_again():
-    viewing = Viewer(drawn())
+def test_films_that_are_gone_are_asked_for_again(uploads, decoder):
+    viewing = Viewer(drawn(), uploads, decoder)
     assert "no longer kept" in viewing.show("me", 0, 0.5, 0.3, BESIDE)[0]
     assert "No film yet" in viewing.show("me", None, 0.5, 0.3, BESIDE)[0]
     with pytest.raises(ValueError, match="lungs alone"):
-        Viewer(drawn(infection=None))
+        Viewer(drawn(infection=None), uploads, decoder)
 
 
-def test_sessions_keep_no_more_than_is_shown(monkeypatch):
-    monkeypatch.setattr(viewer, "PAGES", 2)
+def test_a_page_in_use_keeps_its_images_whoever_else_comes(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(sessions_file.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sessions_file, "PAGES", 4)
+    monkeypatch.setattr(sessions_file, "PAGES_EACH", 2)
     sessions, some = Sessions(), [hand_made()]
-    for name in ("a", "b"):
+    for name in ("anna.1", "anna.2", "bert.1", "carl.1"):
         sessions.start(name)
         sessions.keep(name, some)
-    sessions.start("a")  # which is filled last, then
-    assert sessions.films("a") == [] and sessions.films("b") == some
-    sessions.keep("a", some)
-    sessions.start("c")
-    assert sessions.films("b") == [] and sessions.films("a") == some
-    sessions.drop("c")
-    sessions.keep("c", some)  # its page was closed meanwhile
-    assert sessions.films("c") == []
+    now[0] += 899
+    with pytest.raises(UsageError, match="4 pages show images already"):
+        sessions.start("dora.1")
+    assert sessions.films("anna.1") == some  # which is used now
+    # Invented pages of one browser push out that browser's own alone.
+    for k in range(9):
+        sessions.start(f"anna.x{k}")
+    assert [sessions.films(f"anna.x{k}") for k in (7, 8)] == [[], []]
+    assert len(sessions._films) == 4 and sessions.films("anna.1") == []
+    assert sessions.films("carl.1") == some
+    now[0] += 899  # since bert.1 was last used, 1798; since carl.1, 899
+    sessions.start("dora.1")
+    assert sessions.films("bert.1") == [] and sessions.films("carl.1") == some
+
+
+def test_a_session_keeps_no_more_than_is_shown():
+    sessions, some = Sessions(), [hand_made()]
+    sessions.start("a.1")
+    sessions.keep("a.1", some)
+    sessions.start("a.1")  # and drops another image on the page
+    assert sessions.films("a.1") == []
+    sessions.drop("a.1")
+    sessions.keep("a.1", some)  # its page was closed meanwhile
+    assert sessions.films("a.1") == []
 
 
 def test_names_are_short_and_printable():
@@ -350,7 +372,7 @@ def test_the_folder_of_uploads_is_private_and_gone_at_the_end(
         seen["folder"], seen["mode"] = folder, folder.stat().st_mode & 0o777
         seen["at"] = listening.getsockname()
 
-    page = SimpleNamespace(make_app=lambda segmenter: segmenter)  # without Gradio
+    page = SimpleNamespace(make_app=lambda viewer: viewer)  # without Gradio
     monkeypatch.setitem(sys.modules, "covjax.app.page", page)
     monkeypatch.setattr(app, "_run", served)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/elsewhere")
@@ -359,8 +381,9 @@ def test_the_folder_of_uploads_is_private_and_gone_at_the_end(
     assert seen["mode"] == 0o700 and not seen["folder"].exists()
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     out, err = capsys.readouterr()
-    assert out == f"covjax: http://{host}:{seen['at'][1]}/ (Ctrl-C ends it)\n"
-    assert ("anybody who can reach this machine" in err) == warned
+    at = f"http://{host}:{seen['at'][1]}/"
+    assert re.fullmatch(rf"covjax: {at}\?token=[\w-]{{32}} \(Ctrl-C ends it\)\n", out)
+    assert ("nothing is encrypted" in err) == warned
     assert (seen["at"][0] == "127.0.0.1") != warned
 
 
@@ -374,7 +397,7 @@ def test_a_terminal_that_is_closed_leaves_no_upload(networks, monkeypatch, ignor
         os.kill(os.getpid(), signal.SIGHUP)
         seen.append("went on")
 
-    page = SimpleNamespace(make_app=lambda segmenter: segmenter)  # without Gradio
+    page = SimpleNamespace(make_app=lambda viewer: viewer)  # without Gradio
     monkeypatch.setitem(sys.modules, "covjax.app.page", page)
     monkeypatch.setattr(app, "_run", served)
     told = signal.SIG_IGN if ignored else lambda *_: None
@@ -385,6 +408,19 @@ def test_a_terminal_that_is_closed_leaves_no_upload(networks, monkeypatch, ignor
     finally:
         signal.signal(signal.SIGHUP, before)
     assert len(seen) == 1 + ignored and not seen[0].exists()
+
+
+def test_a_token_that_was_given_is_not_printed(networks, monkeypatch, capsys):
+    page = SimpleNamespace(make_app=lambda viewer: viewer)
+    monkeypatch.setitem(sys.modules, "covjax.app.page", page)
+    monkeypatch.setattr(app, "_run", lambda *_: None)
+    monkeypatch.setenv("COVJAX_APP_TOKEN", "0123456789abcdef")
+    assert app.main([*networks, "--port=0"]) == 0
+    out, err = capsys.readouterr()
+    assert "?token=$COVJAX_APP_TOKEN (" in out and "0123456789" not in out + err
+    monkeypatch.setenv("COVJAX_APP_TOKEN", "0123456789abcde")
+    said = one_line(networks, capsys)
+    assert "COVJAX_APP_TOKEN: give at least 16" in said and "0123" not in said
 
 
 def one_line(words: list[str], capsys: Any) -> str:
@@ -405,15 +441,8 @@ def test_what_is_missing_is_said_in_one_line(networks, tmp_path, monkeypatch, ca
     assert f"{tmp_path / 'none'}: neither a run" in said
     said = one_line([networks[0].replace("--lung", "--infection"), "--port=0"], capsys)
     assert "where --infection needs one that finds infection" in said
+    for name in ("*", "a.example:80", "https://a.example"):
+        said = one_line([f"--allowed_host={name}"], capsys)
+        assert f"--allowed_host={name}: give a host's name" in said
     monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'covjax[app]'" in one_line(networks, capsys)
-
-
-def test_uploads_that_nobody_reads_are_deleted(tmp_path):
-    for name, written in (("old", 100), ("new", 300)):
-        path = tmp_path / "deep" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"film")
-        os.utime(path, (written, written))
-    app.delete_older(tmp_path, 200)
-    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["new"]

@@ -28,10 +28,11 @@ LAST_PICTURE = "[...document.querySelectorAll('#picture img')].pop().src"
 
 
 class Server(NamedTuple):
-    """A process of the page, its address, and where it may write."""
+    """A process of the page, its address, its token, and where it may write."""
 
     process: subprocess.Popen
     url: str
+    token: str
     folder: Path
 
 
@@ -47,10 +48,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )  # fmt: skip
     assert process.stdout is not None
     told = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:\d+/", told)
+    found = re.search(r"(http://127\.0\.0\.1:\d+/)\?token=(\S+)", told)
     if found is None:
         pytest.fail(f"{told}\n{process.communicate()[1]}")
-    yield Server(process, found[0], folder)
+    yield Server(process, found[1], found[2], folder)
     process.kill()
     process.communicate()
 
@@ -84,7 +85,8 @@ def open_page(browser: Browser, server: Server, width: int) -> Watched:
     page.on("console", listen)
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("request", lambda request: asked.append(request))
-    page.goto(server.url)
+    page.goto(f"{server.url}?token={server.token}")
+    assert page.url == server.url  # the token is not left in the address bar
     expect(page.locator("#files button")).to_be_visible()
     return Watched(page, told, asked)
 
@@ -205,48 +207,69 @@ def test_a_closed_page_leaves_nothing_to_be_asked_for(browser, server, films):
     drop(page, films[:1])
     page.get_by_label("Overlay alone").check()
     expect(page.locator("#picture img")).to_have_count(1)
-    joined = [r for r in asked if r.url.endswith("/queue/join?")]
-    body = joined[-1].post_data_json
-    assert "data:image/jpeg" in ask_again(server, body)
+    body = [r for r in asked if r.url.endswith("/queue/join?")][-1].post_data
+    (cookie,) = page.context.cookies()
+
+    def ask_again() -> int:
+        headers = {
+            "Content-Type": "application/json",
+            "Cookie": f"{cookie.get('name')}={cookie.get('value')}",
+        }
+        url = f"{server.url}gradio_api/queue/join"
+        request = urllib.request.Request(url, body.encode(), headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    assert ask_again() == 200
     page.close()
     # The server sees it once the browser has given up the connection.
-    assert wait_until(lambda: "no longer kept" in ask_again(server, body))
+    assert wait_until(lambda: ask_again() == 409)
 
 
-def ask_again(server: Server, body: dict) -> str:
-    """Sends what a page sent; returns the answer."""
-    api = f"{server.url}gradio_api/queue"
-    request = urllib.request.Request(
-        f"{api}/join?", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    urllib.request.urlopen(request).close()
-    with urllib.request.urlopen(
-        f"{api}/data?session_hash={body['session_hash']}"
-    ) as lines:
-        for line in lines:
-            if b"process_completed" in line:
-                return line.decode()
-    return ""
+def test_a_link_of_another_site_opens_the_page(browser, server):
+    page = browser.new_page()
+    page.goto(f"data:text/html,<a href='{server.url}?token={server.token}'>x</a>")
+    page.click("a")
+    expect(page.locator("#files button")).to_be_visible()
+    assert page.url == server.url
+    page.close()
+
+
+def test_what_cannot_be_taken_is_told_on_the_page(browser, server, tmp_path):
+    page, told, _ = open_page(browser, server, 1280)
+    many = [tmp_path / f"{k}.png" for k in range(101)]
+    for path in many:
+        path.write_bytes(b"x")
+    page.set_input_files("#files input[type=file]", many)
+    expect(page.get_by_text("more than 100 files at a time")).to_be_visible()
+    page.close()
 
 
 def test_the_server_offers_the_page_and_nothing_else(server):
     def get(path: str) -> tuple[str, dict]:
-        with urllib.request.urlopen(server.url + path) as answer:
+        request = urllib.request.Request(
+            server.url + path, headers={"Authorization": f"Bearer {server.token}"}
+        )
+        with urllib.request.urlopen(request) as answer:
             return answer.read().decode(), dict(answer.headers)
 
     first, headers = get("")
     policy = headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy
     assert not re.findall(r'<(?:script|link)[^>]*"(https?://[^"]*)"', first)
-    config = json.loads(get("config")[0])
+    found = re.search(r"window\.gradio_config = (\{.*?\});", first)
+    assert found is not None
+    config = json.loads(found[1])
     assert config["stylesheets"] == [] and not config["analytics_enabled"]
     assert {d["api_visibility"] for d in config["dependencies"]} == {"private"}
-    info = json.loads(get("gradio_api/info")[0])
-    assert info["named_endpoints"] == info["unnamed_endpoints"] == {}
-    for path in ("docs", "openapi.json", "gradio_api/file=/etc/hostname"):
+    for path in ("docs", "config", "gradio_api/info", "gradio_api/file=/etc/hostname"):
         with pytest.raises(urllib.error.HTTPError) as error:
             get(path)
-        assert error.value.code in (403, 404)
+        assert error.value.code == 404
         error.value.close()
 
 

@@ -104,7 +104,9 @@ FLOORS = [
     + ["films.seen", "films.segmenter", "films.overlay", "films.doubts"]
     + ["films.dicom_seg", "films.predictions", "films.film_outputs"]
     + ["films.film_work", "films", "predict"]
-    + ["app.films", "app.markup", "app.viewer", "app.page", "app.__main__", "app"],
+    + ["app.access", "app.upload_folder", "app.uploads", "app.decoding", "app.gate"]
+    + ["app.log", "app.server", "app.films", "app.sessions", "app.markup"]
+    + ["app.viewer", "app.page", "app.__main__", "app"],
     ["feed", "judge", "watch", "loop", "train"],
     ["main"],
 ]

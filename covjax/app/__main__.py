@@ -1,30 +1,34 @@
 """A page in the browser for films of your own: lungs, and COVID-19 infection in them.
 
   python -m covjax.app [--lung=RUN] [--infection=RUN] [--host=127.0.0.1] [--port=7860]
+      [--allowed_host=NAME ...]
 
 Research use only: not a medical device. RUN is a run's folder, a checkpoint or a file
 of weights (*.safetensors); by default those that come with covjax. The page is served
-to this machine alone, unless --host says otherwise. Ctrl-C ends it. docs/app.md tells
-what it shows and what it keeps. Exit status: 2 if it cannot start, else 130 or 143, as
-a signal ends it.
+to this machine alone, unless --host says otherwise, and only to those who open the
+printed address: it ends in a token, which is random unless COVJAX_APP_TOKEN sets it.
+Ctrl-C ends it. docs/app.md tells what it shows, refuses and keeps. Exit status: 2 if it
+cannot start, else 130 or 143, as a signal ends it.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import ipaddress
+import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from covjax import parallel
+from covjax.app.upload_folder import private_folder
 from covjax.errors import UsageError, reason
 from covjax.films.segmenter import Segmenter
 from covjax.networks import read_stages
@@ -32,7 +36,9 @@ from covjax.system.compilation import keep_compiled
 from covjax.system.interrupt import Interrupted, raise_signals
 from covjax.system.last_words import tell
 
-_UNREAD = 600  # seconds that an upload may lie about unread
+TOKEN = "COVJAX_APP_TOKEN"  # never a flag: other users of the machine see those
+_SHORTEST = 16  # characters of a token that somebody chose
+_SWEEP = 30.0  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--host", default="127.0.0.1", help="default: this machine alone"
     )
     parser.add_argument("--port", type=int, default=7860, help="0 takes a free one")
+    parser.add_argument(
+        "--allowed_host", action="append", default=[], metavar="NAME",
+        help="a further name of this server, as of a proxy; can be repeated",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     parallel.keep_to_the_host()  # a training may have the accelerators
     keep_compiled()
     try:
         with raise_signals(), _ending_with_the_terminal():
-            serve(given.lung, given.infection, given.host, given.port)
+            serve(
+                given.lung, given.infection, given.host, given.port, given.allowed_host
+            )
     except Interrupted as ended:  # the way that it is meant to end
         print("covjax: ended; no film is kept", file=sys.stderr)
         return ended.exit_status
@@ -60,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def serve(lung: str, infection: str, host: str, port: int) -> None:
+def serve(
+    lung: str, infection: str, host: str, port: int, allowed: Sequence[str] = ()
+) -> None:
     """Serves the page until a signal comes.
 
     Args:
@@ -68,29 +82,99 @@ def serve(lung: str, infection: str, host: str, port: int) -> None:
       infection: what finds infection, likewise.
       host: whom to listen to: a name or number of this machine.
       port: where; 0: where it is free.
+      allowed: further names by which browsers may address the page.
 
     Raises:
-      UsageError: if Gradio is not installed, the port is taken, or the weights are no
-        such weights.
+      UsageError: if Gradio is not installed, the port is taken, the token is too short,
+        or the weights are no such weights.
       Interrupted: by the signal that ended it.
     """
     _check_gradio()
-    with _listen(host, port) as listening, _private_folder():
+    chosen = _read_token()
+    token = chosen or secrets.token_urlsafe(24)
+    hosts = _hosts(host, allowed)
+    # A library's warning may quote a file. Without a handler, Python would print it.
+    logging.getLogger().addHandler(logging.NullHandler())
+    with _listen(host, port) as listening, private_folder() as folder, _kept_in(folder):
         segmenter = Segmenter(*read_stages(lung, infection))
-        # Gradio reads the environment when it is imported, and is not always there.
-        from covjax.app.page import make_app
+        number = listening.getsockname()[1]
+        with make_page(segmenter, folder, token, hosts, number) as page:
+            # A service's output is kept in a log: its token stays out of it.
+            _tell_address(host, listening, f"${TOKEN}" if chosen else token)
+            _run(page, listening)
 
-        app = make_app(segmenter)
-        at, number = listening.getsockname()[:2]
-        if not ipaddress.ip_address(at).is_loopback:
-            print(
-                f"covjax: --host={host}: anybody who can reach this machine can use the"
-                " page, and nothing is encrypted",
-                file=sys.stderr,
+
+@contextlib.contextmanager
+def make_page(
+    segmenter: Segmenter, folder: Path, token: str, hosts: Sequence[str], port: int
+) -> Iterator[Any]:
+    """Yields the page as an ASGI application; while entered, it works.
+
+    Args:
+      segmenter: of two stages.
+      folder: private, for what is decoded.
+      token: that lets somebody in.
+      hosts: names by which browsers may address the page.
+      port: where it is served.
+    """
+    # Gradio reads the environment when it is imported, and is not always there.
+    from covjax.app.access import guard
+    from covjax.app.decoding import Decoder
+    from covjax.app.page import make_app
+    from covjax.app.uploads import Uploads
+    from covjax.app.viewer import Viewer
+
+    uploads = Uploads(folder)
+    ended = threading.Event()
+
+    def sweep() -> None:
+        while not ended.wait(_SWEEP):
+            uploads.sweep()
+
+    threading.Thread(target=sweep, daemon=True).start()
+    with contextlib.closing(Decoder(uploads)) as decoder:
+        app = make_app(Viewer(segmenter, uploads, decoder))
+        try:
+            # A browser sends a cookie to every port of a host.
+            yield guard(app, token=token, cookie=f"covjax-{port}", hosts=hosts)
+        finally:
+            ended.set()
+
+
+def _read_token() -> str | None:
+    """Returns the token that somebody chose, and takes it out of the environment.
+
+    Processes that decode what others sent do not inherit it.
+    """
+    token = os.environ.pop(TOKEN, None)
+    if token is not None and len(token) < _SHORTEST:
+        raise UsageError(f"{TOKEN}: give at least {_SHORTEST} characters")
+    return token
+
+
+def _hosts(host: str, allowed: Sequence[str]) -> list[str]:
+    hosts = ["localhost", "127.0.0.1", "[::1]", *allowed]
+    for name in allowed:
+        if not name or "*" in name or "/" in name or ":" in name.rpartition("]")[2]:
+            raise UsageError(
+                f"--allowed_host={name}: give a host's name without a port or *"
             )
-        name = f"[{host}]" if ":" in host else host
-        print(f"covjax: http://{name}:{number}/ (Ctrl-C ends it)", flush=True)
-        _run(app, listening)
+    if host not in ("0.0.0.0", "::", ""):
+        hosts.append(f"[{host}]" if ":" in host else host)
+    return hosts
+
+
+def _tell_address(host: str, listening: socket.socket, token: str) -> None:
+    at, number = listening.getsockname()[:2]
+    if not ipaddress.ip_address(at).is_loopback:
+        print(
+            f"covjax: --host={host}: other machines can reach the page, and nothing is"
+            " encrypted: whoever listens on the network reads the token and the"
+            " images. See docs/app.md for a proxy that encrypts.",
+            file=sys.stderr,
+        )
+    name = f"[{host}]" if ":" in host else host
+    print(f"covjax: http://{name}:{number}/?token={token} (Ctrl-C ends it)", flush=True)
 
 
 def _check_gradio() -> None:
@@ -129,54 +213,25 @@ def _ending_with_the_terminal() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _private_folder() -> Iterator[None]:
-    """While entered, uploads are kept in a folder that nobody else may look into.
+def _kept_in(folder: Path) -> Iterator[None]:
+    """While entered, all temporary files go to a folder.
 
-    Gradio reads where to keep them, and that it is to tell nobody of its use, when it
-    is imported.
+    Gradio reads where to keep its own, and that it is to tell nobody of its use, when
+    it is imported.
     """
-    with tempfile.TemporaryDirectory(prefix="covjax-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-        tempfile.tempdir = folder  # for whatever else is written on the way
-        ended = threading.Event()
-        threading.Thread(target=_sweep, args=(Path(folder), ended), daemon=True).start()
-        try:
-            yield
-        finally:
-            ended.set()
-            tempfile.tempdir = None
-
-
-def _sweep(folder: Path, ended: threading.Event) -> None:
-    while not ended.wait(_UNREAD / 10):
-        delete_older(folder, time.time() - _UNREAD)
-
-
-def delete_older(folder: Path, than: float) -> None:
-    """Deletes the files of a folder, and of all in it, that were last written before.
-
-    An upload that was broken off, or too large, is read by nobody.
-
-    Args:
-      folder: of the uploads.
-      than: seconds since the epoch.
-    """
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # another was faster
-            if path.is_file() and path.stat().st_mtime < than:
-                path.unlink()
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    tempfile.tempdir = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = None
 
 
 def _run(app: Any, listening: socket.socket) -> None:
-    import uvicorn
+    from covjax.app.server import make_server
 
-    # No line a request: it would tell the names of files. Pages that are open keep a
-    # connection, which would not end by itself.
-    config = uvicorn.Config(
-        app, log_level="critical", access_log=False, timeout_graceful_shutdown=1
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    make_server(app).run(sockets=[listening])
 
 
 if __name__ == "__main__":

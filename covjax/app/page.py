@@ -1,26 +1,34 @@
 """The page: its words, its controls, and what each of them asks for."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fastapi
 import gradio as gr
+from gradio.data_classes import GradioRootModel
 from gradio.themes import Default, ThemeClass
 
+from covjax.app.decoding import PROCESSES
 from covjax.app.films import LONGEST
+from covjax.app.gate import (
+    Check,
+    Gate,
+    read_choice,
+    read_index,
+    read_number,
+    read_uploads,
+)
+from covjax.app.log import tell_place
+from covjax.app.uploads import MOST_BYTES
 from covjax.app.viewer import ALONE, BESIDE, EMPTY, MOST_FILMS, Viewer
 from covjax.films.overlay import OPACITY
-from covjax.films.segmenter import Segmenter
 
-MOST_BYTES = 2**26  # of a film's file
+_MOST_ANSWERS = 50  # of up to 2 MB, that a page has not fetched
 TITLE = "Lungs and COVID-19 infection on chest films"
 _STYLE = Path(__file__).with_name("style.css")
-# Scripts, styles and pictures of this server alone: the browser refuses all else.
-_POLICY = (
-    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none';"
-    " base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
 
 _BANNER = (
     '<div role="note"><strong>Research use only: not a medical device.</strong>'
@@ -78,18 +86,48 @@ class _Parts:
     view: gr.Radio
 
 
-def make_blocks(viewer: Viewer) -> gr.Blocks:
-    """Returns the page as Gradio has it, its queue bounded and its interface closed."""
+Checks = dict[int, list[Check]]
 
-    def closed(request: gr.Request) -> None:
-        viewer.sessions.drop(_session(request))
 
+def make_blocks(viewer: Viewer) -> tuple[gr.Blocks, Checks]:
+    """Returns the page as Gradio has it, its queue bounded and its interface closed.
+
+    Also: the number of each event, and a check for each value that comes with it.
+    """
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         parts = _lay_out(viewer)
         _connect(viewer, parts)
-        blocks.unload(closed)
+        # For its sake, a page keeps a connection open for as long as it is open.
+        blocks.unload(lambda: None)
     blocks.queue(max_size=40, default_concurrency_limit=2, api_open=False)
-    return blocks
+    # `launch` sets this. Without it, Gradio opens whatever file a client names.
+    blocks.has_launched = True
+    checks = {
+        parts.files: read_uploads, parts.film: read_index,
+        parts.threshold: read_number, parts.opacity: read_number,
+        parts.view: read_choice([BESIDE, ALONE]),
+    }  # fmt: skip
+    of_events: Checks = {
+        number: [checks[control] for control in event.inputs]  # pyright: ignore
+        for number, event in blocks.fns.items()
+        if event.targets[0][1] != "unload"
+    }
+    return blocks, of_events
+
+
+class _Names(GradioRootModel):
+    root: list[str]
+
+
+def _take_names(files: gr.File) -> gr.File:
+    """Lets Gradio take the names of uploads as they are, and open no file for them."""
+
+    def preprocess(payload: _Names | None) -> list[str]:
+        return payload.root if payload else []
+
+    files.data_model = _Names
+    files.preprocess = preprocess  # pyright: ignore
+    return files
 
 
 def _take_any(slider: gr.Slider) -> gr.Slider:
@@ -114,8 +152,10 @@ def _lay_out(viewer: Viewer) -> _Parts:
     gr.HTML(f"<h1>{TITLE}</h1>{phantom}", elem_id="title")
     with gr.Row():
         with gr.Column(scale=7, min_width=320):
-            files = gr.File(
-                label="Films", file_count="multiple", height=120, elem_id="files"
+            files = _take_names(
+                gr.File(
+                    label="Films", file_count="multiple", height=120, elem_id="files"
+                )
             )
             gr.HTML(_KINDS, elem_id="kinds")
             with gr.Row():
@@ -161,7 +201,7 @@ def _connect(viewer: Viewer, parts: _Parts) -> None:
         return None, said, radio, *viewer.show(session, chosen, *settings)
 
     def dropped(
-        paths: list[str] | None,
+        names: list[str],
         threshold: float,
         opacity: float,
         view: str,
@@ -172,7 +212,7 @@ def _connect(viewer: Viewer, parts: _Parts) -> None:
             progress((done, of), desc="Looking at the films", unit="films")
 
         session = _session(request)
-        said = viewer.read(paths or [], session, tell_progress)
+        said = viewer.read(names, session, tell_progress)
         return filled(session, said, threshold, opacity, view)
 
     def synthetic(
@@ -207,25 +247,42 @@ def _connect(viewer: Viewer, parts: _Parts) -> None:
     settings = [parts.threshold, parts.opacity, parts.view]
     shown: list[Any] = [parts.picture, parts.figures]
     all_shown: list[Any] = [parts.files, parts.said, parts.film, *shown]
-    # One film at a time through the networks, whoever asks.
+    # A slow image of one user does not keep the others waiting.
     network: dict[str, Any] = {
-        "concurrency_limit": 1, "concurrency_id": "network",
+        "concurrency_limit": PROCESSES, "concurrency_id": "network",
         "show_progress_on": parts.picture, "api_visibility": "private",
     }  # fmt: skip
     quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    parts.files.upload(dropped, [parts.files, *settings], all_shown, **network)
-    parts.phantoms.click(synthetic, settings, all_shown, **network)
-    parts.forget.click(removed, settings, all_shown, **quick)
+    parts.files.upload(
+        _careful(dropped), [parts.files, *settings], all_shown, **network
+    )
+    parts.phantoms.click(_careful(synthetic), settings, all_shown, **network)
+    parts.forget.click(_careful(removed), settings, all_shown, **quick)
     parts.reset.click(
-        back,
+        _careful(back),
         [parts.film, parts.opacity, parts.view],
         [parts.threshold, *shown],
         **quick,
     )
     gr.on(
         [control.input for control in (parts.film, *settings)],
-        changed, [parts.film, *settings], shown, trigger_mode="always_last", **quick,
+        _careful(changed), [parts.film, *settings], shown, trigger_mode="always_last",
+        **quick,
     )  # fmt: skip
+
+
+def _careful(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps the text of an unforeseen error from the log, into which Gradio puts it."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            tell_place(error)
+            raise gr.Error("This failed.", print_exception=False) from None
+
+    return call
 
 
 def make_theme() -> ThemeClass:
@@ -249,33 +306,34 @@ def make_theme() -> ThemeClass:
 
 
 def _session(request: gr.Request) -> str:
-    if not request.session_hash:  # a request that no page made
-        raise gr.Error("open the page")
-    return request.session_hash
+    return str(request.session_hash)
 
 
-def make_app(segmenter: Segmenter) -> fastapi.FastAPI:
-    """Returns the page as an application to serve; both networks are compiled.
+def make_app(viewer: Viewer) -> Any:
+    """Returns the page as an ASGI application; both networks are compiled.
 
-    Args:
-      segmenter: of two stages.
+    Whoever may use it, `access.guard` decides.
     """
-    viewer = Viewer(segmenter)
     viewer.show_phantoms("")  # compiles before the first visitor comes
     viewer.sessions.drop("")
     closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
-    app = fastapi.FastAPI(**closed)
-
-    @app.middleware("http")
-    async def add_policy(request: fastapi.Request, call_next: Any) -> Any:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
-    return gr.mount_gradio_app(
-        app, make_blocks(viewer), "/", footer_links=[], run_history=False,
+    blocks, checks = make_blocks(viewer)
+    app = gr.mount_gradio_app(
+        fastapi.FastAPI(**closed), blocks, "/", footer_links=[], run_history=False,
         app_kwargs=closed, show_error=False, max_file_size=MOST_BYTES, ssr_mode=False,
         pwa=False, mcp_server=False, enable_monitoring=False, theme=make_theme(),
         css_paths=[_STYLE],
     )  # fmt: skip
+
+    answers = blocks._queue.pending_messages_per_session
+
+    def is_behind(session: str) -> bool:
+        return session in answers and answers[session].qsize() > _MOST_ANSWERS
+
+    async def close(session: str) -> None:
+        # Its events that wait, and answers that nobody will read.
+        await blocks._queue.clean_events(session_hash=session)
+        answers.pop(session, None)
+        viewer.close(session)
+
+    return Gate(app, checks, viewer.uploads, is_behind, close)

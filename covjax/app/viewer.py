@@ -1,22 +1,22 @@
 """What stands behind the controls: which films a page shows, and in what way."""
 
-import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from covjax.app.decoding import Decoder
 from covjax.app.films import Film, draw_phantoms, look_at
 from covjax.app.markup import figures_html, picture_html, told
+from covjax.app.sessions import Sessions
+from covjax.app.uploads import Uploads
 from covjax.calibrate import OperatingPoint
-from covjax.data.decode import shown
-from covjax.data.radiograph import read_radiograph
+from covjax.data.radiograph import Radiograph
 from covjax.errors import UsageError
 from covjax.films.segmenter import Segmenter
 
 MOST_FILMS = 20  # of a drop
 BESIDE, ALONE = "Film beside overlay", "Overlay alone"
-PAGES = 8  # whose films are kept at a time
 
 EMPTY = '<p class="empty">No film yet: drop one or several, or look at phantoms.</p>'
 _GONE = (
@@ -32,63 +32,79 @@ class Viewer:
       segmenter: of two stages.
       point: its operating point.
       sessions: the films of every page.
+      uploads: that are still to be read.
     """
 
-    def __init__(self, segmenter: Segmenter):
-        """Takes a segmenter of two stages.
+    def __init__(self, segmenter: Segmenter, uploads: Uploads, decoder: Decoder):
+        """Takes a segmenter of two stages, the uploads and what decodes them.
 
         Raises:
-          ValueError: if it has one.
+          ValueError: if the segmenter has one stage.
         """
         if segmenter.points.infection is None:
             raise ValueError("a segmenter of lungs alone finds no infection")
         self.segmenter, self.point = segmenter, segmenter.points.infection
+        self.uploads, self._decoder = uploads, decoder
         self.sessions = Sessions()
+        self._network = threading.Lock()
         self._phantoms = draw_phantoms()
 
     def read(
         self,
-        paths: Sequence[str],
+        names: Sequence[str],
         session: str,
         progress: Callable[[int, int], None],
     ) -> str:
-        """Reads the films of a drop; their files are gone when it returns.
+        """Reads the images of a drop; the uploads are gone when it returns.
 
         Args:
-          paths: of the uploads.
+          names: of the uploads that the page has claimed.
           session: of the page.
           progress: is told how many are done, of how many.
 
         Returns:
           What is to be said of it, as HTML.
         """
-        self.sessions.start(session)
+        uploads = [self.uploads.take(name, session) for name in names]
         films: list[Film] = []
         problems: list[tuple[str, str]] = []
-        for k, path in enumerate(map(Path, paths)):
-            name = short_name(path)
-            try:
-                if k >= MOST_FILMS:
-                    raise UsageError(f"more than {MOST_FILMS} films at a time")
-                progress(k, min(len(paths), MOST_FILMS))
-                film = read_radiograph(path)
-            except UsageError as error:
-                # The folder of the uploads is nothing to the user.
-                why = str(error).replace(f"{shown(path)}: ", "")
-                problems.append((name, why))
-            else:
-                films.append(look_at(self.segmenter, film, name))
-            finally:
-                _delete(path)
-        self.sessions.keep(session, films)
+        try:
+            self.sessions.start(session)
+            for k, upload in enumerate(uploads):
+                name = short_name(upload.name) if upload else "a file"
+                try:
+                    if k >= MOST_FILMS:
+                        raise UsageError(f"more than {MOST_FILMS} films at a time")
+                    progress(k, min(len(names), MOST_FILMS))
+                    films.append(self._look(self._decoder.decode(upload), name))
+                except UsageError as error:
+                    problems.append((name, str(error)))
+            self.sessions.keep(session, films)
+        except UsageError as error:  # no room for another page
+            problems.append((f"{len(names)} files", str(error)))
+        finally:
+            for upload in uploads:
+                if upload is not None:
+                    upload.file.close()
         return told(problems, len(films))
+
+    def close(self, session: str) -> None:
+        """Drops all that was kept for a page."""
+        self.sessions.drop(session)
+        self.uploads.forget(session)
+
+    def _look(self, image: Radiograph, name: str, *, phantom: bool = False) -> Film:
+        with self._network:  # one image at a time, whoever asks
+            return look_at(self.segmenter, image, name, phantom=phantom)
 
     def show_phantoms(self, session: str) -> str:
         """Shows the synthetic films; returns what is to be said, as HTML."""
-        self.sessions.start(session)
+        try:
+            self.sessions.start(session)
+        except UsageError as error:
+            return told([("phantoms", str(error))], 0)
         films = [
-            look_at(self.segmenter, film, name, phantom=True)
-            for name, film in self._phantoms
+            self._look(image, name, phantom=True) for name, image in self._phantoms
         ]
         self.sessions.keep(session, films)
         return told([], len(films))
@@ -136,42 +152,6 @@ class Viewer:
         return dataclasses.replace(self.point, threshold=threshold)
 
 
-class Sessions:
-    """The films of every page that is open, by its session; nothing else keeps them.
-
-    Of at most `PAGES` pages: the one that was filled longest ago gives way.
-    """
-
-    def __init__(self) -> None:
-        """Keeps nothing yet."""
-        self._films: dict[str, list[Film]] = {}
-        self._lock = threading.Lock()
-
-    def start(self, session: str) -> None:
-        """Drops what a page showed, and makes room for what it is going to."""
-        with self._lock:
-            self._films.pop(session, None)
-            self._films[session] = []
-            while len(self._films) > PAGES:
-                del self._films[next(iter(self._films))]
-
-    def keep(self, session: str, films: list[Film]) -> None:
-        """Keeps films, unless the page was closed since `start`."""
-        with self._lock:
-            if session in self._films:
-                self._films[session] = films
-
-    def films(self, session: str) -> list[Film]:
-        """Returns the films of a page; none, if they were dropped."""
-        with self._lock:
-            return self._films.get(session, [])
-
-    def drop(self, session: str) -> None:
-        """Drops the films of a page that was closed."""
-        with self._lock:
-            self._films.pop(session, None)
-
-
 def short_name(path: str | Path, most: int = 40) -> str:
     """Returns a file's name in one printable line; a long one without its middle."""
     name = "".join(c if c.isprintable() else "?" for c in Path(path).name)
@@ -179,9 +159,3 @@ def short_name(path: str | Path, most: int = 40) -> str:
         return name
     half = (most - 1) // 2
     return f"{name[:half]}…{name[-half:]}"
-
-
-def _delete(upload: Path) -> None:
-    upload.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # its own folder, named by its content
-        upload.parent.rmdir()

@@ -1,0 +1,71 @@
+"""Decodes uploads in processes of their own, some at a time."""
+
+import contextlib
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+from covjax.app.uploads import DISK_FULL, Upload, Uploads
+from covjax.data.decode import shown
+from covjax.data.radiograph import Radiograph, read_radiograph
+from covjax.errors import STORAGE, UsageError
+from covjax.system.workers import Limits, Worker, WorkerDied
+
+PROCESSES = 3  # so that one slow image does not keep all others waiting
+# Of an image. The largest, of 2²⁶ pixels, needs less than half of each.
+LIMITS = Limits(seconds=20, wall=60, memory=2**31)
+_NOT_THERE = "the upload is no longer kept: drop the file again"
+
+
+class Decoder:
+    """Decodes uploads; an image that ends its process ends nothing else."""
+
+    def __init__(self, uploads: Uploads):
+        """Takes the uploads; starts a process when there is something to decode."""
+        self._uploads = uploads
+        self._workers = [Worker(LIMITS) for _ in range(PROCESSES)]
+        self._free: queue.LifoQueue[Worker] = queue.LifoQueue()  # a started one first
+        for worker in self._workers:
+            self._free.put(worker)
+
+    def decode(self, upload: Upload | None) -> Radiograph:
+        """Returns an image; its upload is gone then.
+
+        Raises:
+          UsageError: if it is not there, is not an image, takes too long or too much
+            memory, or the disk is full.
+        """
+        if upload is None:
+            raise UsageError(_NOT_THERE)
+        try:
+            with self._uploads.as_file(upload) as path, self._worker() as worker:
+                return _read(worker, path)
+        except WorkerDied as error:
+            raise UsageError(f"cannot be decoded: its process {error}") from None
+        except MemoryError:
+            raise UsageError("cannot be decoded: it needs too much memory") from None
+        except OSError as error:
+            if error.errno not in STORAGE:
+                raise
+            raise UsageError(DISK_FULL) from None
+
+    def close(self) -> None:
+        """Ends the processes, once each has done what it is at."""
+        for worker in self._workers:
+            worker.close()
+
+    @contextlib.contextmanager
+    def _worker(self) -> Iterator[Worker]:
+        worker = self._free.get()
+        try:
+            yield worker
+        finally:
+            self._free.put(worker)
+
+
+def _read(worker: Worker, path: Path) -> Radiograph:
+    try:
+        return worker.submit(read_radiograph, path).result()
+    except UsageError as error:
+        # The name of the file, here a random one, is nothing to the user.
+        raise UsageError(str(error).replace(f"{shown(path)}: ", "")) from None
