@@ -34,8 +34,9 @@ from covjax.data.decode import shown
 from covjax.data.inputs import Input, find_inputs
 from covjax.data.progress import progress_bar
 from covjax.errors import DataError
-from covjax.films.film_outputs import is_done, make_row
+from covjax.films.film_outputs import make_row
 from covjax.films.film_work import finish_film, read_film
+from covjax.films.finished import is_done, remove_outputs
 from covjax.films.predictions import (
     ABOUT,
     Additions,
@@ -107,8 +108,7 @@ def predict(
         done = read_rows(out)
         _check_names(inputs, out, done)
         rank, world = parallel.process()
-        left = [one for one in inputs if not is_done(one, out, done, segmenter.points)]
-        parallel.wait_for_all()  # before anybody writes what another looks at
+        left = _find_left(inputs, out, done)
         if parallel.is_main():
             _forget(inputs, left, out, done)
             if len(left) < len(inputs):
@@ -144,6 +144,22 @@ def _check_names(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> No
             )
 
 
+def _find_left(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> list[Input]:
+    """Returns the images that are still to be done; all processes get the same."""
+    found = np.zeros(len(inputs), np.uint8)
+    if parallel.is_main():
+        with (
+            _Threads(count_cores()) as threads,
+            progress_bar("comparing with what is done") as progress,
+        ):
+            checks = threads.map(lambda x: is_done(x, out, done.get(x.name)), inputs)
+            for k, whether in enumerate(checks):
+                found[k] = whether
+                progress(k + 1, len(inputs))
+    found = parallel.from_main(found)
+    return [one for one, whether in zip(inputs, found, strict=True) if not whether]
+
+
 def _forget(
     inputs: Sequence[Input], left: Sequence[Input], out: Path, done: dict[str, Row]
 ) -> None:
@@ -176,8 +192,9 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
     ):
         films = _read(inputs, segmenter, workers, size)
         seen = _look(films, segmenter, asking, size)
-        for done, row in enumerate(_finish(seen, out, segmenter, size), 1):
+        for done, (asked, row) in enumerate(_finish(seen, out, segmenter, size), 1):
             if row["error"]:
+                remove_outputs(out, asked)  # they would be of another file, or torn
                 print(f"covjax: {row['error']}", file=sys.stderr)
             additions.add(row)
             progress(done, len(inputs))
@@ -228,7 +245,7 @@ def _look_at_batch(films: list[Film], segmenter: Segmenter, size: int) -> list[F
 
 def _finish(
     films: Iterable[Film], out: Path, segmenter: Segmenter, ahead: int
-) -> Iterator[Row]:
+) -> Iterator[tuple[Input, Row]]:
     def begin(film: Film) -> Future[Row] | None:
         if film.seen is None:
             return None
@@ -237,10 +254,11 @@ def _finish(
 
     for film, row in _ahead(((film, begin(film)) for film in films), ahead):
         try:
-            yield row.result() if row else make_row(film.asked, error=film.error)
+            told = row.result() if row else make_row(film.asked, error=film.error)
         except WorkerDied as died:
             error = f"the process that wrote its masks {died}"
-            yield make_row(film.asked, error=f"{shown(film.asked.path)}: {error}")
+            told = make_row(film.asked, error=f"{shown(film.asked.path)}: {error}")
+        yield film.asked, told
 
 
 def batch_size(films: int) -> int:

@@ -91,7 +91,8 @@ FLOORS = [
     + ["formats.inference", "formats.stablehlo", "formats.onnx_graph"]
     + ["formats.export_check", "formats", "export", "unpack"]
     + ["films.seen", "films.segmenter", "films.overlay", "films.doubts"]
-    + ["films.dicom_seg", "films.predictions", "films.film_outputs"]
+    + ["films.dicom_seg", "films.predictions", "films.finished"]
+    + ["films.film_outputs"]
     + ["films.film_work", "films", "predict"]
     + ["app.films", "app.markup", "app.viewer", "app.page", "app.__main__", "app"],
     ["feed", "judge", "watch", "loop", "train"],

@@ -22,7 +22,7 @@ COLUMNS: tuple[str, ...] = (
     "file", "name", "presence", "infected_share", "infected_share_right",
     "infected_share_left", "lung_pixels", "lung_pixels_right", "lung_pixels_left",
     "infected_pixels", "height", "width", "mm2_per_pixel", "lung_mm2", "infected_mm2",
-    "warnings", "error",
+    "warnings", "error", "file_sha256", "outputs_sha256",
 )  # fmt: skip
 _ADDED = ".rows-*.csv"
 
