@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import in_limits
 import in_workers
-from covjax.system.workers import WorkerDied, Workers
+from covjax.system.workers import Limits, WorkerDied, Workers
 from processes import is_there, wait_until
 from whole_runs import PROJECT
 
@@ -81,6 +82,63 @@ def test_one_that_dies_is_told_and_replaced(end, told):
             workers[0].submit(*end).result()
         assert str(caught.value) == told
         assert workers[0].submit(in_workers.own_number).result() != first
+
+
+@pytest.mark.parametrize(
+    ("limits", "function", "told"),
+    [
+        ((1, 60, 2**30), in_limits.spin, "took more than 1 s of CPU time"),
+        ((60, 2, 2**30), in_limits.wait, "took more than 2 s"),
+        ((60, 2, 2**30), in_limits.stop, "took more than 2 s"),
+        ((60, 60, 2**30), in_limits.die_killed, "was killed (signal 9), as a system"),
+        ((60, 60, 2**31), os.abort, "perhaps as it needed more than 2 GiB"),
+    ],
+)
+def test_a_request_beyond_a_limit_ends_its_process_alone(limits, function, told):
+    with Workers(1, Limits(*limits)) as workers:
+        first = workers[0].submit(in_limits.own_number).result()
+        with pytest.raises(WorkerDied) as caught:
+            workers[0].submit(function).result()
+        assert told in str(caught.value)
+        assert workers[0].submit(in_limits.own_number).result() != first
+
+
+def test_memory_is_limited_for_each_request():
+    with Workers(1, Limits(60, 60, 2**26)) as workers:
+        process = workers[0].submit(in_limits.own_number).result()
+        with pytest.raises(MemoryError):
+            workers[0].submit(in_limits.allocate, 2**27).result()
+        # What the process keeps from one request does not count for the next.
+        for k in range(1, 4):
+            assert workers[0].submit(in_limits.keep, 2**25).result() == k * 2**25
+        assert workers[0].submit(in_limits.own_number).result() == process
+
+
+def test_time_is_limited_for_each_request():
+    with Workers(1, Limits(1, 60, 2**30)) as workers:
+        process = workers[0].submit(in_limits.own_number).result()
+        for _ in range(4):
+            workers[0].submit(in_limits.use_cpu, 0.4).result()
+        assert workers[0].submit(in_limits.own_number).result() == process
+
+
+def test_one_that_is_stopped_while_it_waits_is_replaced():
+    with Workers(1, Limits(60, 2, 2**30)) as workers:
+        process = workers[0].submit(in_limits.own_number).result()
+        os.kill(process, signal.SIGSTOP)
+        assert workers[0].submit(in_limits.own_number).result() != process
+
+
+def test_one_that_is_stopped_ends_in_the_end():
+    with Workers(1, Limits(60, 2, 2**30)) as workers:
+        process = workers[0].submit(in_limits.own_number).result()
+        os.kill(process, signal.SIGSTOP)
+    assert not is_there(process)
+
+
+def test_no_core_file_is_left():
+    with Workers(1) as workers:
+        assert workers[0].submit(in_limits.core_limit).result() == (0, 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

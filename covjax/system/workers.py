@@ -10,13 +10,17 @@ file is read so.
 
 import concurrent.futures
 import contextlib
+import dataclasses
+import math
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
 from covjax.system.interrupt import NUMBERS
@@ -35,6 +39,25 @@ class WorkerDied(Exception):
     """A process ended before it answered; the text tells how."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Bounds on one request. A request that exceeds one ends its worker process.
+
+    Attributes:
+      seconds: CPU time of all threads of the process; enforced in whole seconds,
+        rounded up.
+      wall: wall-clock seconds from when the process has taken in the request to its
+        answer. As many again are allowed to start the process and take it in.
+      memory: bytes that the request may add to what the process holds when it begins.
+        The function sees a MemoryError, or what its libraries make of a failed
+        allocation. Linux only.
+    """
+
+    seconds: float
+    wall: float
+    memory: int
+
+
 class Worker:
     """One process, which does one thing after the other; started when first asked.
 
@@ -42,8 +65,14 @@ class Worker:
     is killed. One that died is started anew for what is asked next.
     """
 
-    def __init__(self) -> None:
-        """Starts nothing yet."""
+    def __init__(self, limits: Limits | None = None) -> None:
+        """Starts nothing yet.
+
+        Args:
+          limits: of each request; None: none.
+        """
+        self._limits = limits
+        self._killed = False  # by us, after the wall-clock limit
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: BinaryIO | None = None
         # A process inherits what the thread that starts it holds back.
@@ -78,17 +107,41 @@ class Worker:
     def _ask(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         content = pickle.dumps((function, args), pickle.HIGHEST_PROTOCOL)
         if not self._begin(content):
-            self._end()  # it had died while nothing was asked
+            self._end()  # it had died, or was stopped, while nothing was asked
             if not self._begin(content):
-                raise WorkerDied(_how(self._end()))
+                raise WorkerDied(self._end())
+        with self._kill_late():
+            return self._read_answer()
+
+    def _read_answer(self) -> Any:
         assert self._answers is not None
         try:
             answer, error = pickle.load(self._answers)
         except (EOFError, pickle.UnpicklingError):
-            raise WorkerDied(_how(self._end())) from None
+            raise WorkerDied(self._end()) from None
         if error is not None:
             raise error
         return answer
+
+    @contextlib.contextmanager
+    def _kill_late(self) -> Iterator[None]:
+        """Kills the process if it is not done within the wall-clock limit."""
+        if self._limits is None:
+            yield
+            return
+        self._killed = False
+        timer = threading.Timer(self._limits.wall, self._kill)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _kill(self) -> None:
+        if (process := self._process) is not None:
+            self._killed = True
+            process.kill()
 
     def _begin(self, content: bytes) -> bool:
         """Asks; returns whether it was taken in."""
@@ -96,12 +149,13 @@ class Worker:
             self._start()
         assert self._process is not None and self._process.stdin is not None
         assert self._answers is not None
-        try:
-            self._process.stdin.write(content)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            return False
-        return self._answers.read(1) == _BEGUN
+        with self._kill_late():
+            try:
+                self._process.stdin.write(content)
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                return False
+            return self._answers.read(1) == _BEGUN
 
     def _start(self) -> None:
         read, write = os.pipe()
@@ -116,26 +170,31 @@ class Worker:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # told when it is asked
             self._process.stdin.write(pickle.dumps(sys.path))
+            self._process.stdin.write(pickle.dumps(self._limits))
 
-    def _end(self) -> int:
-        """Ends the process, if there is one; returns its exit status."""
-        process, self._process = self._process, None
+    def _end(self) -> str:
+        """Ends the process, if there is one; returns how it ended, for a user."""
+        process = self._process
         if self._answers is not None:
             self._answers.close()
         if process is None:
-            return 0
+            return "had ended"
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # what it had not taken in
             process.stdin.close()
-        return process.wait()
+        killed = self._killed
+        with self._kill_late():  # one that is stopped would never end
+            status = process.wait()
+        self._process = None
+        return _how(status, killed, self._limits)
 
 
 class Workers:
     """Some processes; in a `with`, which ends them."""
 
-    def __init__(self, count: int):
-        """Takes how many there are."""
-        self._workers = [Worker() for _ in range(count)]
+    def __init__(self, count: int, limits: Limits | None = None):
+        """Takes how many there are, and the limits of each request to one of them."""
+        self._workers = [Worker(limits) for _ in range(count)]
 
     def __getitem__(self, number: int) -> Worker:
         """Returns one of them, whatever the number: over and over the same."""
@@ -153,10 +212,30 @@ class Workers:
             worker.close()
 
 
-def _how(status: int) -> str:
+def _how(status: int, killed: bool, limits: Limits | None) -> str:
+    """Returns how a process ended; its sentence begins with the process.
+
+    Args:
+      status: as `Popen.wait` returns it.
+      killed: whether we killed it, after the wall-clock limit.
+      limits: of its requests.
+    """
+    if limits and killed and status == -signal.SIGKILL:
+        return f"took more than {limits.wall:g} s"
+    if limits and status == -signal.SIGXCPU:
+        return f"took more than {limits.seconds:g} s of CPU time"
+    if status == -signal.SIGKILL:
+        return "was killed (signal 9), as a system does that has no memory left"
     if status >= 0:
         return f"ended with status {status}"
-    return f"ended by signal {-status} ({signal.strsignal(-status)})"
+    how = f"ended by signal {-status} ({signal.strsignal(-status)})"
+    if limits and status == -signal.SIGABRT:  # some libraries know no other way
+        how += f", perhaps as it needed more than {_size(limits.memory)}"
+    return how
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
 def serve(answers: int) -> None:
@@ -165,6 +244,9 @@ def serve(answers: int) -> None:
     Args:
       answers: where they go, a file descriptor.
     """
+    limits = pickle.load(sys.stdin.buffer)
+    # A core file would hold what the process had read.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with os.fdopen(answers, "wb") as file:
         while True:
             try:
@@ -174,7 +256,12 @@ def serve(answers: int) -> None:
             try:
                 file.write(_BEGUN)
                 file.flush()
-                file.write(_answer(function, args))
+                try:
+                    with _limited(limits):
+                        content = _answer(function, args)
+                except MemoryError:  # to tell of another one
+                    content = pickle.dumps((None, MemoryError()))
+                file.write(content)
                 file.flush()
             except BrokenPipeError:
                 os._exit(0)  # closing the file would write again
@@ -193,3 +280,44 @@ def _answer(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
             told.add_note(error.__notes__[-1])
             content = pickle.dumps((None, told))
         return content
+
+
+@contextlib.contextmanager
+def _limited(limits: Limits | None) -> Iterator[None]:
+    """While entered, this process may use so much CPU time and memory, and no more."""
+    if limits is None:
+        yield
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = math.ceil(used.ru_utime + used.ru_stime + limits.seconds)
+    before = [_limit(resource.RLIMIT_CPU, seconds)]
+    held = _held()
+    if held is not None:
+        before.append(_limit(resource.RLIMIT_DATA, held + limits.memory))
+    try:
+        yield
+    finally:
+        for which, both in before:
+            resource.setrlimit(which, both)
+
+
+def _limit(which: int, most: int) -> tuple[int, tuple[int, int]]:
+    """Sets a soft limit, at most the hard one; returns which, and both of before."""
+    soft, hard = resource.getrlimit(which)
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(which, (most, hard))
+    return which, (soft, hard)
+
+
+def _held() -> int | None:
+    """Returns the bytes that count for RLIMIT_DATA; None where that limits nothing.
+
+    Private memory that can be written to, and is not a file's. Linux counts it so since
+    4.7; the reserves of malloc for other threads are not in it, as in RLIMIT_AS.
+    """
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[5]) * resource.getpagesize()
+    except OSError:  # macOS
+        return None
