@@ -130,7 +130,7 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
         )
     claim(out, about)
     for half in out.rglob(f".*{HALF}"):  # of a process that was killed
-        half.unlink()
+        half.unlink(missing_ok=True)  # its worker may be about to rename it
 
 
 def _check_names(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> None:

@@ -169,6 +169,9 @@ def _make_seg(
         specific_character_set="ISO_IR 192",
         omit_empty_frames=False,
     )
+    organization = generate_uid(entropy_srcs=[*sources, "dimensions"])
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization  # highdicom draws one at random
     # Required of an image without a plane in space, and empty if unknown (C.7.6.1).
     seg.add(film["PatientOrientation"])
     if masks.size % 16 in range(1, 9):  # an odd number of bytes is filled up, with "0"

@@ -1,11 +1,13 @@
 """The table of what was found on a user's films: a row a film, added as they are done.
 
 predictions.csv       the rows of all films, once all are done; in their order. Before,
-                      if somebody went on, of those that were to stay as they are
+                      if somebody went on, of those that were to stay as they are.
+                      The last two columns tell whether files have changed since
 .rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
 predictions.json      what made them: version, networks, operating points
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -83,6 +85,7 @@ class Additions:
         with path.open("ab+") as there:  # without what was half-written
             there.seek(0)
             there.truncate(there.read().rfind(b"\n") + 1)
+        self._path = path
         self._file = path.open("a", newline="", encoding="utf-8")
         self._rows = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
 
@@ -91,13 +94,21 @@ class Additions:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file; what could not be written has been reported by `add`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def add(self, row: Row) -> None:
-        """Adds a row, which outlives this process if it is killed now."""
-        self._rows.writerow(row)
-        self._file.flush()
+        """Adds a row, which outlives this process if it is killed now.
+
+        Raises:
+          OSError: naming the file, if it cannot be written.
+        """
+        try:
+            self._rows.writerow(row)
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def write_table(out: Path, rows: Iterable[Row]) -> None:
