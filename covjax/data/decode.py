@@ -31,7 +31,7 @@ from covjax.errors import DataError
 
 MAX_BYTES = 2**28  # of a file
 # Of a grey PNG that is decoded outside of a worker process (`quick_only`): within a
-# second and some 10 MB, whatever it holds.
+# second and 100 MB, whatever it holds.
 _QUICK_BYTES, _QUICK_PIXELS = 2**20, 2**22
 _thread = threading.local()
 
