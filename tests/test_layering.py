@@ -29,7 +29,9 @@ FLOORS = [
     + ["metrics.surface", "metrics.detection", "metrics.reliability"]
     + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
     + [
+        "data.limits",
         "data.png",
+        "data.containers",
         "data.decode",
         "data.levels",
         "data.borders",
