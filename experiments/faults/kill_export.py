@@ -1,6 +1,6 @@
 """Kills `covjax.export` at random moments; see killed.py.
 
-  python -m experiments.faults.kill_export [--kills=12] [--seed=0]
+  python -m experiments.faults.kill_export [--kills=9] [--seed=0]
 
 All three formats, in turns; safetensors out of a run of `covjax.unpack`. The
 commands replace a file that is there already.
@@ -60,4 +60,4 @@ COMMANDS = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(main("kill_export", COMMANDS, 12))
+    sys.exit(main("kill_export", COMMANDS, 9))

@@ -1,6 +1,6 @@
 """Kills `covjax.data.from_table` at random moments; see killed.py.
 
-python -m experiments.faults.kill_from_table [--kills=16] [--seed=0]
+python -m experiments.faults.kill_from_table [--kills=10] [--seed=0]
 """
 
 import sys
@@ -38,4 +38,4 @@ COMMANDS = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(main("kill_from_table", COMMANDS, 16))
+    sys.exit(main("kill_from_table", COMMANDS, 10))

@@ -1,6 +1,6 @@
 """Kills `covjax.predict` at random moments; see killed.py.
 
-  python -m experiments.faults.kill_predict [--kills=14] [--seed=0]
+  python -m experiments.faults.kill_predict [--kills=8] [--seed=0]
 
 The inputs are PNG and DICOM images, and one file that is none: its line in the table
 has to be the same, too. Digests of outputs in the table are compared with the outputs;
@@ -111,4 +111,4 @@ WORDS = (
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(main("kill_predict", [Command("predict", WORDS, prepare, read, 2)], 14))
+    sys.exit(main("kill_predict", [Command("predict", WORDS, prepare, read, 2)], 8))

@@ -74,7 +74,12 @@ def main(name: str, commands: Sequence[Command], kills: int) -> int:
             done, found = run_campaign(command, cwd, wanted, rng)
             counts += done
             faults += found
-            print(f"{command.name}: {done.total()} kills, {len(found)} faults")
+            print(
+                f"{command.name}: {len(found)} faults",
+                done.total(),
+                "kills",
+                flush=True,
+            )
     for fault in faults:
         print(fault)
     told = {"survived": counts.total(), "at": dict(counts), "faults": len(faults)}
