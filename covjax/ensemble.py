@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len({run.resolve() for run in given.runs}) < max(2, len(given.runs)):
             raise UsageError("an ensemble needs two runs or more, each of them once")
         evaluate_ensemble(given.runs, given.workdir, given.split)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return tell(error)
     return 0
 

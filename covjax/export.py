@@ -11,11 +11,13 @@ file of before. FILE is by default RUN with the ending of the format, beside RUN
 
 Each holds the config, the operating points and the attribution. It is compared with the
 run on sample films before it is written, and refused where it says something else.
-Exit status: 0, or 2 if there is nothing to write or nowhere to write it.
+Exit status: 0; 2 if there is nothing to write or nowhere to write it; 130 Ctrl-C. Then
+a file that was there before stays as it was.
 """
 
 import argparse
 import dataclasses
+import glob
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from covjax.errors import UsageError
 from covjax.formats.export_check import FILMS, draw_samples, find_distance
 from covjax.formats.inference import make_inference
 from covjax.networks import read_network
-from covjax.system.files import write_whole
+from covjax.system.files import HALF, write_whole
 from covjax.system.last_words import tell
 from covjax.train_state import inference_state
 from covjax.trained import Trained
@@ -80,10 +82,17 @@ def export_run(
             f" away from {source}, and {limit:.0e} is the most that rounding explains"
         )
     try:
+        _remove_half_written(out)
         write_whole(out, content)
     except OSError as error:
         raise UsageError(f"{out}: cannot be written ({error.strerror})") from None
     return out, distance
+
+
+def _remove_half_written(out: Path) -> None:
+    """Removes what earlier exports to this file left that were killed."""
+    for half in out.parent.glob(f".{glob.escape(out.name)}.*{HALF}"):
+        half.unlink(missing_ok=True)
 
 
 def _make(found: Weights, form: str) -> tuple[bytes, Run]:
@@ -147,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parallel.keep_to_the_host()  # a training may have the accelerators
     try:
         out, distance = export_run(given.run, given.format, given.out)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return tell(error)
     print(
         f"{out}: {out.stat().st_size / 1e6:.1f} MB; on {FILMS} sample films at most"

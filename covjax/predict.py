@@ -32,10 +32,12 @@ from covjax import parallel, run_dir
 from covjax.data.concurrency import MOST, count_cores
 from covjax.data.decode import shown
 from covjax.data.inputs import Input, find_inputs
+from covjax.data.limits import IMAGE_LIMITS
 from covjax.data.progress import progress_bar
 from covjax.errors import DataError
-from covjax.films.film_outputs import is_done, make_row
+from covjax.films.film_outputs import make_row
 from covjax.films.film_work import finish_film, read_film
+from covjax.films.finished import is_done, remove_outputs
 from covjax.films.predictions import (
     ABOUT,
     Additions,
@@ -107,8 +109,7 @@ def predict(
         done = read_rows(out)
         _check_names(inputs, out, done)
         rank, world = parallel.process()
-        left = [one for one in inputs if not is_done(one, out, done, segmenter.points)]
-        parallel.wait_for_all()  # before anybody writes what another looks at
+        left = _find_left(inputs, out, done)
         if parallel.is_main():
             _forget(inputs, left, out, done)
             if len(left) < len(inputs):
@@ -130,7 +131,7 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
         )
     claim(out, about)
     for half in out.rglob(f".*{HALF}"):  # of a process that was killed
-        half.unlink()
+        half.unlink(missing_ok=True)  # its worker may be about to rename it
 
 
 def _check_names(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> None:
@@ -142,6 +143,22 @@ def _check_names(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> No
                 f"--out={out} holds {shown(one.name)} of {other}, not of"
                 f" {shown(one.path)}: give another, or the path as it was given before"
             )
+
+
+def _find_left(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> list[Input]:
+    """Returns the images that are still to be done; all processes get the same."""
+    found = np.zeros(len(inputs), np.uint8)
+    if parallel.is_main():
+        with (
+            _Threads(count_cores()) as threads,
+            progress_bar("comparing with what is done") as progress,
+        ):
+            checks = threads.map(lambda x: is_done(x, out, done.get(x.name)), inputs)
+            for k, whether in enumerate(checks):
+                found[k] = whether
+                progress(k + 1, len(inputs))
+    found = parallel.from_main(found)
+    return [one for one, whether in zip(inputs, found, strict=True) if not whether]
 
 
 def _forget(
@@ -169,15 +186,16 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
         return
     size = batch_size(len(inputs))
     with (
-        Workers(min(len(inputs), count_cores(), MOST)) as workers,
+        Workers(min(len(inputs), count_cores(), MOST), IMAGE_LIMITS) as workers,
         _Threads(IN_FLIGHT) as asking,
         Additions(out, parallel.process()[0]) as additions,
         progress_bar("finding lungs and infection") as progress,
     ):
         films = _read(inputs, segmenter, workers, size)
         seen = _look(films, segmenter, asking, size)
-        for done, row in enumerate(_finish(seen, out, segmenter, size), 1):
+        for done, (asked, row) in enumerate(_finish(seen, out, segmenter, size), 1):
             if row["error"]:
+                remove_outputs(out, asked)  # they would be of another file, or torn
                 print(f"covjax: {row['error']}", file=sys.stderr)
             additions.add(row)
             progress(done, len(inputs))
@@ -228,7 +246,7 @@ def _look_at_batch(films: list[Film], segmenter: Segmenter, size: int) -> list[F
 
 def _finish(
     films: Iterable[Film], out: Path, segmenter: Segmenter, ahead: int
-) -> Iterator[Row]:
+) -> Iterator[tuple[Input, Row]]:
     def begin(film: Film) -> Future[Row] | None:
         if film.seen is None:
             return None
@@ -237,10 +255,11 @@ def _finish(
 
     for film, row in _ahead(((film, begin(film)) for film in films), ahead):
         try:
-            yield row.result() if row else make_row(film.asked, error=film.error)
+            told = row.result() if row else make_row(film.asked, error=film.error)
         except WorkerDied as died:
             error = f"the process that wrote its masks {died}"
-            yield make_row(film.asked, error=f"{shown(film.asked.path)}: {error}")
+            told = make_row(film.asked, error=f"{shown(film.asked.path)}: {error}")
+        yield film.asked, told
 
 
 def batch_size(films: int) -> int:

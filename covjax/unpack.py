@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parallel.keep_to_the_host()  # a training may have the accelerators
     try:
         unpack(given.file, given.workdir, given.lung_run)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return tell(error)
     print(f"{given.workdir}: the network of {given.file}")
     return 0

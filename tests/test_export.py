@@ -259,3 +259,26 @@ def test_a_network_that_is_too_large_for_a_format_is_refused(
     assert export.main([str(packed), f"--format={form}"]) == 2
     said = capsys.readouterr().err
     assert "GB of parameters" in said and said.count("\n") == 1
+
+
+def test_half_a_file_that_a_killed_export_left_is_removed(packed, tmp_path):
+    out = tmp_path / "it.stablehlo"
+    half, other = tmp_path / ".it.stablehlo.x1.half", tmp_path / ".b.onnx.x1.half"
+    for path in (half, other):
+        path.write_bytes(b"half")
+    assert export.main([str(packed), "--format=stablehlo", f"--out={out}"]) == 0
+    assert sorted(tmp_path.iterdir()) == sorted([other, out])
+
+
+def test_an_export_that_is_interrupted_leaves_the_file_of_before(
+    packed, tmp_path, monkeypatch, capsys
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "it.onnx"
+    out.write_bytes(b"of before")
+    monkeypatch.setattr(export, "_distance", interrupt)
+    assert export.main([str(packed), "--format=onnx", f"--out={out}"]) == 130
+    assert "interrupted; what is whole stays" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"of before"]

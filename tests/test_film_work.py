@@ -13,6 +13,7 @@ from covjax.calibrate import OperatingPoint
 from covjax.data.inputs import Input
 from covjax.films import film_work
 from covjax.films.seen import Origin, Points, Seen
+from dicom_files import make_film, save
 from whole_runs import PROJECT
 
 FILM = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 64, axis=0)
@@ -107,6 +108,22 @@ def test_a_name_that_its_masks_cannot_have_is_a_line(tmp_path, asked, name, why)
     assert "out/lungs/" in row["error"] and why in row["error"]
     row = finish(Input(asked.path, "a" * 254), out)
     assert "File name too long" in row["error"] and "\n" not in row["error"]
+
+
+def test_a_segmentation_is_of_the_file_that_was_read_or_there_is_none(tmp_path):
+    def film(name: str, uid: str):
+        told = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.1"}
+        return save(make_film(FILM, SOPInstanceUID=uid, **told), tmp_path / name)
+
+    asked, out = Input(film("a.dcm", "1.2.3"), "a"), tmp_path / "out"
+    film_work.read_film(asked, (64,))
+    assert finish(asked, out)["warnings"].count("no DICOM SEG") == 0
+    assert (out / "seg" / "a.dcm").exists()
+    film_work.read_film(asked, (64,))
+    film("b.dcm", "1.2.4").replace(asked.path)
+    row = finish(asked, out)
+    assert "no DICOM SEG: changed while it was read" in row["warnings"]
+    assert not (out / "seg" / "a.dcm").exists()
 
 
 def test_a_full_disk_is_no_film_s_fault(tmp_path, asked, monkeypatch):

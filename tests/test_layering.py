@@ -39,7 +39,9 @@ FLOORS = [
     + ["metrics.surface", "metrics.detection", "metrics.reliability"]
     + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
     + [
+        "data.limits",
         "data.png",
+        "data.containers",
         "data.decode",
         "data.levels",
         "data.borders",
@@ -102,7 +104,8 @@ FLOORS = [
     + ["formats.inference", "formats.stablehlo", "formats.onnx_graph"]
     + ["formats.export_check", "formats", "export", "unpack"]
     + ["films.seen", "films.segmenter", "films.overlay", "films.doubts"]
-    + ["films.dicom_seg", "films.predictions", "films.film_outputs"]
+    + ["films.dicom_seg", "films.predictions", "films.finished"]
+    + ["films.film_outputs"]
     + ["films.film_work", "films", "predict"]
     + ["app.access", "app.upload_folder", "app.uploads", "app.decoding", "app.gate"]
     + ["app.log", "app.server", "app.films", "app.sessions", "app.markup"]

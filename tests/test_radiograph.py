@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covjax.data import radiograph
 from covjax.data.radiograph import read_radiograph
 from covjax.errors import DataError
 from dicom_files import make_film, save
@@ -27,3 +28,20 @@ def test_dicom_without_its_preamble_is_named_so(tmp_path, suffix):
         read_radiograph(path)
     with pytest.raises(DataError, match="cannot be read as a picture"):
         read_radiograph(path.rename(tmp_path / "film.png"))
+
+
+def test_one_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "film.png"
+    Image.fromarray(FILM).save(path)
+    read = radiograph.read_grey
+
+    def read_and_replace(path):
+        image = read(path)
+        Image.fromarray(FILM.T).save(path)
+        return image
+
+    monkeypatch.setattr(radiograph, "read_grey", read_and_replace)
+    with pytest.raises(DataError, match=r"film.png: changed while it was read"):
+        read_radiograph(path)
+    monkeypatch.undo()
+    assert np.array_equal(read_radiograph(path).image, FILM.T)

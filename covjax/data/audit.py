@@ -11,9 +11,7 @@ report cannot be written.
 
 import argparse
 import collections
-import concurrent.futures
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from covjax.data import covidqu, near_duplicates
+from covjax.data.decode import shown
 from covjax.data.film_checks import (
     KINDS,
     Entry,
@@ -32,6 +31,7 @@ from covjax.data.film_checks import (
 )
 from covjax.data.leaks import Place, find_leaks
 from covjax.data.progress import progress_bar
+from covjax.data.readable import Readers
 from covjax.errors import DataError, UsageError
 from covjax.system.files import write_whole
 
@@ -145,9 +145,15 @@ def _count(entries: list[Entry]) -> dict[str, dict[str, int]]:
 
 
 def _read_all(entries: list[Entry]) -> Iterator[tuple[Entry, Reading]]:
-    """Reads in threads, where Pillow decodes side by side; yields in order."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        yield from zip(entries, threads.map(read_entry, entries), strict=True)
+    """Reads side by side; yields in order."""
+    with Readers() as readers:
+        outcomes = readers.map(read_entry, entries)
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, DataError):  # beyond the limits of a worker
+                reason = str(outcome).removeprefix(f"{shown(entry.image)}: ")
+                found = {"path": entry.image, "reason": reason}
+                outcome = Reading([("unreadable", found)])
+            yield entry, outcome
 
 
 def _below(root: Path, path: Path) -> str:

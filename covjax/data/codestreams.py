@@ -5,6 +5,8 @@ GDCM, which pydicom would ask, ends the process, and writes to the terminal. A s
 decoded only if its own header has the size that the file has told: room is made by it.
 """
 
+import math
+import struct
 from collections.abc import Iterator
 
 import imagecodecs
@@ -38,8 +40,14 @@ _START_2000 = b"\xff\x4f\xff\x51"
 _LOOK_FOR_START = 4096
 # Markers that start a frame, and so tell its size; four of the row are none.
 _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+# Sequential, baseline and extended, and lossless. A progressive frame is decoded as a
+# whole for each of its scans, of which there may be any number.
+_FRAMES_OF_DICOM = {0xC0, 0xC1, 0xC3}
+_SCAN = b"\xff\xda"
 _APP0, _APP14 = 0xE0, 0xEE
 _COD = 0x52  # of JPEG 2000
+_MOST_PACKETS = 2**22  # of JPEG 2000: each precinct of each layer is one
+_MOST_TILES = 2**12
 
 
 def decode_stream(
@@ -73,6 +81,10 @@ def decode_stream(
         size = _size(stream)
     if size != shape:
         raise ValueError("its compressed pixels are of another size than it says")
+    if syntax in JPEG_2000:
+        _check_2000(stream)
+    else:
+        _check_scans(stream, syntax, shape[2])
     try:
         if syntax in JPEG_2000:
             pixels = imagecodecs.jpeg2k_decode(stream)
@@ -135,6 +147,60 @@ def _decode_rle(stream: bytes, shape: tuple[int, int, int], bits: int) -> np.nda
         raise ValueError("its compressed pixels are cut short")
     planes = np.frombuffer(content, f"<u{bits // 8}").reshape(samples, rows, columns)
     return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
+
+
+def _check_scans(stream: bytes, syntax: str, samples: int) -> None:
+    """Refuses a JPEG or JPEG-LS whose decoding costs more than its pixels."""
+    frames = [marker for marker, _ in _segments(stream) if marker in _FRAMES]
+    if len(frames) > 1:
+        raise ValueError("its compressed pixels have several frame headers")
+    if syntax in JPEG and not _FRAMES_OF_DICOM.issuperset(frames):
+        raise ValueError("its JPEG is of a process that its transfer syntax excludes")
+    first = max(stream.find(_SCAN, _end_of_header(stream)), 0)
+    if stream.count(_SCAN, first) > samples:
+        raise ValueError("its compressed pixels have more scans than samples")
+
+
+def _end_of_header(stream: bytes) -> int:
+    return 2 + sum(4 + len(segment) for _, segment in _segments(stream))
+
+
+def _check_2000(stream: bytes) -> None:
+    """Refuses a JPEG 2000 of more tiles or packets than a picture needs.
+
+    A decoder reserves some hundred bytes for each, before it looks for their data.
+    """
+    x1, y1, _, _, width, height, x0, y0 = struct.unpack_from(">8I", stream, 8)
+    samples = int.from_bytes(stream[40:42], "big")
+    if not width or not height:
+        raise ValueError("its compressed pixels have tiles of no size")
+    tiles = math.ceil((x1 - x0) / width) * math.ceil((y1 - y0) / height)
+    if tiles > _MOST_TILES:
+        raise ValueError(f"its compressed pixels have more than {_MOST_TILES:,} tiles")
+    across, down = min(x1, width), min(y1, height)
+    for marker, coding in _segments(stream):
+        if marker == _COD and len(coding) >= 10:
+            packets = _packets(coding, across, down) * tiles * samples
+            if packets > _MOST_PACKETS:
+                raise ValueError(
+                    f"its compressed pixels have more than {_MOST_PACKETS:,} packets"
+                )
+
+
+def _packets(coding: bytes, across: int, down: int) -> int:
+    """Returns the packets of a tile's component, by a COD segment (T.800, A.6.1)."""
+    layers = int.from_bytes(coding[2:4], "big")
+    levels = min(coding[5], 32)
+    count = 0
+    for level in range(levels + 1):
+        size = 0xFF  # 2^15 by 2^15
+        if coding[0] & 1 and len(coding) > 10 + level:
+            size = coding[10 + level]
+        shrink = levels - level
+        across_precincts = math.ceil(across / 2 ** (shrink + (size & 15)))
+        down_precincts = math.ceil(down / 2 ** (shrink + (size >> 4)))
+        count += across_precincts * down_precincts
+    return layers * count
 
 
 def _size(stream: bytes) -> tuple[int, int, int] | None:

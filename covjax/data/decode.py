@@ -5,35 +5,39 @@ header is believed in nothing but what can be refused: room is made only for a p
 of a size that a film may have.
 """
 
+import contextlib
 import io
 import logging
 import os
 import stat
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import (
     BmpImagePlugin,
-    ExifTags,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
 )
 
+from covjax.data.containers import MOST_PAGES, Stripped, Unfit, strip_metadata
 from covjax.data.png import MAX_PIXELS, MAX_SIDE, MIN_SIDE, decode_grey_png, is_whole
 from covjax.errors import DataError
 
 MAX_BYTES = 2**28  # of a file
-_MOST = 100  # pages that are counted; scans that a progressive JPEG may have
+# Of a grey PNG that is decoded outside of a worker process (`quick_only`): within a
+# second and 100 MB, whatever it holds.
+_QUICK_BYTES, _QUICK_PIXELS = 2**20, 2**22
+_thread = threading.local()
 
 # What Pillow remarks on in a file (an odd tag, say) is nothing to whoever trains.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-
-_FAX = {2, 3, 4}  # compressions of TIFF: modified Huffman, groups 3 and 4
 
 # First bytes → who reads what follows. `Image.open` would try some forty formats, one
 # of which starts a program, and warn of a large picture where it is to be refused.
@@ -95,12 +99,18 @@ def decode_content(content: bytes) -> np.ndarray:
     Raises:
       ValueError: saying why there are no pixels to be had.
     """
+    if _is_quick_only() and not _is_quick(content):
+        raise NeedsWorker
     grey = decode_grey_png(content)
     if grey is not None:
         return grey
-    picture = _open(content)
+    if _is_quick_only():
+        raise NeedsWorker
+    stripped = strip_metadata(content)
+    picture = _open(stripped)
     if picture.format == "PNG" and not is_whole(content):
         raise ValueError("cannot be read as a picture (broken or cut short)")
+    _refuse_turned(stripped.orientation)
     try:
         picture.load()  # the whole file: a truncated one fails here
         grey = picture if picture.mode.startswith("I") else picture.convert("L")
@@ -109,12 +119,38 @@ def decode_content(content: bytes) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds
         raise _unreadable(error) from None
-    _check_upright(picture)
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.min() < 0 or pixels.max() > 65535:
         raise ValueError("neither 8 nor 16 bits a pixel")
     return pixels.astype(np.uint16)
+
+
+class NeedsWorker(Exception):
+    """A file that is decoded in a worker process with limits, and not in this one."""
+
+
+@contextlib.contextmanager
+def quick_only() -> Iterator[None]:
+    """While entered, this thread decodes small grey PNGs of 8 bits alone.
+
+    Their decoder is written in Rust, and its time and memory are bounded by their size.
+    Any other file raises `NeedsWorker`: its decoder may hang, or take any memory.
+    """
+    _thread.quick_only = True
+    try:
+        yield
+    finally:
+        _thread.quick_only = False
+
+
+def _is_quick_only() -> bool:
+    return getattr(_thread, "quick_only", False)
+
+
+def _is_quick(content: bytes) -> bool:
+    width, height = (int.from_bytes(content[k : k + 4], "big") for k in (16, 20))
+    return len(content) <= _QUICK_BYTES and width * height <= _QUICK_PIXELS
 
 
 def read_content(path: Path) -> bytes:
@@ -140,38 +176,34 @@ def read_content(path: Path) -> bytes:
     return content
 
 
-def _open(content: bytes) -> Any:
+def _open(stripped: Stripped) -> Any:
     """Returns a Pillow picture whose header is fit to be read, and its pixels not yet.
 
     Raises:
       ValueError: if it is not.
     """
+    content = stripped.content
     start = next((start for start in _KINDS if content.startswith(start)), None)
     if start is None:
         raise ValueError("cannot be read as a picture (no PNG, JPEG, TIFF, BMP, WebP)")
     if start == b"RIFF":
         check_size(*_webp_size(content))  # its decoder makes room at once
-    if start == b"\xff\xd8\xff" and content.count(b"\xff\xda") > _MOST:
-        raise ValueError(f"a JPEG of more than {_MOST} scans")  # each takes its time
+    if stripped.pages > 1:
+        number = f"more than {MOST_PAGES}"
+        if stripped.pages <= MOST_PAGES:
+            number = str(stripped.pages)
+        raise ValueError(f"{number} pages or frames, where one film is asked for")
     try:
         picture = _KINDS[start](io.BytesIO(content))
         check_size(*picture.size)
-        pages = _count_pages(picture)
-    except _Unfit:
+    except Unfit:
         raise
     except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # Pillow's decoders raise many kinds
         raise _unreadable(error) from None
-    if pages > 1:
-        number = f"more than {_MOST}" if pages > _MOST else pages
-        raise ValueError(f"{number} pages or frames, where one film is asked for")
     _check_depth(picture)
     return picture
-
-
-class _Unfit(ValueError):
-    """What was looked at and refused, unlike what a decoder stumbled over."""
 
 
 def _unreadable(error: Exception) -> ValueError:
@@ -186,11 +218,11 @@ def check_size(width: int, height: int) -> None:
       ValueError: telling its size.
     """
     if width * height > MAX_PIXELS:
-        raise _Unfit(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+        raise Unfit(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
     if min(width, height) < MIN_SIDE:
-        raise _Unfit(f"{width} x {height} pixels, less than {MIN_SIDE} a side")
+        raise Unfit(f"{width} x {height} pixels, less than {MIN_SIDE} a side")
     if max(width, height) > MAX_SIDE:
-        raise _Unfit(f"{width} x {height} pixels, more than {MAX_SIDE:,} a side")
+        raise Unfit(f"{width} x {height} pixels, more than {MAX_SIDE:,} a side")
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:
@@ -207,18 +239,6 @@ def _webp_size(content: bytes) -> tuple[int, int]:
     return number(26, 2) & 0x3FFF, number(28, 2) & 0x3FFF
 
 
-def _count_pages(picture: Any) -> int:
-    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
-        return getattr(picture, "n_frames", 1)
-    for page in range(1, _MOST + 1):  # `n_frames` would count millions
-        try:
-            picture.seek(page)
-        except EOFError:
-            picture.seek(0)
-            return page
-    return _MOST + 1
-
-
 def _check_depth(picture: Any) -> None:
     """Refuses what would be read, and not as it was meant."""
     deep = picture.mode.startswith("I")
@@ -231,23 +251,6 @@ def _check_depth(picture: Any) -> None:
             raise ValueError(f"{bits[0]} bits a pixel, neither 8 nor 16")
         if deep and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
             raise ValueError("16 bits with black and white exchanged")
-        if tags.get(TiffImagePlugin.COMPRESSION) in _FAX:
-            # libtiff only warns of what is broken, and leaves there what lies about in
-            # the memory.
-            raise ValueError("compressed as a fax (CCITT): store it as PNG")
-        # Pillow would turn it, and forget that it had to be.
-        _refuse_turned(tags.get(ExifTags.Base.Orientation))
-
-
-def _check_upright(picture: Any) -> None:
-    """Refuses a picture, of which the pixels were read, that is shown otherwise."""
-    try:
-        turned = picture.getexif().get(ExifTags.Base.Orientation)
-    except MemoryError:
-        raise
-    except Exception:  # it says nothing, then
-        turned = None
-    _refuse_turned(turned)
 
 
 def _refuse_turned(turned: Any) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from covjax.data import levels
 from covjax.data.borders import find_box
-from covjax.data.decode import MAX_BYTES, check_size, read_content, shown
+from covjax.data.decode import check_size, read_content, shown
 from covjax.data.silence import without_warnings
 from covjax.errors import DataError, UsageError
 
@@ -35,6 +35,10 @@ _DEFLATED = "1.2.840.10008.1.2.1.99"
 _PLAIN = "1.2.840.10008.1.2.1"  # explicit VR, little endian
 _IMPLICIT = "1.2.840.10008.1.2"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_MOST_INFLATED = 2**27 + 2**20  # bytes: the largest picture of 16 bits, and a header
+# Each element costs two or three, and 8 KiB of compressed pixels one.
+_MOST_READS = 2**17
+_LONGEST, _LONGEST_LUT = 2**12, 2**20  # bytes of an element; of a LUT, or a sequence
 _AT_ONCE = 256  # rows that are counted: eight bytes a pixel
 _PIXELS = 0x7FE00000  # the group of elements that hold them
 # Of what is neither a film nor said to be one by the elements below.
@@ -214,24 +218,24 @@ def _parse(
     from pydicom.filereader import read_dataset
     from pydicom.tag import Tag
 
-    file = io.BytesIO(content)
+    file = _CountedReads(content)
     file.seek(_PREAMBLE + len(_MAGIC))
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
     syntax = str(meta.get("TransferSyntaxUID", ""))
     if syntax == _DEFLATED:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
-            plain = inflate.decompress(content[file.tell() :], MAX_BYTES)
+            plain = inflate.decompress(content[file.tell() :], _MOST_INFLATED)
         except zlib.error:
             raise _Unfit("what is deflated in it is broken") from None
         if not inflate.eof:
-            more = len(plain) >= MAX_BYTES
+            more = len(plain) >= _MOST_INFLATED
             raise _Unfit(
-                f"more than {MAX_BYTES:,} bytes when inflated"
+                f"more than {_MOST_INFLATED:,} bytes when inflated"
                 if more
                 else "what is deflated in it is cut short"
             )
-        file, syntax = io.BytesIO(plain), _PLAIN
+        file, syntax = _CountedReads(plain), _PLAIN
     dataset = read_dataset(
         file,
         syntax == _IMPLICIT,
@@ -239,7 +243,40 @@ def _parse(
         stop_when=None if names else lambda tag, *_: tag >= _PIXELS,
         specific_tags=[Tag(name) for name in names] if names else None,
     )
+    for name in names or ():
+        if name != "PixelData":
+            _check_length(dataset, name)
     return dataset, syntax, str(meta.get("MediaStorageSOPClassUID", ""))
+
+
+class _CountedReads(io.BytesIO):
+    """A file out of which so much is read, and no more: elements may be nested."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > _MOST_READS:
+            raise _Unfit("more elements than a film has")
+        return super().read(size)
+
+
+def _check_length(dataset: "Dataset", name: str) -> None:
+    """Refuses an element that is longer than what a film needs.
+
+    pydicom makes objects of its values, of some hundred bytes each, when it is asked
+    for it.
+    """
+    from pydicom.dataelem import RawDataElement
+
+    if name not in dataset:
+        return
+    element = dataset.get_item(name)
+    if not isinstance(element, RawDataElement):  # a sequence: its reads are counted
+        return
+    long = name.endswith(("Sequence", "Data"))
+    if len(element.value or b"") > (_LONGEST_LUT if long else _LONGEST):
+        raise _Unfit(f"its {name} is longer than that of a film")
 
 
 def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:

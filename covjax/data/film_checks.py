@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from covjax.data import covidqu, near_duplicates
-from covjax.data.decode import decode, read_grey
+from covjax.data.decode import decode, read_grey, shown
 from covjax.data.leaks import Place
 from covjax.errors import DataError
 
@@ -182,3 +182,39 @@ def _check_infection(entry: Entry, masks: dict[str, np.ndarray]) -> list[Finding
     if entry.place.label != "COVID-19" and pixels:
         found.append(("infection_in_others", {"path": path, "pixels": pixels}))
     return found
+
+
+def check_film(film: covidqu.Film) -> tuple[tuple[int, ...], bool]:
+    """Reads a film and its masks; returns their shape, and whether there is infection.
+
+    Raises:
+      DataError: if one of them cannot be used; the message begins with the column.
+    """
+    shape = _read("image", read_grey, film.image).shape
+    infected = False
+    for column, path in (
+        ("lung_mask", film.lung_mask),
+        ("infection_mask", film.infection_mask),
+    ):
+        if path is None:
+            continue
+        mask = _read(column, covidqu.read_mask, path)
+        if mask.shape != shape:
+            raise DataError(
+                f"{column}: {shown(path)}: mask of {mask.shape[1]}x{mask.shape[0]}"
+                f" pixels for a film of {shape[1]}x{shape[0]}"
+            )
+        infected = column == "infection_mask" and bool(mask.any())
+    if infected and film.label != covidqu.POSITIVE:
+        raise DataError(
+            f"infection_mask: {shown(film.infection_mask or '')}: infection in a"
+            f" {film.label} film, where {covidqu.POSITIVE} alone may have any"
+        )
+    return shape, infected
+
+
+def _read(column: str, read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
+    try:
+        return read(path)
+    except DataError as error:
+        raise DataError(f"{column}: {error}") from None

@@ -20,7 +20,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ from PIL import Image
 
 from covjax.data import covidqu, layout
 from covjax.data.covidqu import CLASSES, POSITIVE, SPLITS, TREES, Film
-from covjax.data.decode import read_grey, shown
+from covjax.data.decode import shown
+from covjax.data.film_checks import check_film
 from covjax.data.progress import Progress, progress_bar
 from covjax.data.readable import BadFilms, read_all
 from covjax.data.split_films import assign_splits
@@ -182,50 +183,17 @@ def _read_films(
     path: Path, rows: Sequence[Row], films: Sequence[Film], progress: Progress | None
 ) -> list[Checked]:
     row_of = dict(zip(films, rows, strict=True))
-    found: list[Checked] = []
+    found: list[tuple[tuple[int, ...], bool]] = []
     try:
-        for some in read_all(films, lambda film: _check(row_of[film], film), progress):
+        for some in read_all(films, check_film, progress):
             found += some
     except BadFilms as bad:
         faults = [Fault(row_of[one.film].line, one.reason) for one in bad.bad]
         raise Faults(path, faults) from None
-    return found
-
-
-def _check(row: Row, film: Film) -> Checked:
-    """Reads a film and its masks.
-
-    Raises:
-      DataError: if one of them cannot be used; the message begins with the column.
-    """
-    shape = _read("image", read_grey, film.image).shape
-    infected = False
-    for column, path in (
-        ("lung_mask", film.lung_mask),
-        ("infection_mask", film.infection_mask),
-    ):
-        if path is None:
-            continue
-        mask = _read(column, covidqu.read_mask, path)
-        if mask.shape != shape:
-            raise DataError(
-                f"{column}: {shown(path)}: mask of {mask.shape[1]}x{mask.shape[0]}"
-                f" pixels for a film of {shape[1]}x{shape[0]}"
-            )
-        infected = column == "infection_mask" and bool(mask.any())
-    if infected and film.label != POSITIVE:
-        raise DataError(
-            f"infection_mask: {shown(film.infection_mask or '')}: infection in a"
-            f" {film.label} film, where {POSITIVE} alone may have any"
-        )
-    return Checked(row, film, shape, infected)
-
-
-def _read(column: str, read: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
-    try:
-        return read(path)
-    except DataError as error:
-        raise DataError(f"{column}: {error}") from None
+    return [
+        Checked(row, film, *told)
+        for row, film, told in zip(rows, films, found, strict=True)
+    ]
 
 
 def _plan(films: Sequence[Checked], copy: bool) -> dict[str, layout.Item]:

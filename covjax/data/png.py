@@ -27,6 +27,8 @@ _ADAM7 = [
     (1, 0, 2, 1),
 ]  # fmt: skip
 _AT_ONCE = 1 << 20  # bytes that are inflated
+# The largest picture in chunks of 8 KiB, as libpng writes them, has half as many.
+_MOST_CHUNKS = 2**16
 
 
 def decode_grey_png(content: bytes) -> np.ndarray | None:
@@ -67,8 +69,11 @@ def is_whole(content: bytes) -> bool:
 
     Args:
       content: of the file.
+
+    Raises:
+      ValueError: if it has more chunks than a picture needs.
     """
-    chunks = _chunks(content)
+    chunks = read_chunks(content)
     names = [name for name, _ in chunks]
     if not names or names[0] != b"IHDR" or names[-1] != b"IEND":
         return False
@@ -89,8 +94,12 @@ def is_whole(content: bytes) -> bool:
     return missing <= 0
 
 
-def _chunks(content: bytes) -> list[tuple[bytes, memoryview]]:
-    """Returns names and contents of a PNG's chunks, up to the first that is harmed."""
+def read_chunks(content: bytes) -> list[tuple[bytes, memoryview]]:
+    """Returns names and contents of a PNG's chunks, up to the first that is harmed.
+
+    Raises:
+      ValueError: if there are more than a picture needs.
+    """
     chunks, at = [], 8  # behind the signature
     whole = memoryview(content)
     while at + 12 <= len(content) and (not chunks or chunks[-1][0] != b"IEND"):
@@ -98,6 +107,8 @@ def _chunks(content: bytes) -> list[tuple[bytes, memoryview]]:
         check = int.from_bytes(whole[end : end + 4], "big")
         if len(whole) < end + 4 or check != zlib.crc32(whole[at + 4 : end]):
             break
+        if len(chunks) == _MOST_CHUNKS:
+            raise ValueError(f"a PNG of more than {_MOST_CHUNKS:,} chunks")
         chunks.append((bytes(whole[at + 4 : at + 8]), whole[at + 8 : end]))
         at = end + 4
     return chunks

@@ -1,18 +1,29 @@
-"""Films read in threads; those that cannot be read are collected, not met one a run."""
+"""Films read side by side; those that cannot be read are collected for one message.
+
+Small grey PNGs, as COVID-QU-Ex is published, are decoded in threads of this process.
+Every other file goes to a worker process with limits, so that no file can exhaust the
+memory of the run or hang it. Workers start with the first such file: a set without one
+pays nothing for them.
+"""
 
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from covjax.data.covidqu import Film
+from covjax.data.decode import NeedsWorker, quick_only, shown
+from covjax.data.limits import IMAGE_LIMITS
 from covjax.data.progress import Progress
 from covjax.errors import DataError
+from covjax.system.workers import Worker, WorkerDied
 
 _AT_ONCE = 256  # films whose pixels are held
 _NAMED = 3  # in a message
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -52,7 +63,7 @@ def read_all(
 
     Args:
       films: in the order in which they are yielded.
-      read: raises DataError where it cannot.
+      read: raises DataError where it cannot; see `Readers.map`.
       progress: told how far the reading is.
 
     Yields:
@@ -61,21 +72,14 @@ def read_all(
     Raises:
       BadFilms: once all were read, if some of them cannot be.
     """
-
-    def attempt(film: Film) -> T | BadFilm:
-        try:
-            return read(film)
-        except DataError as error:
-            return BadFilm(film, str(error))
-
     bad: list[BadFilm] = []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with Readers() as readers:
         for start in range(0, len(films), _AT_ONCE):
             some = films[start : start + _AT_ONCE]
             whole = []
-            for outcome in threads.map(attempt, some):
-                if isinstance(outcome, BadFilm):
-                    bad.append(outcome)
+            for film, outcome in zip(some, readers.map(read, some), strict=True):
+                if isinstance(outcome, DataError):
+                    bad.append(BadFilm(film, str(outcome)))
                 else:
                     whole.append(outcome)
             if whole:
@@ -84,3 +88,74 @@ def read_all(
                 progress(start + len(some), len(films))
     if bad:
         raise BadFilms(bad)
+
+
+class Readers:
+    """Threads that read files, each with a worker process for what may be costly.
+
+    To be used in a `with`, which ends them.
+    """
+
+    def __init__(self) -> None:
+        """Starts nothing yet."""
+        count = os.cpu_count() or 1
+        self._threads = concurrent.futures.ThreadPoolExecutor(count)
+        self._all = [Worker(IMAGE_LIMITS) for _ in range(count)]
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        for worker in self._all:
+            self._idle.put(worker)
+
+    def map(
+        self, read: Callable[[S], T], items: Iterable[S]
+    ) -> Iterator[T | DataError]:
+        """Yields what `read` returns of each item, in their order, or what it raises.
+
+        Args:
+          read: at the top of a module, or a partial of such a function; it and the
+            items can be pickled. Called again in a worker, if a file needs one.
+          items: of which each names the files of one image.
+
+        Yields:
+          Results; a DataError in place of one, also where a file exceeds the limits.
+        """
+
+        def attempt(item: S) -> T | DataError:
+            try:
+                with quick_only():
+                    return read(item)
+            except NeedsWorker:
+                return self._read_in_worker(read, item)
+            except DataError as error:
+                return error
+
+        yield from self._threads.map(attempt, items)
+
+    def _read_in_worker(self, read: Callable[[S], T], item: S) -> T | DataError:
+        worker = self._idle.get()
+        try:
+            return worker.submit(read, item).result()
+        except DataError as error:
+            return error
+        except WorkerDied as died:
+            return DataError(f"{_name(item)}: the process that read it {died}")
+        except MemoryError:
+            return DataError(f"{_name(item)}: too large for the memory that there is")
+        finally:
+            self._idle.put(worker)
+
+    def __enter__(self) -> "Readers":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Begins nothing more, and ends the threads and processes."""
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._all:
+            worker.cancel()
+        for worker in self._all:
+            worker.close()
+
+
+def _name(item: object) -> str:
+    """Returns the path of an image, or of the image of which an item has masks too."""
+    return shown(getattr(item, "image", None) or str(item))

@@ -16,6 +16,7 @@ import numpy as np
 
 from covjax.data.decode import shown
 from covjax.data.dicom import read_header
+from covjax.data.radiograph import CHANGED, digest_file
 from covjax.data.silence import without_warnings
 from covjax.errors import DataError, UsageError
 from covjax.films.seen import Origin
@@ -67,6 +68,7 @@ def write_seg(
     *,
     name: str,
     version: str,
+    sha256: str = "",
 ) -> None:
     """Writes masks as a DICOM segmentation (BINARY) that refers to a film.
 
@@ -83,10 +85,11 @@ def write_seg(
       origin: the networks, which each segment names as its algorithm's parameters.
       name: of the algorithm, up to 64 characters.
       version: of it, likewise.
+      sha256: of the source when its pixels were read; "": not known.
 
     Raises:
-      DataError: in a line that names the source, if it cannot be read or lacks what a
-        segmentation refers to.
+      DataError: in a line that names the source, if it cannot be read, has changed
+        since its pixels were read or lacks what a segmentation refers to.
       UsageError: if highdicom or pydicom is not installed.
       OSError: if `out` cannot be written.
       ValueError: if a mask is not of the source's size, or not of 0 and 1.
@@ -98,6 +101,8 @@ def write_seg(
             f"{shown(out)}: a DICOM SEG needs {error.name}: pip install 'covjax[dicom]'"
         ) from None
     film = read_header(source)
+    if sha256 and digest_file(source) != sha256:
+        raise DataError(f"{shown(source)}: {CHANGED}")
     lacking = [key for key in (*_NEEDED, "Rows", "Columns") if not film.get(key)]
     if lacking:
         raise DataError(
@@ -164,6 +169,9 @@ def _make_seg(
         specific_character_set="ISO_IR 192",
         omit_empty_frames=False,
     )
+    organization = generate_uid(entropy_srcs=[*sources, "dimensions"])
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization  # highdicom draws one at random
     # Required of an image without a plane in space, and empty if unknown (C.7.6.1).
     seg.add(film["PatientOrientation"])
     if masks.size % 16 in range(1, 9):  # an odd number of bytes is filled up, with "0"

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 
 from covjax.data.decode import shown
-from covjax.data.dicom import is_dicom
 from covjax.data.inputs import Input
 from covjax.data.masks import place
 from covjax.data.radiograph import Radiograph
@@ -16,13 +15,19 @@ from covjax.data.sides import measure_sides
 from covjax.errors import DataError
 from covjax.films.dicom_seg import write_seg
 from covjax.films.doubts import doubt
+from covjax.films.finished import (
+    INFECTION,
+    LUNGS,
+    OVERLAYS,
+    SEGS,
+    digest_outputs,
+    output_path,
+    remove_outputs,
+)
 from covjax.films.overlay import draw_overlay
 from covjax.films.predictions import COLUMNS, Row
 from covjax.films.seen import Origin, Points, Seen
 from covjax.system.files import write_whole
-
-LUNGS, INFECTION, OVERLAYS, SEGS = "lungs", "infection", "overlays", "seg"
-_NO_SEG = "no DICOM SEG: "  # begins the warning of a DICOM film that has none
 
 _OPTIONS = {  # of OpenCV
     ".png": [  # runs of equal pixels are all that a mask has: OpenCV's own choice
@@ -37,29 +42,6 @@ _OPTIONS = {  # of OpenCV
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
     ],
 }  # fmt: skip
-
-
-def is_done(one: Input, out: Path, done: dict[str, Row], points: Points) -> bool:
-    """Tells whether a film has a row without an error, and outputs younger than it."""
-    if one.name not in done or done[one.name]["error"]:
-        return False
-    kinds = {LUNGS: "png", OVERLAYS: "jpg"}
-    if points.infection is not None:
-        kinds[INFECTION] = "png"
-    if is_dicom(one.path) and _NO_SEG not in done[one.name]["warnings"]:
-        kinds[SEGS] = "dcm"
-    try:
-        changed = one.path.stat().st_mtime_ns
-        return all(
-            _output(out, kind, one, ending).stat().st_mtime_ns >= changed
-            for kind, ending in kinds.items()
-        )
-    except OSError:
-        return False
-
-
-def _output(out: Path, kind: str, one: Input, ending: str) -> Path:
-    return out / kind / f"{one.name}.{ending}"
 
 
 def make_row(asked: Input, **told: str) -> Row:
@@ -100,24 +82,27 @@ def write_outputs(
         infection = place(points.infection_of(seen, inside), shape, box)
     overlay = draw_overlay(radiograph.image, lungs, infection, phantom=origin.phantom)
     warnings = [*radiograph.remarks, *doubt(radiograph.image, lungs)]
-    _write(_output(out, LUNGS, asked, "png"), 255 * lungs)
+    _write(output_path(out, LUNGS, asked), 255 * lungs)
     if infection is not None:
-        _write(_output(out, INFECTION, asked, "png"), 255 * infection)
-    _write(
-        _output(out, OVERLAYS, asked, "jpg"), cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
-    )
-    if is_dicom(asked.path):
-        seg, version = _output(out, SEGS, asked, "dcm"), importlib.metadata.version
+        _write(output_path(out, INFECTION, asked), 255 * infection)
+    _write(output_path(out, OVERLAYS, asked), cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
+    remove_outputs(out, asked, [SEGS])  # of another file that had this path
+    if radiograph.is_dicom:
         try:
             write_seg(
-                seg, asked.path, lungs, infection, origin,
-                name="covjax", version=version("covjax"),
+                output_path(out, SEGS, asked), asked.path, lungs, infection, origin,
+                name="covjax", version=importlib.metadata.version("covjax"),
+                sha256=radiograph.sha256,
             )  # fmt: skip
         except DataError as error:
             why = str(error).removeprefix(f"{shown(asked.path)}: ")
-            warnings.append(f"{_NO_SEG}{why}")
-    told = _figures(radiograph, seen, lungs, infection)
-    return make_row(asked, **told, warnings="; ".join(warnings))
+            warnings.append(f"no DICOM SEG: {why}")
+    told = _figures(radiograph, seen, lungs, infection) | {
+        "warnings": "; ".join(warnings),
+        "file_sha256": radiograph.sha256,
+        "outputs_sha256": digest_outputs(out, asked),
+    }
+    return make_row(asked, **told)
 
 
 def _figures(

@@ -1,11 +1,13 @@
 """The table of what was found on a user's films: a row a film, added as they are done.
 
 predictions.csv       the rows of all films, once all are done; in their order. Before,
-                      if somebody went on, of those that were to stay as they are
+                      if somebody went on, of those that were to stay as they are.
+                      The last two columns tell whether files have changed since
 .rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
 predictions.json      what made them: version, networks, operating points
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -25,7 +27,7 @@ COLUMNS: tuple[str, ...] = (
     "file", "name", "presence", "infected_share", "infected_share_right",
     "infected_share_left", "lung_pixels", "lung_pixels_right", "lung_pixels_left",
     "infected_pixels", "height", "width", "mm2_per_pixel", "lung_mm2", "infected_mm2",
-    "warnings", "error",
+    "warnings", "error", "file_sha256", "outputs_sha256",
 )  # fmt: skip
 # Of these, what a spreadsheet would take for a formula gets an apostrophe in front.
 _TEXTS = ("file", "name", "warnings", "error")
@@ -90,6 +92,7 @@ class Additions:
         with open(path, "ab+", opener=_open_file) as there:  # drops a half-written row
             there.seek(0)
             there.truncate(there.read().rfind(b"\n") + 1)
+        self._path = path
         self._file = open(path, "a", newline="", encoding="utf-8", opener=_open_file)
         self._rows = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
 
@@ -98,13 +101,21 @@ class Additions:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file; what could not be written has been reported by `add`."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def add(self, row: Row) -> None:
-        """Adds a row, which outlives this process if it is killed now."""
-        self._rows.writerow(_escaped(row))
-        self._file.flush()
+        """Adds a row, which outlives this process if it is killed now.
+
+        Raises:
+          OSError: naming the file, if it cannot be written.
+        """
+        try:
+            self._rows.writerow(_escaped(row))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
 
 def write_table(out: Path, rows: Iterable[Row]) -> None:

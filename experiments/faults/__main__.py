@@ -11,7 +11,10 @@ import subprocess
 import sys
 import time
 
-NAMES = ("refusals", "inputs", "full_disk", "hosts", "kills", "long_run", "fuzz")
+NAMES = (
+    "refusals", "inputs", "full_disk", "hosts", "kills", "kill_predict",
+    "kill_from_table", "kill_export", "kill_app", "long_run", "fuzz",
+)  # fmt: skip
 
 
 def run(name: str) -> tuple[int, dict]:
