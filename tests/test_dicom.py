@@ -731,6 +731,44 @@ def test_bomb_is_not_inflated(tmp_path, monkeypatch):
     assert "what is deflated in it is broken" in refused(path)
 
 
+def test_progressive_jpeg_is_refused(tmp_path):
+    stream = io.BytesIO()
+    Image.fromarray(PHANTOM).save(stream, "JPEG", progressive=True)
+    path = tmp_path / "x.dcm"
+    save_stream(make_film(PHANTOM), stream.getvalue(), path, JPEGBaseline8Bit)
+    assert "process that its transfer syntax excludes" in refused(path)
+
+
+def test_jpeg_of_more_scans_than_samples_is_refused(tmp_path):
+    stream = io.BytesIO()
+    Image.fromarray(PHANTOM).save(stream, "JPEG")
+    whole = stream.getvalue()
+    scan = whole[whole.index(b"\xff\xda") : -2]
+    path = tmp_path / "x.dcm"
+    stream_of_two = whole[:-2] + scan + whole[-2:]
+    save_stream(make_film(PHANTOM), stream_of_two, path, JPEGBaseline8Bit)
+    assert "more scans than samples" in refused(path)
+
+
+def test_elements_without_end_are_refused(tmp_path):
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    elements = struct.pack("<HH2sH", 0x11, 1, b"SH", 0) * 200_000
+    content = squeeze.compress(elements) + squeeze.flush()
+    path = deflated(tmp_path / "x.dcm", content)
+    assert refused(path) == "more elements than a film has"
+
+
+def test_window_of_a_million_numbers_is_not_made_into_objects(tmp_path):
+    film = make_film(PHANTOM)
+    path = save(film, tmp_path / "x.dcm")
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\0")
+    numbers = b"1\\" * 10_000
+    window = struct.pack("<HH2sH", 0x28, 0x1050, b"DS", len(numbers)) + numbers
+    path.write_bytes(content[:at] + window + content[at:])
+    assert refused(path) == "its WindowCenter is longer than that of a film"
+
+
 def test_run_that_never_ends_is_not_followed(tmp_path):
     head = struct.pack("<16L", 1, 64, *[0] * 14)
     stream = head + b"\x81\x07" * 10**6  # 128 million pixels
