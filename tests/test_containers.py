@@ -2,6 +2,8 @@
 
 import struct
 import tracemalloc
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ _PIXELS = [
 ]  # fmt: skip
 
 
-def shared_tags(number: int, size: int, others: list = []) -> bytes:  # noqa: B006
+def shared_tags(number: int, size: int, others: Sequence[Any] = ()) -> bytes:
     """A TIFF directory in which so many tags point to the same bytes."""
     at = 8 + 2 + 12 * (number + len(others) + bool(others)) + 4
     tags = [*others, *([(273, 4, 1, at)] if others else [])]

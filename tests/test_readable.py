@@ -27,7 +27,7 @@ def test_an_image_that_ends_its_worker_is_named_and_the_others_are_read(tmp_path
     ):
         path = Path(tmp_path / f"{k}.{suffix}")
         Image.fromarray(np.full((8, 8), level, np.uint8)).save(path)
-        films.append(Film(path.name, "Normal", "Train", path, None, None))
+        films.append(Film(path.name, "Normal", "Train", path, path, None))
     found = []
     with pytest.raises(BadFilms, match=r"2\.bmp: the process that read it was killed"):
         for some in read_all(films, read_or_die):
