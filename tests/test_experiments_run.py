@@ -65,7 +65,7 @@ os.rename(f"{folder}.ready", folder / "config.json")
 if behaviour != "forgets":
     (folder / "results" / "val.json").touch()
     (folder / "report.html").touch()
-    (folder / "metrics.jsonl").write_text('{"split": "val"}\\n' * 2)  # epochs
+    (folder / "metrics.jsonl").write_text('{"step": 3, "split": "val"}\\n' * 2)  # epochs
 tell("end")
 """
 
@@ -342,7 +342,7 @@ def test_jobs_of_slurm_depend_on_their_stage_1(stage, monkeypatch):
         os.rename(f"{one.folder}.ready", ready / "config.json")
         (ready / "results" / "val.json").touch()
         (ready / "report.html").touch()
-        (ready / "metrics.jsonl").write_text('{"split": "val"}\n' * 2)
+        (ready / "metrics.jsonl").write_text('{"step": 3, "split": "val"}\n' * 2)
     write_record(bce, job="7")  # of an earlier call: it is not submitted again
     monkeypatch.setenv("HERE", str(stage.folder))
     monkeypatch.setenv("JOB_7", bce.folder.name)
