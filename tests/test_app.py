@@ -252,7 +252,9 @@ def test_a_drop_shows_what_can_be_read_and_leaves_no_file(uploads, decoder):
 
 
 def test_an_image_that_takes_too_much_is_ended_and_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "LIMITS", Limits(seconds=60, wall=3, memory=2**31))
+    monkeypatch.setattr(
+        decoding, "IMAGE_LIMITS", Limits(seconds=60, wall=3, memory=2**31)
+    )
     monkeypatch.setattr(decoding, "read_radiograph", read_in_time)
     uploads = Uploads(tmp_path)
     with contextlib.closing(Decoder(uploads)) as decoder:

@@ -111,3 +111,18 @@ def test_only_small_grey_pngs_are_decoded_without_a_worker():
             with pytest.raises(NeedsWorker):
                 decode_content(content)
     assert decode_content(saved(NOISE_PICTURE, "JPEG")).shape == NOISE.shape
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_without_a_pointer_to_the_next_directory_keeps_its_pixels(order):
+    at = 8 + 2 + 12 * (len(_PIXELS) + 1)  # the pixels follow the last tag
+    tags = sorted([*_PIXELS, (273, 4, 1, at)])
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    content += struct.pack(f"{order}H", len(tags))
+    for tag, kind, count, value in tags:
+        packed = struct.pack(f"{order}{'HI'[kind == 4]}", value).ljust(4, b"\0")
+        content += struct.pack(f"{order}HHI", tag, kind, count) + packed
+    pixels = NOISE.copy()
+    pixels[0, :4] = 255  # as a pointer, beyond the end of the file
+    found = decode_content(content + pixels.tobytes())
+    np.testing.assert_array_equal(found, pixels)

@@ -65,7 +65,7 @@ os.rename(f"{folder}.ready", folder / "config.json")
 if behaviour != "forgets":
     (folder / "results" / "val.json").touch()
     (folder / "report.html").touch()
-    (folder / "metrics.jsonl").write_text('{"step": 3, "split": "val"}\\n' * 2)  # epochs
+    (folder / "metrics.jsonl").write_text('{"step": 3, "split": "val"}\\n' * 2)
 tell("end")
 """
 

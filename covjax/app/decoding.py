@@ -7,13 +7,12 @@ from pathlib import Path
 
 from covjax.app.uploads import DISK_FULL, Upload, Uploads
 from covjax.data.decode import shown
+from covjax.data.limits import IMAGE_LIMITS
 from covjax.data.radiograph import Radiograph, read_radiograph
 from covjax.errors import STORAGE, UsageError
-from covjax.system.workers import Limits, Worker, WorkerDied
+from covjax.system.workers import Worker, WorkerDied
 
 PROCESSES = 3  # so that one slow image does not keep all others waiting
-# Of an image. The largest, of 2²⁶ pixels, needs less than half of each.
-LIMITS = Limits(seconds=20, wall=60, memory=2**31)
 _NOT_THERE = "the upload is no longer kept: drop the file again"
 
 
@@ -23,7 +22,7 @@ class Decoder:
     def __init__(self, uploads: Uploads):
         """Takes the uploads; starts a process when there is something to decode."""
         self._uploads = uploads
-        self._workers = [Worker(LIMITS) for _ in range(PROCESSES)]
+        self._workers = [Worker(IMAGE_LIMITS) for _ in range(PROCESSES)]
         self._free: queue.LifoQueue[Worker] = queue.LifoQueue()  # a started one first
         for worker in self._workers:
             self._free.put(worker)

@@ -247,8 +247,11 @@ def _keep_pixel_tags(content: bytes, tags: Tags, order: str) -> bytes:
     directory = struct.pack(f"{order}H", len(kept))
     for tag, (kind, count, value) in kept:
         directory += struct.pack(f"{order}HHI", tag, kind, count) + value
-    directory += bytes(4)
     at = _first_directory(content, order)
+    end = at + len(directory)
+    # If no tag goes, what follows may be pixels: some writers leave out the pointer to
+    # the next directory.
+    directory += content[end : end + 4] if len(kept) == len(tags) else bytes(4)
     return b"".join([content[:at], directory, content[at + len(directory) :]])
 
 
@@ -264,7 +267,7 @@ def _check_tags(content: bytes, tags: Tags, order: str) -> None:
     if compression not in _COMPRESSIONS:
         raise Unfit(f"a TIFF of compression {compression}: store it as PNG")
     if compression == _JPEG_IN_TIFF:
-        strips = max(tags[tag][1] for tag in (_STRIPS, _TILES) if tag in tags)
+        strips = sum(tags[tag][1] for tag in (_STRIPS, _TILES) if tag in tags)
         if content.count(b"\xff\xda") > MOST_SCANS + 4 * strips:
             raise Unfit(f"a TIFF of more than {MOST_SCANS} scans")
     tile = _area(tags, _TILE_WIDTH, _TILE_HEIGHT, order)
