@@ -8,6 +8,7 @@ pays nothing for them.
 
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from covjax.data.progress import Progress
 from covjax.errors import DataError
 from covjax.system.workers import Worker, WorkerDied
 
+_TOGETHER = 16  # images of one request to a worker process: requests have a cost
 _AT_ONCE = 256  # films whose pixels are held
 _NAMED = 3  # in a message
 
@@ -118,30 +120,46 @@ class Readers:
         Yields:
           Results; a DataError in place of one, also where a file exceeds the limits.
         """
+        groups = _in_groups(items, _TOGETHER)
+        for outcomes in self._threads.map(
+            lambda group: self._read(read, group), groups
+        ):
+            yield from outcomes
 
-        def attempt(item: S) -> T | DataError:
+    def _read(self, read: Callable[[S], T], items: Sequence[S]) -> list[T | DataError]:
+        """Reads some items here, and those that may be costly in a worker process."""
+        outcomes: dict[int, T | DataError] = {}
+        costly = []
+        for k, item in enumerate(items):
             try:
                 with quick_only():
-                    return read(item)
+                    outcomes[k] = read(item)
             except NeedsWorker:
-                return self._read_in_worker(read, item)
+                costly.append(k)
             except DataError as error:
-                return error
+                outcomes[k] = error
+        if costly:
+            found = self._read_in_worker(read, [items[k] for k in costly])
+            outcomes |= zip(costly, found, strict=True)
+        return [outcomes[k] for k in range(len(items))]
 
-        yield from self._threads.map(attempt, items)
-
-    def _read_in_worker(self, read: Callable[[S], T], item: S) -> T | DataError:
+    def _read_in_worker(
+        self, read: Callable[[S], T], items: Sequence[S]
+    ) -> list[T | DataError]:
+        """Reads items by one request; each by its own, if that exceeds the limits."""
         worker = self._idle.get()
         try:
-            return worker.submit(read, item).result()
-        except DataError as error:
-            return error
-        except WorkerDied as died:
-            return DataError(f"{_name(item)}: the process that read it {died}")
-        except MemoryError:
-            return DataError(f"{_name(item)}: too large for the memory that there is")
+            return worker.submit(_read_each, read, items).result()
+        except (WorkerDied, MemoryError) as error:
+            if len(items) == 1:
+                why = "too large for the memory that there is"
+                if isinstance(error, WorkerDied):
+                    why = f"the process that read it {error}"
+                return [DataError(f"{_name(items[0])}: {why}")]
         finally:
             self._idle.put(worker)
+        alone = [self._read_in_worker(read, [item]) for item in items]
+        return [outcome for (outcome,) in alone]
 
     def __enter__(self) -> "Readers":
         """Returns itself."""
@@ -154,6 +172,24 @@ class Readers:
             worker.cancel()
         for worker in self._all:
             worker.close()
+
+
+def _read_each(read: Callable[[S], T], items: Sequence[S]) -> list[T | DataError]:
+    """Returns what `read` returns of each item, or raises."""
+
+    def attempt(item: S) -> T | DataError:
+        try:
+            return read(item)
+        except DataError as error:
+            return error
+
+    return [attempt(item) for item in items]
+
+
+def _in_groups(items: Iterable[S], size: int) -> Iterator[Sequence[S]]:
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group
 
 
 def _name(item: object) -> str:
