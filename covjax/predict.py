@@ -73,6 +73,7 @@ class Film:
       asked: which file it is.
       worker: the process that has it.
       squares: what the networks are shown; None if it cannot be read.
+      sha256: of its file; "" if it cannot be read.
       error: one line; "" if it was read.
       seen: what the networks made of it.
     """
@@ -80,6 +81,7 @@ class Film:
     asked: Input
     worker: Worker
     squares: tuple[np.ndarray, ...] | None = None
+    sha256: str = ""
     error: str = ""
     seen: Seen | None = None
 
@@ -217,7 +219,7 @@ def _read(
         if isinstance(read, str):
             yield Film(one, worker, error=read)
         else:
-            yield Film(one, worker, read)
+            yield Film(one, worker, *read)
 
 
 def _look(
@@ -251,7 +253,7 @@ def _finish(
         if film.seen is None:
             return None
         told = film.asked, film.seen, out, segmenter.points, segmenter.origin
-        return film.worker.submit(finish_film, *told)
+        return film.worker.submit(finish_film, *told, film.sha256)
 
     for film, row in _ahead(((film, begin(film)) for film in films), ahead):
         try:

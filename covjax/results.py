@@ -33,7 +33,7 @@ from covjax.metrics.severity import summarize_severity
 from covjax.metrics.surface import boundary_rows, summarize_boundaries
 from covjax.outputs import Outputs
 from covjax.system.csv_text import escape
-from covjax.system.files import write_whole
+from covjax.system.files import write_set
 from covjax.system.strict_json import read_json
 
 COUNTED = ("file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou")
@@ -233,18 +233,23 @@ def write_results(
 ) -> None:
     """Writes results/<stem>.npz, .csv and, last, .json, without which they are none.
 
+    Where the disk is full, the results of before stay.
+
     Args:
       folder: the run's `results`.
       stem: of the files.
       evaluated: from `measure`.
       summary: what the JSON file is to hold.
     """
-    (folder / f"{stem}.json").unlink(missing_ok=True)
     names = ("levels", "output", "truth", "lung", "seen_lung")
     arrays = {name: getattr(evaluated, name) for name in names}
-    write_whole(folder / f"{stem}.npz", _npz(arrays))
-    write_whole(folder / f"{stem}.csv", _csv(evaluated))
-    write_whole(folder / f"{stem}.json", json.dumps(summary, indent=2) + "\n")
+    write_set(
+        {
+            folder / f"{stem}.npz": _npz(arrays),
+            folder / f"{stem}.csv": _csv(evaluated),
+            folder / f"{stem}.json": json.dumps(summary, indent=2) + "\n",
+        }
+    )
 
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from covjax.system.files import write_whole
+from covjax.system import files
+from covjax.system.files import write_set, write_whole
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -135,3 +136,40 @@ def test_file_in_place_of_the_folder_is_an_os_error(tmp_path):
     with pytest.raises(OSError):
         write_whole(tmp_path / "taken" / "file", "new")
     assert listing(tmp_path) == {"taken": b"mine"}
+
+
+def test_a_set_that_cannot_be_written_leaves_the_one_of_before(tmp_path, monkeypatch):
+    names = ("a.npz", "a.csv", "a.json")
+    write_set({tmp_path / name: f"old {name}" for name in names})
+    before = listing(tmp_path)
+    assert before == {name: f"old {name}".encode() for name in names}
+    written = []
+
+    def write_two(path: Path, content: str) -> None:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write_whole(path, content)
+
+    monkeypatch.setattr(files, "write_whole", write_two)
+    with pytest.raises(OSError, match="No space left"):
+        write_set({tmp_path / name: "new" for name in names})
+    assert listing(tmp_path) == before
+
+
+def test_a_set_of_which_not_all_is_in_place_has_no_last_file(tmp_path, monkeypatch):
+    names = ("a.npz", "a.csv", "a.json")
+    write_set({tmp_path / name: "old" for name in names})
+    replace, moved = os.replace, []
+
+    def move_one(source: Path, target: Path) -> None:
+        if Path(target).name in names:
+            if moved:
+                raise KeyboardInterrupt  # a kill, as far as the files go
+            moved.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", move_one)
+    with pytest.raises(KeyboardInterrupt):
+        write_set({tmp_path / name: "new" for name in names})
+    assert listing(tmp_path) == {"a.npz": b"new", "a.csv": b"old"}

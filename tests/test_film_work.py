@@ -1,6 +1,7 @@
 """What a worker does of a film; here in this process."""
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 
 from covjax.calibrate import OperatingPoint
 from covjax.data.inputs import Input
+from covjax.data.radiograph import digest_file
 from covjax.films import film_work
 from covjax.films.seen import Origin, Points, Seen
 from dicom_files import make_film, save
@@ -27,17 +29,21 @@ def asked(tmp_path) -> Input:
     return Input(path, "ward/film")
 
 
-def finish(asked, out, phantom: bool = False) -> dict[str, str]:
+def finish(
+    asked, out, phantom: bool = False, *, sha256: str | None = None
+) -> dict[str, str]:
     seen = Seen(255 * HALF, HALF, 255 * HALF, 0.75)
     points = Points(OperatingPoint(0.5), OperatingPoint(0.5))
     origin = Origin({"lungs": "0a", "infection": "1b"}, phantom)
-    return film_work.finish_film(asked, seen, out, points, origin)
+    sha256 = sha256 or digest_file(asked.path)
+    return film_work.finish_film(asked, seen, out, points, origin, sha256)
 
 
 def test_each_network_is_shown_the_film_at_its_size(asked):
-    squares = film_work.read_film(asked, (32, 64, 32))
-    assert isinstance(squares, tuple)
-    small, whole, again = squares
+    read = film_work.read_film(asked, (32, 64, 32))
+    assert isinstance(read, tuple)
+    (small, whole, again), sha256 = read
+    assert sha256 == hashlib.sha256(asked.path.read_bytes()).hexdigest()
     assert np.array_equal(whole, FILM) and small is again
     assert small.shape == (32, 32)
     # Each pixel of half the size lies between two whose levels differ by four.
@@ -46,8 +52,9 @@ def test_each_network_is_shown_the_film_at_its_size(asked):
 
 def test_a_film_is_kept_until_it_is_finished_and_no_longer(asked, tmp_path):
     film_work.read_film(asked, (64,))
+    sha256 = digest_file(asked.path)
     asked.path.unlink()  # what is written is of the film that was read
-    row = finish(asked, tmp_path / "out")
+    row = finish(asked, tmp_path / "out", sha256=sha256)
     assert row["name"] == "ward/film" and row["presence"] == "0.75"
     assert row["infected_pixels"] == row["lung_pixels"] == str(64 * 32)
     assert (tmp_path / "out" / "lungs" / "ward" / "film.png").exists()
@@ -60,6 +67,16 @@ def test_a_film_is_kept_until_it_is_finished_and_no_longer(asked, tmp_path):
 def test_one_that_another_process_had_read_is_read_again(asked, tmp_path):
     assert film_work._read == {}
     assert finish(asked, tmp_path / "out")["lung_pixels"] == str(64 * 32)
+
+
+def test_one_that_was_replaced_since_another_process_read_it_is_an_error(
+    asked, tmp_path
+):
+    before = digest_file(asked.path)
+    Image.fromarray(255 - FILM).save(asked.path)
+    row = finish(asked, tmp_path / "out", sha256=before)
+    assert row["error"].startswith(f"{asked.path}: changed while it was read")
+    assert row["lung_pixels"] == "" and not (tmp_path / "out").exists()
 
 
 def test_what_knows_no_patient_is_marked_so(asked, tmp_path):
@@ -77,7 +94,8 @@ def test_without_lungs_there_is_no_presence(asked, tmp_path):
     seen = Seen(nothing, nothing, 255 * HALF, 0.75)
     points = Points(OperatingPoint(0.5), OperatingPoint(0.5))
     origin = Origin({}, phantom=False)
-    row = film_work.finish_film(asked, seen, tmp_path / "out", points, origin)
+    told = seen, tmp_path / "out", points, origin, digest_file(asked.path)
+    row = film_work.finish_film(asked, *told)
     assert row["presence"] == "" and "no lungs found" in row["warnings"]
 
 
@@ -120,8 +138,9 @@ def test_a_segmentation_is_of_the_file_that_was_read_or_there_is_none(tmp_path):
     assert finish(asked, out)["warnings"].count("no DICOM SEG") == 0
     assert (out / "seg" / "a.dcm").exists()
     film_work.read_film(asked, (64,))
+    before = digest_file(asked.path)
     film("b.dcm", "1.2.4").replace(asked.path)
-    row = finish(asked, out)
+    row = finish(asked, out, sha256=before)
     assert "no DICOM SEG: changed while it was read" in row["warnings"]
     assert not (out / "seg" / "a.dcm").exists()
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from covjax.data.decode import shown
 from covjax.data.inputs import Input
-from covjax.data.radiograph import Radiograph, read_radiograph
+from covjax.data.radiograph import CHANGED, Radiograph, read_radiograph
 from covjax.errors import DataError
 from covjax.films.film_outputs import make_row, write_outputs
 from covjax.films.predictions import Row
@@ -21,7 +21,9 @@ _NO_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _read: dict[str, Radiograph] = {}  # and not finished yet; by the names of the films
 
 
-def read_film(asked: Input, sides: tuple[int, ...]) -> tuple[np.ndarray, ...] | str:
+def read_film(
+    asked: Input, sides: tuple[int, ...]
+) -> tuple[tuple[np.ndarray, ...], str] | str:
     """Reads a film, and keeps it until it is finished.
 
     Args:
@@ -29,7 +31,8 @@ def read_film(asked: Input, sides: tuple[int, ...]) -> tuple[np.ndarray, ...] | 
       sides: of what each network is shown, pixels.
 
     Returns:
-      The film at these sizes, uint8 [S, S] each; or in one line why it cannot be read.
+      The film at these sizes, uint8 [S, S] each, and the SHA-256 of its file; or in
+      one line why it cannot be read.
 
     Raises:
       UsageError: if it is DICOM and what reads that is not installed.
@@ -43,11 +46,11 @@ def read_film(asked: Input, sides: tuple[int, ...]) -> tuple[np.ndarray, ...] | 
     except MemoryError:
         return _too_large(asked)
     _read[asked.name] = film
-    return squares
+    return squares, film.sha256
 
 
 def finish_film(
-    asked: Input, seen: Seen, out: Path, points: Points, origin: Origin
+    asked: Input, seen: Seen, out: Path, points: Points, origin: Origin, sha256: str
 ) -> Row:
     """Writes the outputs of a film; returns its row, with the error if there is one.
 
@@ -57,6 +60,7 @@ def finish_film(
       out: folder of all outputs.
       points: what makes masks of that.
       origin: the networks.
+      sha256: of the file that they saw, which may have been replaced since.
 
     Raises:
       OSError: if a file cannot be written for another reason than its name.
@@ -64,6 +68,8 @@ def finish_film(
     cv2.setNumThreads(1)
     try:
         film = _read.pop(asked.name, None) or read_radiograph(asked.path)
+        if film.sha256 != sha256:
+            raise DataError(f"{shown(asked.path)}: {CHANGED}")
         return write_outputs(out, asked, film, seen, points, origin)
     except DataError as error:  # it has gone since it was read
         return make_row(asked, error=str(error))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 # What `open` would give a new file; mkstemp lets nobody else read.
@@ -61,6 +62,33 @@ def write_whole(path: Path, content: str | bytes) -> None:
         if isinstance(error, OSError):  # which would name the other file, or none
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def write_set(files: Mapping[Path, str | bytes]) -> None:
+    """Writes files that belong together; the last says that the others are there.
+
+    All are written under other names first: where the disk is full, the ones of before
+    stay. Then the last one of before goes, the others are replaced, and the new last
+    one comes: if this process is killed, there is no mixture that counts as a set.
+
+    Args:
+      files: of one folder.
+
+    Raises:
+      OSError: if one cannot be written.
+    """
+    drafts = {path: path.with_name(f".{path.name}.new{HALF}") for path in files}
+    try:
+        for path, content in files.items():
+            write_whole(drafts[path], content)
+        last = list(files)[-1]
+        last.unlink(missing_ok=True)
+        for path, draft in drafts.items():
+            os.replace(draft, path)
+        sync_folder(last.parent)
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
