@@ -1,9 +1,11 @@
 """The page without a browser: what it keeps, shows, says and listens to."""
 
 import base64
+import concurrent.futures
 import contextlib
 import dataclasses
 import io
+import logging
 import os
 import re
 import signal
@@ -33,6 +35,7 @@ from covjax.errors import UsageError
 from covjax.films.seen import Seen
 from covjax.system.workers import Limits
 from drawn_segmenter import POINT, drawn
+from processes import wait_until
 from slow_decoders import read_in_time
 from tiny_networks import make_film, write_networks
 
@@ -268,6 +271,27 @@ def test_an_image_that_takes_too_much_is_ended_and_told(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_being_decoded_does_not_keep_the_server_from_ending(
+    tmp_path, monkeypatch
+):
+    limits = Limits(seconds=60, wall=5, memory=2**31)
+    monkeypatch.setattr(decoding, "IMAGE_LIMITS", limits)
+    monkeypatch.setattr(decoding, "read_radiograph", read_in_time)
+    uploads = Uploads(tmp_path)
+    decoder = Decoder(uploads)
+    content = f"wait {tmp_path / 'never'}".encode()
+    viewing = Viewer(drawn(), uploads, decoder)
+    names = claim(uploads, "slow.png", "next.png", content=content)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(viewing.read, names, "me", no_progress)
+        assert wait_until(lambda: any(w._process for w in decoder._workers))
+        decoder.close()
+        # It was killed; it did not come to the end of its time.
+        assert "slow.png: cannot be decoded: its process was killed" in asked.result()
+        assert "next.png: the server is shutting down" in asked.result()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_films_beyond_the_most_are_deleted_unread(uploads, decoder, monkeypatch):
     monkeypatch.setattr(viewer, "MOST_FILMS", 2)
     segmenter = drawn()
@@ -374,7 +398,7 @@ def test_the_folder_of_uploads_is_private_and_gone_at_the_end(
         seen["folder"], seen["mode"] = folder, folder.stat().st_mode & 0o777
         seen["at"] = listening.getsockname()
 
-    page = SimpleNamespace(make_app=lambda viewer: viewer)  # without Gradio
+    page = SimpleNamespace(make_app=lambda viewer, _: viewer)  # without Gradio
     monkeypatch.setitem(sys.modules, "covjax.app.page", page)
     monkeypatch.setattr(app, "_run", served)
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/elsewhere")
@@ -383,7 +407,8 @@ def test_the_folder_of_uploads_is_private_and_gone_at_the_end(
     assert seen["mode"] == 0o700 and not seen["folder"].exists()
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     out, err = capsys.readouterr()
-    at = f"http://{host}:{seen['at'][1]}/"
+    # An address that a browser can open, and that is surely this server's.
+    at = f"http://127.0.0.1:{seen['at'][1]}/"
     assert re.fullmatch(rf"covjax: {at}\?token=[\w-]{{32}} \(Ctrl-C ends it\)\n", out)
     assert ("nothing is encrypted" in err) == warned
     assert (seen["at"][0] == "127.0.0.1") != warned
@@ -399,7 +424,7 @@ def test_a_terminal_that_is_closed_leaves_no_upload(networks, monkeypatch, ignor
         os.kill(os.getpid(), signal.SIGHUP)
         seen.append("went on")
 
-    page = SimpleNamespace(make_app=lambda viewer: viewer)  # without Gradio
+    page = SimpleNamespace(make_app=lambda viewer, _: viewer)  # without Gradio
     monkeypatch.setitem(sys.modules, "covjax.app.page", page)
     monkeypatch.setattr(app, "_run", served)
     told = signal.SIG_IGN if ignored else lambda *_: None
@@ -413,7 +438,7 @@ def test_a_terminal_that_is_closed_leaves_no_upload(networks, monkeypatch, ignor
 
 
 def test_a_token_that_was_given_is_not_printed(networks, monkeypatch, capsys):
-    page = SimpleNamespace(make_app=lambda viewer: viewer)
+    page = SimpleNamespace(make_app=lambda viewer, _: viewer)
     monkeypatch.setitem(sys.modules, "covjax.app.page", page)
     monkeypatch.setattr(app, "_run", lambda *_: None)
     monkeypatch.setenv("COVJAX_APP_TOKEN", "0123456789abcdef")
@@ -423,6 +448,22 @@ def test_a_token_that_was_given_is_not_printed(networks, monkeypatch, capsys):
     monkeypatch.setenv("COVJAX_APP_TOKEN", "0123456789abcde")
     said = one_line(networks, capsys)
     assert "COVJAX_APP_TOKEN: give at least 16" in said and "0123" not in said
+    for mark in ("+", "&", "#", "%", " ", "é", "\udcff", "\n"):
+        monkeypatch.setenv("COVJAX_APP_TOKEN", f"0123456789abcdef{mark}")
+        said = one_line([*networks, "--port=0"], capsys)
+        assert "COVJAX_APP_TOKEN: only letters, digits" in said and "0123" not in said
+
+
+def test_what_libraries_log_is_not_printed(networks, monkeypatch):
+    # Orbax has logging print to stderr.
+    root, printed = logging.getLogger(), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [logging.StreamHandler(printed)])
+    page = SimpleNamespace(make_app=lambda *_: None)  # without Gradio
+    monkeypatch.setitem(sys.modules, "covjax.app.page", page)
+    logger = logging.getLogger("a.library")
+    monkeypatch.setattr(app, "_run", lambda *_: logger.error("patient-mueller"))
+    assert app.main([*networks, "--port=0"]) == 0
+    assert printed.getvalue() == ""
 
 
 def one_line(words: list[str], capsys: Any) -> str:

@@ -17,6 +17,7 @@ import importlib.util
 import ipaddress
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -38,6 +39,7 @@ from covjax.system.last_words import tell
 
 TOKEN = "COVJAX_APP_TOKEN"  # never a flag: other users of the machine see those
 _SHORTEST = 16  # characters of a token that somebody chose
+_IN_ADDRESS = re.compile(r"[A-Za-z0-9._~/=-]+")  # what `?token=` takes as it is
 _SWEEP = 30.0  # seconds
 
 
@@ -93,8 +95,9 @@ def serve(
     chosen = _read_token()
     token = chosen or secrets.token_urlsafe(24)
     hosts = _hosts(host, allowed)
-    # A library's warning may quote a file. Without a handler, Python would print it.
-    logging.getLogger().addHandler(logging.NullHandler())
+    # A library's warning may quote a file. Orbax has logging print to stderr when it
+    # is imported; without any handler, Python would print it too.
+    logging.basicConfig(handlers=[logging.NullHandler()], force=True)
     with _listen(host, port) as listening, private_folder() as folder, _kept_in(folder):
         segmenter = Segmenter(*read_stages(lung, infection))
         number = listening.getsockname()[1]
@@ -133,7 +136,7 @@ def make_page(
 
     threading.Thread(target=sweep, daemon=True).start()
     with contextlib.closing(Decoder(uploads)) as decoder:
-        app = make_app(Viewer(segmenter, uploads, decoder))
+        app = make_app(Viewer(segmenter, uploads, decoder), decoder.close)
         try:
             # A browser sends a cookie to every port of a host.
             yield guard(app, token=token, cookie=f"covjax-{port}", hosts=hosts)
@@ -149,6 +152,8 @@ def _read_token() -> str | None:
     token = os.environ.pop(TOKEN, None)
     if token is not None and len(token) < _SHORTEST:
         raise UsageError(f"{TOKEN}: give at least {_SHORTEST} characters")
+    if token is not None and not _IN_ADDRESS.fullmatch(token):
+        raise UsageError(f"{TOKEN}: only letters, digits and - _ . ~ / = are allowed")
     return token
 
 
@@ -166,13 +171,19 @@ def _hosts(host: str, allowed: Sequence[str]) -> list[str]:
 
 def _tell_address(host: str, listening: socket.socket, token: str) -> None:
     at, number = listening.getsockname()[:2]
-    if not ipaddress.ip_address(at).is_loopback:
+    address = ipaddress.ip_address(at)
+    if not address.is_loopback:
         print(
             f"covjax: --host={host}: other machines can reach the page, and nothing is"
             " encrypted: whoever listens on the network reads the token and the"
             " images. See docs/app.md for a proxy that encrypts.",
             file=sys.stderr,
         )
+    # "localhost" may be another program's on IPv6; 0.0.0.0 and :: are no addresses.
+    if address.is_unspecified:
+        host = "127.0.0.1" if address.version == 4 else "::1"
+    elif address.is_loopback:
+        host = at
     name = f"[{host}]" if ":" in host else host
     print(f"covjax: http://{name}:{number}/?token={token} (Ctrl-C ends it)", flush=True)
 

@@ -21,7 +21,7 @@ class Decoder:
 
     def __init__(self, uploads: Uploads):
         """Takes the uploads; starts a process when there is something to decode."""
-        self._uploads = uploads
+        self._uploads, self._ended = uploads, False
         self._workers = [Worker(IMAGE_LIMITS) for _ in range(PROCESSES)]
         self._free: queue.LifoQueue[Worker] = queue.LifoQueue()  # a started one first
         for worker in self._workers:
@@ -36,6 +36,8 @@ class Decoder:
         """
         if upload is None:
             raise UsageError(_NOT_THERE)
+        if self._ended:
+            raise UsageError("the server is shutting down")
         try:
             with self._uploads.as_file(upload) as path, self._worker() as worker:
                 return _read(worker, path)
@@ -49,7 +51,10 @@ class Decoder:
             raise UsageError(DISK_FULL) from None
 
     def close(self) -> None:
-        """Ends the processes, once each has done what it is at."""
+        """Ends the processes at once; what they decode fails."""
+        self._ended = True
+        for worker in self._workers:
+            worker.kill()
         for worker in self._workers:
             worker.close()
 

@@ -1,8 +1,9 @@
 """The page: its words, its controls, and what each of them asks for."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,20 +310,30 @@ def _session(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
-def make_app(viewer: Viewer) -> Any:
+def make_app(viewer: Viewer, stop: Callable[[], None]) -> Any:
     """Returns the page as an ASGI application; both networks are compiled.
 
     Whoever may use it, `access.guard` decides.
+
+    Args:
+      viewer: what stands behind the controls.
+      stop: is called when the server shuts down, and ends what is being decoded.
     """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        yield
+        stop()  # else the event loop waits for the threads that wait for a decoder
+
     viewer.show_phantoms("")  # compiles before the first visitor comes
     viewer.sessions.drop("")
     closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     blocks, checks = make_blocks(viewer)
     app = gr.mount_gradio_app(
-        fastapi.FastAPI(**closed), blocks, "/", footer_links=[], run_history=False,
-        app_kwargs=closed, show_error=False, max_file_size=MOST_BYTES, ssr_mode=False,
-        pwa=False, mcp_server=False, enable_monitoring=False, theme=make_theme(),
-        css_paths=[_STYLE],
+        fastapi.FastAPI(**closed, lifespan=lifespan), blocks, "/", footer_links=[],
+        run_history=False, app_kwargs=closed, show_error=False,
+        max_file_size=MOST_BYTES, ssr_mode=False, pwa=False, mcp_server=False,
+        enable_monitoring=False, theme=make_theme(), css_paths=[_STYLE],
     )  # fmt: skip
 
     answers = blocks._queue.pending_messages_per_session

@@ -73,6 +73,7 @@ class Worker:
         """
         self._limits = limits
         self._killed = False  # by us, after the wall-clock limit
+        self._ended = False  # by `kill`
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: BinaryIO | None = None
         # A process inherits what the thread that starts it holds back.
@@ -98,6 +99,13 @@ class Worker:
     def cancel(self) -> None:
         """Begins nothing more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def kill(self) -> None:
+        """Ends the process at once, and begins nothing more."""
+        self.cancel()
+        self._ended = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def close(self) -> None:
         """Ends the process, once it has done what it is at."""
@@ -167,6 +175,8 @@ class Worker:
             )  # fmt: skip
         finally:
             os.close(write)
+        if self._ended:  # `kill` found no process
+            self._process.kill()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # told when it is asked
             self._process.stdin.write(pickle.dumps(sys.path))
