@@ -44,5 +44,11 @@ def keep(size: int) -> int:
     return sum(map(len, _kept))
 
 
+def print_lines() -> str:
+    for file in (1, 2):
+        os.write(file, b"a line\n" * 100)
+    return "done"
+
+
 def core_limit() -> tuple[int, int]:
     return resource.getrlimit(resource.RLIMIT_CORE)

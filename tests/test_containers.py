@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from covjax.data import containers
 from covjax.data.decode import NeedsWorker, decode_content, quick_only
 from test_png import chunk, saved
 
@@ -126,3 +128,51 @@ def test_tiff_without_a_pointer_to_the_next_directory_keeps_its_pixels(order):
     pixels[0, :4] = 255  # as a pointer, beyond the end of the file
     found = decode_content(content + pixels.tobytes())
     np.testing.assert_array_equal(found, pixels)
+
+
+# Types 8, 9 and 16: signed of 16 and 32 bits, and unsigned of 64 bits at an offset.
+@pytest.mark.parametrize("kind", [8, 9, 16])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_tags_of_an_unusual_type_hide_no_fax(kind, order):
+    tags = {tag: (known, value) for tag, known, _, value in _PIXELS}
+    tags |= {258: (3, 1), 259: (kind, 4)}
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    tags[273] = (4, start + 8)
+    directory = struct.pack(f"{order}H", len(tags))
+    for tag, (known, value) in sorted(tags.items()):
+        if known == 16:
+            packed = struct.pack(f"{order}I", start)
+        else:
+            packed = struct.pack(f"{order}{'H' if known in (3, 8) else 'I'}", value)
+        directory += struct.pack(f"{order}HHI", tag, known, 1) + packed.ljust(4, b"\0")
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    content += directory + bytes(4) + struct.pack(f"{order}Q", 4) + NOISE.tobytes()
+    assert peak(content)[0] == "a TIFF whose tag 259 is not one unsigned number"
+
+
+def test_tiff_tile_of_a_signed_type_is_refused():
+    others = [tag for tag in _PIXELS if tag[0] not in (278, 279)]
+    others += [(322, 8, 1, 2**14), (323, 8, 1, 2**14), (324, 4, 1, 300)]
+    said, _ = peak(shared_tags(0, 50_000, others))
+    assert said == "a TIFF whose tag 322 is not one unsigned number"
+
+
+def test_only_the_last_text_of_a_png_is_inflated(monkeypatch):
+    inflated = []
+
+    def count(name: bytes, data: memoryview) -> bytes:
+        inflated.append(name)
+        return inflate(name, data)
+
+    inflate = containers._png_text
+    monkeypatch.setattr(containers, "_png_text", count)
+    text = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2**20)))
+    colour = saved(NOISE_PICTURE.convert("RGB"))
+    assert peak(colour[:33] + 5 * text + colour[33:])[0] == ""
+    assert inflated == [b"zTXt"]
+
+
+def test_padding_before_a_jpeg_segment_is_passed_over():
+    jpeg = saved(NOISE_PICTURE, "JPEG")
+    padded = jpeg[:2] + b"\xff" * 100 + b"\xff\0" * 100 + jpeg[2:]
+    np.testing.assert_array_equal(decode_content(padded), decode_content(jpeg))

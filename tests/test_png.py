@@ -1,6 +1,7 @@
 """The fast decoder of grey PNGs: right pixels, or none."""
 
 import io
+import tracemalloc
 import zlib
 
 import kornia_rs
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax.data.png import decode_grey_png, is_whole
+from covjax.data.png import decode_grey_png, is_whole, read_chunks
 
 # Wider than high; noise and a ramp, for which an encoder chooses other filters.
 GREY = np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8)
@@ -170,3 +171,15 @@ def test_palette_has_to_be_there():
     at = whole.index(b"PLTE") - 4
     end = at + 12 + int.from_bytes(whole[at : at + 4], "big")
     assert is_whole(whole) and not is_whole(whole[:at] + whole[end:])
+
+
+def test_what_is_not_inflated_yet_is_not_copied_as_a_whole():
+    content = saved(Image.new("RGB", (2048, 2048)), compress_level=0)  # 12.6 MB
+    start = content.index(b"IDAT") - 4
+    chunks = [data for name, data in read_chunks(content) if name == b"IDAT"]
+    whole = content[:start] + chunk(b"IDAT", b"".join(chunks)) + chunk(b"IEND", b"")
+    tracemalloc.start()
+    assert is_whole(whole)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 6e6

@@ -184,3 +184,9 @@ def test_they_end_when_who_asks_is_killed():
         assert is_there(number)
         process.kill()
     assert wait_until(lambda: not is_there(number))
+
+
+def test_what_a_process_with_limits_prints_is_discarded(capfd):
+    with Workers(1, Limits(seconds=60, wall=60, memory=2**30)) as workers:
+        assert workers[0].submit(in_limits.print_lines).result() == "done"
+    assert capfd.readouterr() == ("", "")

@@ -20,6 +20,7 @@ _MOST_SEGMENTS = 10_000  # of a JPEG before its first scan; chunks of a WebP
 _MOST_VALUES = 2**18  # of a TIFF tag: the largest image in tiles of 16 x 16
 _MOST_TEXT = 2**20  # bytes of XMP, or of EXIF written as text
 _ORIENTATION, _NUMBER_OF_IMAGES, _XMP = 0x0112, 0xB001, 700
+_MARKER = re.compile(rb"\xff[^\xff\0]")
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
@@ -32,6 +33,9 @@ _WIDTH, _HEIGHT, _COMPRESSION, _STRIPS, _TILE_WIDTH, _TILE_HEIGHT, _TILES = (
 _PIXEL_TAGS = {_WIDTH, _HEIGHT, 258, _COMPRESSION, 262, 266, _STRIPS, 277, 278, 279}
 _PIXEL_TAGS |= {284, 317, 320, _TILE_WIDTH, _TILE_HEIGHT, _TILES, 325, 332, 338, 339}
 _PIXEL_TAGS |= {347, 529, 530, 531, 532}
+# Of these, one number each, and of a type that every reader understands the same way.
+_NUMBERS = {_WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT}
+_UNSIGNED = {1, _SHORT, 4}  # types: 8, 16 and 32 bits
 _FAX, _JPEG_IN_TIFF = {2, 3, 4}, 7
 # None, LZW, JPEG, deflate (twice), PackBits.
 _COMPRESSIONS = {1, 5, _JPEG_IN_TIFF, 8, 32773, 32946}
@@ -82,16 +86,17 @@ def strip_metadata(content: bytes) -> Stripped:
 
 def _strip_png(content: bytes) -> Stripped:
     chunks = read_chunks(content)
-    exif = xmp = raw = b""
+    exif, texts = b"", {}
     for name, data in chunks:
         if name == b"eXIf":
             exif = bytes(data[:_MOST_TEXT])
         elif name in (b"tEXt", b"zTXt", b"iTXt"):
-            keyword = bytes(data[:79]).partition(b"\0")[0]
-            if keyword == b"XML:com.adobe.xmp":
-                xmp = _png_text(name, data)
-            elif keyword == b"Raw profile type exif":
-                raw = _png_text(name, data)
+            texts[bytes(data[:79]).partition(b"\0")[0]] = name, data
+    # The last of each keyword alone is inflated: a small chunk may hold much.
+    xmp, raw = (
+        _png_text(*texts[keyword]) if keyword in texts else b""
+        for keyword in (b"XML:com.adobe.xmp", b"Raw profile type exif")
+    )
     kept = [content[:8]]
     for name, data in chunks:
         if name in _PNG_PIXELS:
@@ -167,13 +172,10 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
     """Yields marker, start and end of the segments up to the first scan, with that."""
     at = 2
     for _ in range(_MOST_SEGMENTS):
-        at = content.find(b"\xff", at)
-        while at >= 0 and content[at + 1 : at + 2] in (b"\xff", b"\0"):
-            at += 1 if content[at + 1] else 2
-            at = content.find(b"\xff", at)
-        if at < 0 or at + 4 > len(content):
+        found = _MARKER.search(content, at)
+        if found is None or found.end() + 2 > len(content):
             return
-        marker = content[at + 1]
+        at, marker = found.start(), content[found.start() + 1]
         end = at + 2
         if not 0xD0 <= marker <= 0xD9 and marker != 0x01:  # those have no content
             end += int.from_bytes(content[at + 2 : at + 4], "big")
@@ -259,6 +261,10 @@ def _check_tags(content: bytes, tags: Tags, order: str) -> None:
     """Refuses tags that make a decoder reserve more than the image needs."""
     if any(tags[tag][1] > _MOST_VALUES for tag in _PIXEL_TAGS & tags.keys()):
         raise Unfit(f"a TIFF with a tag of more than {_MOST_VALUES:,} values")
+    for tag in _NUMBERS & tags.keys():
+        # A decoder may find there another number than `_value` does.
+        if tags[tag][0] not in _UNSIGNED or tags[tag][1] != 1:
+            raise Unfit(f"a TIFF whose tag {tag} is not one unsigned number")
     compression = _value(tags, _COMPRESSION, order) or 1
     if compression in _FAX:
         # libtiff only warns of what is broken, and leaves there what lies about in

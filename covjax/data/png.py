@@ -86,9 +86,12 @@ def is_whole(content: bytes) -> bool:
     inflate = zlib.decompressobj()
     try:
         for data in (data for name, data in chunks if name == b"IDAT"):
-            while data and missing > 0:
-                missing -= len(inflate.decompress(data, _AT_ONCE))
-                data = inflate.unconsumed_tail
+            # In parts: what is not inflated yet is copied each time.
+            for at in range(0, len(data), _AT_ONCE):
+                part = data[at : at + _AT_ONCE]
+                while part and missing > 0:
+                    missing -= len(inflate.decompress(part, _AT_ONCE))
+                    part = inflate.unconsumed_tail
     except zlib.error:
         return False
     return missing <= 0

@@ -43,6 +43,8 @@ class WorkerDied(Exception):
 class Limits:
     """Bounds on one request. A request that exceeds one ends its worker process.
 
+    What a process with limits prints is discarded.
+
     Attributes:
       seconds: CPU time of all threads of the process; enforced in whole seconds,
         rounded up.
@@ -257,6 +259,8 @@ def serve(answers: int) -> None:
     limits = pickle.load(sys.stdin.buffer)
     # A core file would hold what the process had read.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if limits is not None:
+        _discard_output()
     with os.fdopen(answers, "wb") as file:
         while True:
             try:
@@ -275,6 +279,17 @@ def serve(answers: int) -> None:
                 file.flush()
             except BrokenPipeError:
                 os._exit(0)  # closing the file would write again
+
+
+def _discard_output() -> None:
+    """Sends what this process prints to the null device.
+
+    A C library may print many lines about one file, which are no part of an answer.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    for standard in (1, 2):
+        os.dup2(null, standard)
+    os.close(null)
 
 
 def _answer(function: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
