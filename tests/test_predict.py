@@ -208,6 +208,7 @@ def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
     [
         ("read_film", in_workers.read_or_die, "read it ended by signal 11"),
         ("read_film", in_workers.read_or_run_out, "too large for the memory"),
+        ("finish_film", in_workers.finish_or_run_out, "too large for the memory"),
         ("finish_film", in_workers.finish_or_die, "masks ended with status 7"),
     ],
 )

@@ -1,6 +1,7 @@
 """What one film takes beside the networks, in a worker process that has no jax."""
 
 import errno
+import re
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,9 @@ from covjax.films.seen import Origin, Points, Seen, squeeze
 # What a disk answers to a name that it cannot give: one that is too long; of a folder
 # where a film's mask has it, or the other way round ("b.png/a.png" beside "b.jpg").
 _NO_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+# OpenCV raises its own error where memory runs out; that of std::bad_alloc has no code.
+_NO_MEMORY = re.compile(r"Insufficient memory|bad_alloc")
 
 _read: dict[str, Radiograph] = {}  # and not finished yet; by the names of the films
 
@@ -43,8 +47,8 @@ def read_film(
         squares = squeeze(film.image[film.box], sides)
     except DataError as error:
         return str(error)
-    except MemoryError:
-        return _too_large(asked)
+    except (MemoryError, cv2.error) as error:
+        return _too_large(asked, error)
     _read[asked.name] = film
     return squares, film.sha256
 
@@ -73,8 +77,8 @@ def finish_film(
         return write_outputs(out, asked, film, seen, points, origin)
     except DataError as error:  # it has gone since it was read
         return make_row(asked, error=str(error))
-    except MemoryError:
-        return make_row(asked, error=_too_large(asked))
+    except (MemoryError, cv2.error) as error:
+        return make_row(asked, error=_too_large(asked, error))
     except OSError as error:
         if error.errno not in _NO_NAME:
             raise
@@ -82,5 +86,8 @@ def finish_film(
         return make_row(asked, error=f"{shown(asked.path)}: {why}")
 
 
-def _too_large(asked: Input) -> str:
+def _too_large(asked: Input, error: MemoryError | cv2.error) -> str:
+    """Returns why in one line; raises an error of OpenCV that is not of memory."""
+    if isinstance(error, cv2.error) and not _NO_MEMORY.search(str(error)):
+        raise error
     return f"{shown(asked.path)}: too large for the memory that there is"
