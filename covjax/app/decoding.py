@@ -36,8 +36,6 @@ class Decoder:
         """
         if upload is None:
             raise UsageError(_NOT_THERE)
-        if self._ended:
-            raise UsageError("the server is shutting down")
         try:
             with self._uploads.as_file(upload) as path, self._worker() as worker:
                 return _read(worker, path)
@@ -62,6 +60,8 @@ class Decoder:
     def _worker(self) -> Iterator[Worker]:
         worker = self._free.get()
         try:
+            if self._ended:
+                raise UsageError("the server is shutting down")
             yield worker
         finally:
             self._free.put(worker)
