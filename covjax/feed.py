@@ -143,11 +143,12 @@ def make_feed(
     told = "films are augmented on the device"
     read = make_reader(films, data)
     if isinstance(read, PackedFilms):
-        packed = {name: read.arrays[name] for name in prepare.parts}
-        need = sum(array.nbytes for array in packed.values())
+        need = read.count_bytes(prepare.parts)
         size = f"{need / 2**30:.2f} GiB"
         if parallel.has_room(need):
-            resident = parallel.put_on_all(packed)
+            resident = parallel.put_on_all(
+                {name: read.read_all(name) for name in prepare.parts}
+            )
             # They are there before a worker would have started.
             source = parallel.prefetch(supply(read=ReadKey(config.seed), workers=0))
             batches = ({**batch, "films": resident} for batch in source)

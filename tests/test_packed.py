@@ -90,6 +90,16 @@ def test_more_films_than_are_decoded_at_once(films, cache, monkeypatch):
     assert told == [(3, 7), (6, 7), (7, 7)]
 
 
+def test_parts_of_all_films_are_as_they_lie_in_the_copies(films, cache):
+    read = pack(films, SIDE, cache)
+    records = [read_film(film, SIDE) for film in films]
+    images = np.stack([record["image"] for record in records])
+    np.testing.assert_array_equal(read.read_all("image"), images)
+    masks = np.stack([np.packbits(record["lung"]) for record in records])
+    np.testing.assert_array_equal(read.read_all("lung"), masks)
+    assert read.count_bytes(["image", "lung"]) == images.nbytes + masks.nbytes
+
+
 def test_a_second_run_decodes_nothing(films, cache, decoded):
     pack(films, SIDE, cache)
     assert sorted(decoded) == sorted(film.name for film in films)
@@ -347,12 +357,43 @@ def test_a_copy_that_is_cut_before_a_worker_opens_it_is_named(films, cache):
         pickle.loads(sent)
 
 
-def test_a_copy_that_is_replaced_stays_readable_where_it_is_mapped(films, cache):
+def test_a_copy_that_is_replaced_stays_readable_where_it_is_open(films, cache):
     read = pack(films, SIDE, cache)
     other = cache / "other"
     other.write_bytes(b"")
     os.replace(other, lung_copy(cache))
     assert_same(read, films, SIDE)
+
+
+@pytest.mark.parametrize("cut", [300, 1500])  # no row of it, a part of the last
+def test_a_copy_that_is_truncated_while_it_is_open_is_named(films, cache, cut):
+    read = pack(films, SIDE, cache)
+    lung_copy(cache).chmod(0o600)
+    os.truncate(lung_copy(cache), cut)
+    assert_same(read, films[: (cut - 128) // (SIDE * SIDE // 8)], SIDE)
+    with pytest.raises(DataError, match="lung-.*npy: truncated .*: start again"):
+        read(6)
+    with pytest.raises(DataError, match="lung-.*npy: truncated"):
+        read.read_all("lung")
+
+
+def test_a_disk_that_fails_while_a_film_is_read_is_named(films, cache, monkeypatch):
+    read = pack(films, SIDE, cache)
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(DataError, match="image-.*npy: Input/output error: start"):
+        read(0)
+
+
+def test_copies_are_closed_with_their_reader(films, cache):
+    before = set(os.listdir("/proc/self/fd"))
+    read = pack(films, SIDE, cache)
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 3
+    del read
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_an_error_of_the_disk_is_said_and_not_taken_for_damage(

@@ -11,7 +11,8 @@ once write the same.
 The first opening in a process reads a copy once and compares shape and checksum; a
 damaged one is deleted and made again. That is against accidents: against other users,
 the folder is private (system/private.py). A copy is read-only and never changed in
-place, since truncating a file that is mapped kills the processes that read it.
+place. It is read, not mapped into memory: where a mapped file was truncated, or its
+disk fails, the system kills the process without a word.
 """
 
 import contextlib
@@ -25,8 +26,9 @@ import shutil
 import sys
 import tempfile
 import time
+import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,6 +50,7 @@ _BLOCK = (
 )  # bytes read at once for the checksum: they stay in the cache of a core
 _DAY = 86_400  # seconds; what is half-written for longer was left by a run that died
 _HALF = ".half-"
+_ANEW = "start again, which makes the packed copy again"
 _WAY_ON = (
     "name another folder in COVJAX_CACHE or config.data.cache (with '', images are read"
     " from their files)"
@@ -64,8 +67,7 @@ class Damaged(Exception):
 class PackedFilms:
     """Reads films from packed copies; gives the records that `read_film` gives.
 
-    Attributes:
-      arrays: names of a record → the copies as they lie in their files, uint8 [n, …].
+    Any number of threads may read at once.
     """
 
     def __init__(self, copies: Mapping[str, Path], n: int, size: int):
@@ -82,14 +84,12 @@ class PackedFilms:
         self._copies, self._n, self._size = dict(copies), n, size
         # Now, not at the first film: threads must not open them at once.
         try:
-            self.arrays = {
+            self._opened = {
                 name: _open(path, (n, *_row(name, size)), check=False)
                 for name, path in copies.items()
             }
         except (Damaged, OSError) as error:
-            raise DataError(
-                f"{error}: start again, which makes the packed copy again"
-            ) from None
+            raise DataError(f"{error}: {_ANEW}") from None
 
     def __getstate__(self) -> tuple[dict[str, Path], int, int]:
         """Leaves the open files behind, on the way to another process."""
@@ -100,15 +100,70 @@ class PackedFilms:
         self.__init__(*state)
 
     def __call__(self, index: int) -> Record:
-        """Returns a film and its masks."""
+        """Returns a film and its masks.
+
+        Raises:
+          DataError: if a copy was truncated meanwhile, or its disk fails.
+        """
         record = {}
-        for name, array in self.arrays.items():
-            if name == "image":
-                record[name] = np.array(array[index])
-            else:
-                mask = np.unpackbits(array[index], count=self._size**2)
-                record[name] = mask.reshape(self._size, self._size)
+        for name, copy in self._opened.items():
+            row = copy.read_row(index)
+            if name != "image":
+                row = np.unpackbits(row, count=self._size**2)
+            record[name] = row.reshape(self._size, self._size)
         return record
+
+    def count_bytes(self, names: Iterable[str]) -> int:
+        """Returns how large some parts of all records are, as they lie in the copies.
+
+        Args:
+          names: of a record's parts.
+        """
+        return sum(_bytes(name, self._n, self._size) for name in names)
+
+    def read_all(self, name: str) -> np.ndarray:
+        """Returns one part of all records, as it lies in its copy, uint8 [n, ...].
+
+        Args:
+          name: of the part.
+
+        Raises:
+          DataError: as when one record is read.
+        """
+        found = np.empty((self._n, *_row(name, self._size)), np.uint8)
+        for index, row in enumerate(found):
+            row.flat = self._opened[name].read_row(index)
+        return found
+
+
+class _Copy:
+    """A packed copy that is open."""
+
+    def __init__(self, path: Path, descriptor: int, start: int, row: int):
+        """Takes it; it is closed with this object.
+
+        Args:
+          path: of the copy.
+          descriptor: of the open file.
+          start: where its first row begins, bytes.
+          row: of how many bytes a row is.
+        """
+        self._path, self._descriptor = path, descriptor
+        self._start, self._row = start, row
+        weakref.finalize(self, os.close, descriptor)
+
+    def read_row(self, index: int) -> np.ndarray:
+        """Returns a row, uint8 [bytes], which may be changed."""
+        row = np.empty(self._row, np.uint8)
+        at = self._start + index * self._row
+        try:
+            # Unlike `seek` and `read`, it leaves other threads alone.
+            got = os.preadv(self._descriptor, [row], at)
+        except OSError as error:
+            raise DataError(f"{self._path}: {reason(error)}: {_ANEW}") from None
+        if got < self._row:
+            raise DataError(f"{self._path}: truncated while it was read: {_ANEW}")
+        return row
 
 
 def pack(
@@ -175,8 +230,8 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
         return False
 
 
-def _open(path: Path, shape: tuple[int, ...], *, check: bool) -> np.ndarray:
-    """Maps a copy.
+def _open(path: Path, shape: tuple[int, ...], *, check: bool) -> _Copy:
+    """Opens a copy.
 
     Args:
       path: of the copy.
@@ -187,7 +242,7 @@ def _open(path: Path, shape: tuple[int, ...], *, check: bool) -> np.ndarray:
       Damaged: if it is not what was written.
       OSError: if it cannot be read.
     """
-    # What is mapped is the file that was checked, whatever its name stands for later.
+    # What is read is the file that was checked, whatever its name stands for later.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         start = len(_header(shape))
@@ -199,11 +254,11 @@ def _open(path: Path, shape: tuple[int, ...], *, check: bool) -> np.ndarray:
         if check and identity not in _checked:
             _check(path, file, shape)
             _checked.add(identity)
-        return np.memmap(file, np.uint8, mode="r", offset=start, shape=shape)
+        return _Copy(path, os.dup(descriptor), start, math.prod(shape[1:]))
 
 
 def _check(path: Path, file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """Compares header and checksum; by reading, where an error is no signal."""
+    """Compares header and checksum."""
     header = _header(shape)
     if file.read(len(header)) != header:
         raise Damaged(f"{path}: not the shape {shape}")
@@ -311,10 +366,7 @@ def _encode(film: Film, size: int, wanted: Mapping[str, Path]) -> Record:
 
 
 class _Growing:
-    """A packed copy, written from front to back and renamed once it is whole.
-
-    Not through a memory map, where a full disk is a signal and not an error.
-    """
+    """A packed copy, written from front to back and renamed once it is whole."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], mode: int):
         self._path, self._mode, self._crc = path, mode, 0

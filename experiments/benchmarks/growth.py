@@ -7,8 +7,8 @@ devices (of a CPU, virtual ones, which share its cores), with the time to compil
 the loss after three steps, which must not change. *Films*: for --films phantoms, the
 seconds to decode them once; of a later run, to list the largest set, to open the packed
 copies and to have the first batch; images a second of the pipeline; and the memory of
-the host that belongs to the process alone (the packed copies are mapped, and lie in the
-system's cache).
+the host that belongs to the process alone (what the system caches of the packed copies
+is not counted).
 
 Each row is a process of its own. The last line is a JSON object; "ratio" is the time
 to open the packed copies of the smallest set over that of the largest.
