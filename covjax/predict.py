@@ -29,10 +29,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from covjax import parallel, run_dir
-from covjax.data.concurrency import MOST, count_cores
+from covjax.data.concurrency import count_cores
 from covjax.data.decode import shown
 from covjax.data.inputs import Input, find_inputs
-from covjax.data.limits import IMAGE_LIMITS
+from covjax.data.limits import IMAGE_LIMITS, count_readers
 from covjax.data.progress import progress_bar
 from covjax.errors import DataError
 from covjax.films.film_outputs import make_row
@@ -188,7 +188,7 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
         return
     size = batch_size(len(inputs))
     with (
-        Workers(min(len(inputs), count_cores(), MOST), IMAGE_LIMITS) as workers,
+        Workers(min(len(inputs), count_readers()), IMAGE_LIMITS) as workers,
         _Threads(IN_FLIGHT) as asking,
         Additions(out, parallel.process()[0]) as additions,
         progress_bar("finding lungs and infection") as progress,

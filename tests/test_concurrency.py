@@ -7,6 +7,7 @@ import pytest
 
 from configs import infection
 from covjax import feed, parallel
+from covjax.data import limits
 from covjax.data.concurrency import count_cores, count_workers
 from covjax.data.pipeline import make_eval_dataset
 from covjax.data.source import find_films
@@ -80,3 +81,15 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch):
     assert count_cores() == 2  # of a container
     monkeypatch.delattr(os, "sched_getaffinity")
     assert count_cores() == 64
+
+
+# A page is 4 KiB; each reader may take 2 GiB.
+@pytest.mark.parametrize(
+    ("cores", "pages", "expected"),
+    [(4, 2**24, 4), (64, 2**24, 16), (64, 2**21, 4), (8, 2**20 - 1, 1), (8, 9, 1)],
+)
+def test_readers_fit_in_the_memory(monkeypatch, cores, pages, expected):
+    told = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}
+    monkeypatch.setattr(limits, "count_cores", lambda: cores)
+    monkeypatch.setattr(os, "sysconf", told.__getitem__)
+    assert limits.count_readers() == expected

@@ -39,6 +39,7 @@ FLOORS = [
     + ["metrics.surface", "metrics.detection", "metrics.reliability"]
     + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
     + [
+        "data.concurrency",
         "data.limits",
         "data.png",
         "data.containers",
@@ -62,7 +63,6 @@ FLOORS = [
         "data.order",
         "data.strengths",
         "data.augment",
-        "data.concurrency",
         "data.pipeline",
         "data.checked",
     ]

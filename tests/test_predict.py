@@ -217,7 +217,7 @@ def test_a_film_that_is_too_much_for_its_process_costs_no_other(
 ):
     """Those that this process had read are read again by the next."""
     monkeypatch.setattr(predict, function, stand_in)
-    monkeypatch.setattr(predict, "count_cores", lambda: 1)
+    monkeypatch.setattr(predict, "count_readers", lambda: 1)
     for name in ("b", "c", "d", "dies", "e", "f"):
         Image.fromarray(TURNED).save(films / f"{name}.png")
     assert main(["films", "--out=out", *networks]) == 2

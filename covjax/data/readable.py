@@ -9,14 +9,14 @@ pays nothing for them.
 import concurrent.futures
 import dataclasses
 import itertools
-import os
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from covjax.data.concurrency import count_cores
 from covjax.data.covidqu import Film
 from covjax.data.decode import NeedsWorker, quick_only, shown
-from covjax.data.limits import IMAGE_LIMITS
+from covjax.data.limits import IMAGE_LIMITS, count_readers
 from covjax.data.progress import Progress
 from covjax.errors import DataError
 from covjax.system.workers import Worker, WorkerDied
@@ -93,16 +93,15 @@ def read_all(
 
 
 class Readers:
-    """Threads that read files, each with a worker process for what may be costly.
+    """Threads that read files, and worker processes for what may be costly.
 
     To be used in a `with`, which ends them.
     """
 
     def __init__(self) -> None:
         """Starts nothing yet."""
-        count = os.cpu_count() or 1
-        self._threads = concurrent.futures.ThreadPoolExecutor(count)
-        self._all = [Worker(IMAGE_LIMITS) for _ in range(count)]
+        self._threads = concurrent.futures.ThreadPoolExecutor(count_cores())
+        self._all = [Worker(IMAGE_LIMITS) for _ in range(count_readers())]
         self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in self._all:
             self._idle.put(worker)

@@ -16,6 +16,7 @@ failed. About thirty minutes on two cores.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -80,8 +81,10 @@ _COUNTED = """
 from covjax.data import pipeline
 read, calls = pipeline.ReadAugmented.__call__, []
 def counted(self, key):
-    calls.append(key)
-    if len(calls) == 40 and rank == victim:
+    # The last of its images in epoch 3: the step before that batch ends no epoch.
+    if key[0] == 3:
+        calls.append(key)
+    if len(calls) == 12 and key is calls[-1] and rank == victim:
         {}
     return read(self, key)
 pipeline.ReadAugmented.__call__ = counted
@@ -177,7 +180,8 @@ class Group:
           AssertionError: with what was said, if the statuses are others.
         """
         found = self.wait()
-        told = "\n".join(self.said(rank)[-3000:] for rank in range(len(found)))
+        # The cause stands at the start: what follows is each process's last words.
+        told = "\n".join(_shorten(self.said(rank)) for rank in range(len(found)))
         assert found == list(statuses), f"{found}, not {list(statuses)}:\n{told}"
 
     def wait_for_words(self, rank: int, words: str) -> None:
@@ -203,6 +207,11 @@ class Group:
             assert set(ended) == {None}, f"{ended}: {self.said(0)}\n{self.said(-1)}"
             assert time.monotonic() < deadline, "it never came"
             time.sleep(0.02)
+
+
+def _shorten(text: str) -> str:
+    """Returns the start and the end of what was printed."""
+    return text if len(text) < 6000 else f"{text[:3000]}\n...\n{text[-3000:]}"
 
 
 def hold_port() -> socket.socket:
@@ -477,6 +486,10 @@ class _Faults:
         killed = "a process that loads images was ended from outside (signal 9)"
         assert (stopped if number == signal.SIGSTOP else killed) in said, said[-3000:]
         assert "Traceback" not in said, said[-3000:]
+        deadline = time.monotonic() + 20
+        while left := _in_session(parent):
+            assert time.monotonic() < deadline, f"processes {left} are left"
+            time.sleep(0.1)
         before = newest(run)
         with self._start(name, 2000, (1, 4), flags=more) as group:
             group.wait_until(lambda: newest(run) > before)
@@ -535,6 +548,17 @@ def _loading(parent: int) -> list[int]:
     children = sorted(int(pid) for path in folders for pid in path.read_text().split())
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
     return [pid for pid in children if "spawn_main" in commands[pid]]
+
+
+def _in_session(leader: int) -> list[int]:
+    """Returns the processes of a session that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def _task(name: str) -> str:
