@@ -147,13 +147,14 @@ def test_a_set_that_cannot_be_written_leaves_the_one_of_before(tmp_path, monkeyp
 
     def write_two(path: Path, content: str) -> None:
         if len(written) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
         written.append(path)
         write_whole(path, content)
 
     monkeypatch.setattr(files, "write_whole", write_two)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_set({tmp_path / name: "new" for name in names})
+    assert caught.value.filename == str(tmp_path / "a.json")
     assert listing(tmp_path) == before
 
 

@@ -75,12 +75,16 @@ def write_set(files: Mapping[Path, str | bytes]) -> None:
       files: of one folder.
 
     Raises:
-      OSError: if one cannot be written.
+      OSError: if one cannot be written; it has the name of that file.
     """
     drafts = {path: path.with_name(f".{path.name}.new{HALF}") for path in files}
     try:
         for path, content in files.items():
-            write_whole(drafts[path], content)
+            try:
+                write_whole(drafts[path], content)
+            except OSError as error:
+                error.filename = str(path)
+                raise
         last = list(files)[-1]
         last.unlink(missing_ok=True)
         for path, draft in drafts.items():
