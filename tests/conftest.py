@@ -39,6 +39,13 @@ for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
 # Films decoded once are kept there; tests keep theirs to themselves.
 os.environ["COVJAX_CACHE"] = tempfile.mkdtemp(prefix="covjax-tests-")
 atexit.register(shutil.rmtree, os.environ["COVJAX_CACHE"], ignore_errors=True)
+# Programs are compiled once for all processes of the tests: pytest's own, which are
+# started with this environment, and the command lines that the tests start.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="covjax-tests-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 # albumentations asks the network for its newest version when it is imported.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 

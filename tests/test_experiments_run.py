@@ -443,7 +443,7 @@ def test_arms_that_are_asked_for_bring_the_baseline():
 
 def start(cwd: Path, *words: str, **environment: str) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "xla")} | environment
+    env |= environment
     for name in ("XLA_FLAGS", "COVJAX_DATA"):
         env.pop(name, None)
     return subprocess.Popen(

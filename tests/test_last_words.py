@@ -159,7 +159,7 @@ def test_the_command_line_ends_with_it(tmp_path, raised, status, said):
         [sys.executable, "-c", program, *flags],
         cwd=tmp_path,
         # In a new home, Matplotlib would look for fonts, and say so if it takes long.
-        env=environment(tmp_path),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

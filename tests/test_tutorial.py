@@ -58,7 +58,7 @@ def run(block: Block, project: Path) -> Block:
         command, fed = ["sh", "-e", "-c", shorten(block.code)], None
     else:
         command, fed = ["python", "-i", "-q"], block.code
-    env = environment(project)
+    env = environment()
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     done = subprocess.run(
         command, input=fed, cwd=project, env=env, text=True, capture_output=True

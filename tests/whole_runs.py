@@ -25,10 +25,9 @@ TWO_EPOCHS = "--config.train.epochs=2"
 COMMAND = ("-m", "covjax.main")
 
 
-def environment(cwd: Path) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """What a process sees: this covjax, one device, no data but the phantoms."""
     env = os.environ | {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(cwd / "xla")}
     for name in ("XLA_FLAGS", "COVJAX_DATA"):
         env.pop(name, None)
     return env
@@ -40,7 +39,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, *command, *flags],
         cwd=cwd,
-        env=environment(cwd) | more,
+        env=environment() | more,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
