@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.cache = "auto"
     config.data.threads = 1  # that read and augment, in each worker
     # Processes beside this one that load training films; -1: half of the cores, where
-    # the steps run on an accelerator, else none (covjax/data/concurrency.py).
+    # the steps run on an accelerator, else none (covjax/runtime/cores.py).
     config.data.workers = -1
     config.data.prefetch = 4  # batches that wait on the host
     # All films and masks are looked at before the first step. One that cannot be used

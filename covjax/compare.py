@@ -23,14 +23,14 @@ import numpy as np
 
 from covjax.config import ROIS
 from covjax.errors import UsageError, printable
-from covjax.lungs import same_lungs
+from covjax.evaluation.lung_masks import same_lungs
+from covjax.evaluation.results import COUNTED
 from covjax.metrics.bootstrap import RESAMPLES, Figure, Sums, estimate
 from covjax.metrics.counts import dice_per_image
-from covjax.metrics.families import FIGURES, terms
-from covjax.results import COUNTED
-from covjax.system.csv_text import unescape
-from covjax.system.files import write_whole
-from covjax.system.strict_json import read_json
+from covjax.metrics.segmentation import FIGURES, terms
+from covjax.runtime.csv_text import unescape
+from covjax.runtime.files import write_whole
+from covjax.runtime.strict_json import read_json
 
 SAME = ("task", "split", "phantom")  # in both runs' JSON
 SHOWN = ("image_size", "roi", "threshold", "checkpoint")

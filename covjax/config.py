@@ -11,8 +11,8 @@ from typing import Any
 import ml_collections
 
 from covjax.errors import UsageError
-from covjax.system.files import write_whole
-from covjax.system.strict_json import read_json
+from covjax.runtime.files import write_whole
+from covjax.runtime.strict_json import read_json
 
 # A run may go on with other values of these: no number that it computes depends on
 # them (the folder of the data may have moved).
@@ -22,7 +22,7 @@ NOT_IDENTITY = {
     "data.threads",
     "data.workers",
     "data.prefetch",
-    "data.on_bad_record",  # once it has begun, a run keeps to its films (run_films.py)
+    "data.on_bad_record",  # once it has begun, a run keeps to its films (train/sample_manifest.py)
     "train.log_every",
     "train.checkpoint_every",
     "train.on_nan",

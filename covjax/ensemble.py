@@ -23,31 +23,32 @@ from typing import Any
 
 import numpy as np
 
-from covjax import parallel, run_dir
-from covjax.calibrate import (
-    OBJECTIVE,
-    OperatingPoint,
-    calibrate,
-    read_points,
-    write_points,
-)
+from covjax import parallel
 from covjax.config import ROIS
 from covjax.data.covidqu import Film
 from covjax.errors import UsageError
-from covjax.lungs import same_lungs
-from covjax.outputs import Outputs
-from covjax.report.tables import format_evaluation, read_results
-from covjax.results import (
+from covjax.evaluation.lung_masks import same_lungs
+from covjax.evaluation.results import (
     SplitMasks,
     measure,
     remove_results,
     summarize_evaluated,
     write_results,
 )
-from covjax.system.csv_text import unescape
-from covjax.system.files import write_whole
-from covjax.system.last_words import tell
-from covjax.system.strict_json import read_json
+from covjax.metrics.operating_point import (
+    OBJECTIVE,
+    OperatingPoint,
+    calibrate,
+    read_points,
+    write_points,
+)
+from covjax.report.tables import format_evaluation, read_results
+from covjax.runtime.csv_text import unescape
+from covjax.runtime.exit_messages import tell
+from covjax.runtime.files import write_whole
+from covjax.runtime.strict_json import read_json
+from covjax.train import run_folder
+from covjax.train.eval_pass import Outputs
 
 FILE = "ensemble.json"  # who its members are
 SPLITS = ("train", "val", "test")
@@ -220,7 +221,7 @@ def evaluate_ensemble(runs: Sequence[Path], workdir: Path, split: str) -> None:
     }
     content = json.dumps({"runs": [str(run) for run in runs]}, indent=2) + "\n"
     _check_folder(workdir, content)
-    with run_dir.hold(workdir):
+    with run_folder.hold(workdir):
         write_whole(workdir / FILE, content)
         before, points = read_points(workdir), {}
         for way in WAYS:
@@ -253,7 +254,7 @@ def _check_folder(workdir: Path, content: str) -> None:
     path = workdir / FILE
     if path.is_file() and path.read_text() == content:
         return
-    if not run_dir.is_free(workdir, FILE):
+    if not run_folder.is_free(workdir, FILE):
         raise UsageError(
             f"--workdir={workdir} holds something else than the ensemble of these runs,"
             " in this order: give another folder"

@@ -10,16 +10,16 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from covjax import run_dir
 from covjax.errors import UsageError
-from covjax.evaluate import evaluate_run
-from covjax.same_start import check_same_start
-from covjax.system import hosts
-from covjax.system.command_line import parse
-from covjax.system.compilation import keep_compiled
-from covjax.system.interrupt import Interrupted, raise_signals
-from covjax.system.last_words import tell
-from covjax.train import train_and_evaluate
+from covjax.evaluation.evaluate import evaluate_run
+from covjax.process_consistency import check_same_start
+from covjax.runtime import distributed
+from covjax.runtime.compilation_cache import keep_compiled
+from covjax.runtime.exit_messages import tell
+from covjax.runtime.flags import parse
+from covjax.runtime.signals import Interrupted, raise_signals
+from covjax.train import run_folder
+from covjax.train.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run's folder; default runs/STAGE-TIME")
@@ -35,7 +35,7 @@ _RANK = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0"
 def _main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     keep_compiled()
-    hosts.join(_COORDINATOR.value, _COUNT.value, _RANK.value)
+    distributed.join(_COORDINATOR.value, _COUNT.value, _RANK.value)
     config, workdir = _CONFIG.value, _WORKDIR.value
     if config is not None and _INIT_FROM.value is not None:
         config.init_from = _INIT_FROM.value
@@ -50,7 +50,7 @@ def _main(_: list[str]) -> None:
     split = _SPLIT.value.capitalize()
     if workdir:
         return train_and_evaluate(config, Path(workdir), split)
-    with run_dir.new_folder(config) as folder:
+    with run_folder.new_folder(config) as folder:
         train_and_evaluate(config, folder, split)
 
 
@@ -59,4 +59,4 @@ if __name__ == "__main__":
         with raise_signals():
             app.run(_main, flags_parser=lambda argv: parse(argv, _CONFIG))
     except (Exception, Interrupted, KeyboardInterrupt) as error:
-        hosts.leave(tell(error))
+        distributed.leave(tell(error))

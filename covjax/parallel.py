@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from covjax.errors import UsageError
-from covjax.system import watchdog
-from covjax.system.interrupt import shield_workers
+from covjax.runtime import watchdog
+from covjax.runtime.signals import shield_workers
 from covjax.types import AXIS
 
 # An error two batches ahead is known to all processes before they need that batch.

@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from covjax import parallel, run_dir
-from covjax.calibrate import FILE as POINTS
-from covjax.calibrate import write_points
-from covjax.checkpoint import FOLDER, Checkpoints, fingerprint
+from covjax import parallel
 from covjax.config import read_about, save_config
 from covjax.errors import UsageError
-from covjax.lungs import LungFinder, read_finder, same_lungs
-from covjax.system.last_words import tell
-from covjax.trained import run_of
-from covjax.weights import read_weights
+from covjax.evaluation.lung_masks import LungFinder, read_finder, same_lungs
+from covjax.export.safetensors import read_weights
+from covjax.metrics.operating_point import FILE as POINTS
+from covjax.metrics.operating_point import write_points
+from covjax.runtime.exit_messages import tell
+from covjax.train import run_folder
+from covjax.train.checkpoint import FOLDER, Checkpoints, fingerprint
+from covjax.train.restore import run_of
 
 
 def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
@@ -46,10 +47,11 @@ def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
     weights = read_weights(file)
     trained = weights.trained
     begun = (
-        read_about(workdir / run_dir.CONFIG).get("fingerprint") == trained.fingerprint
+        read_about(workdir / run_folder.CONFIG).get("fingerprint")
+        == trained.fingerprint
         and not (workdir / POINTS).exists()  # which come last
     )
-    if not begun and not run_dir.is_free(workdir, run_dir.CONFIG):
+    if not begun and not run_folder.is_free(workdir, run_folder.CONFIG):
         raise UsageError(f"--workdir={workdir} holds something: give a new folder")
     finder = read_finder(lung_run) if lung_run else None
     trained.config.data.lung_run = lung_run
@@ -60,8 +62,8 @@ def unpack(file: Path, workdir: Path, lung_run: str = "") -> None:
         "phantom": weights.phantom,
     }
     reached = [float(told.get("reached", 0.0)) for told in weights.points.values()]
-    with run_dir.hold(workdir):
-        save_config(trained.config, workdir / run_dir.CONFIG, about)
+    with run_folder.hold(workdir):
+        save_config(trained.config, workdir / run_folder.CONFIG, about)
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save(trained.state, dice=max(reached, default=0.0))
         own = fingerprint(workdir / FOLDER / str(trained.step))
@@ -77,7 +79,9 @@ def _with_lungs(told: dict[str, Any], finder: LungFinder | None) -> dict[str, An
     lungs = told.get("lungs")
     if not lungs or finder is None:
         return told
-    packed = read_about(run_of(finder.checkpoint) / run_dir.CONFIG).get("fingerprint")
+    packed = read_about(run_of(finder.checkpoint) / run_folder.CONFIG).get(
+        "fingerprint"
+    )
     now = finder.told()
     if not same_lungs(lungs, now | {"fingerprint": packed}):
         return told

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covjax.errors import UsageError
-from covjax.system.interrupt import Interrupt, Interrupted
+from covjax.runtime.signals import Interrupt, Interrupted
 from experiments.child import Busy, Child, is_finished, last_words
 from experiments.plan import Run
 

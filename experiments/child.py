@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from covjax import run_dir
-from covjax.report.log import read_metrics
-from covjax.system.files import write_whole
+from covjax.runtime.files import write_whole
+from covjax.train import run_folder
+from covjax.train.metric_writer import read_metrics
 from experiments.plan import Run
 
 SPLIT = "val"
@@ -34,7 +34,7 @@ def is_finished(run: Run) -> bool:
     Raises:
       UsageError: if its folder holds something else.
     """
-    run_dir.check(run.folder, run.config)
+    run_folder.check(run.folder, run.config)
     # The page comes last: without it, some region of interest may still be missing.
     files = (f"results/{SPLIT}.json", "report.html")
     if not all((run.folder / file).exists() for file in files):

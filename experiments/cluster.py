@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from covjax.errors import UsageError
-from covjax.system.interrupt import Interrupt, Interrupted
+from covjax.runtime.signals import Interrupt, Interrupted
 from experiments.child import (
     Child,
     is_finished,

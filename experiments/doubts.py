@@ -19,12 +19,12 @@ import numpy as np
 
 from covjax import parallel
 from covjax.data.covidqu import Film, data_root, list_films, read_film
-from covjax.data.masks import as_lungs
-from covjax.data.progress import progress_bar
+from covjax.data.mask_ops import as_lungs
 from covjax.errors import DataError
-from covjax.films.doubts import doubt
-from covjax.films.segmenter import Segmenter
-from covjax.networks import shipped_network
+from covjax.export.load_model import shipped_network
+from covjax.predict.quality_checks import doubt
+from covjax.predict.segmenter import Segmenter
+from covjax.runtime.progress import progress_bar
 
 PROJECT = Path(__file__).parents[1]
 _AT_ONCE = 8  # films of a device

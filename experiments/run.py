@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from covjax.errors import Failure, UsageError
-from covjax.system.interrupt import Interrupted
+from covjax.runtime.signals import Interrupted
 from experiments.ablations import EXPERIMENTS, Experiment
 from experiments.at_once import run_here
 from experiments.child import is_finished

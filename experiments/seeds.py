@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from covjax.metrics import families
+from covjax.metrics import segmentation
 from covjax.metrics.bootstrap import RESAMPLES, draws, interval
 from covjax.metrics.detection import weighted_auroc
 
@@ -98,7 +98,7 @@ class _Figures:
     """Every figure of one run, as a function of how often each film counts."""
 
     def __init__(self, scores: Scores):
-        terms = families.terms(scores.counts)
+        terms = segmentation.terms(scores.counts)
         self._names = list(terms)
         self._columns = np.stack([terms[k] for k in self._names], axis=1)
         self._positive, self._presence = terms["positive"] > 0, scores.presence
@@ -106,7 +106,7 @@ class _Figures:
     def __call__(self, times: np.ndarray) -> dict[str, np.ndarray]:
         """Maps weights, float [rows, n], to values, [rows] each."""
         sums = dict(zip(self._names, (times @ self._columns).T, strict=True))
-        found = {k: families.FIGURES[k](sums) for k in FIGURES if k != "auroc"}
+        found = {k: segmentation.FIGURES[k](sums) for k in FIGURES if k != "auroc"}
         if np.isnan(self._presence).any():
             return found | {"auroc": np.full(len(times), np.nan)}
         return found | {"auroc": weighted_auroc(self._presence, self._positive, times)}

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from covjax import run_dir
-from covjax.checkpoint import best_of, read_variables
 from covjax.compare import Results, pair, read_run
 from covjax.report.tables import NONE, headline_roi, roi_name
-from covjax.system.csv_text import escape, unescape
-from covjax.system.files import write_whole
+from covjax.runtime.csv_text import escape, unescape
+from covjax.runtime.files import write_whole
+from covjax.train import run_folder
+from covjax.train.checkpoint import best_of, read_variables
 from experiments.child import SPLIT, is_finished, read_record, write_record
 from experiments.plan import Plan, Run
 from experiments.plot import draw_differences
@@ -334,7 +334,7 @@ def _tell_origin(plan: Plan) -> dict[str, str]:
     """Returns by which code and on which machines the finished runs came about."""
     commits, machines, at_once = set[str](), set[str](), set[int]()
     for run in filter(is_finished, plan.runs):
-        config = json.loads((run.folder / run_dir.CONFIG).read_text())
+        config = json.loads((run.folder / run_folder.CONFIG).read_text())
         commits.add(str(config.get("about", {}).get("commit")))
         record = read_record(run)
         machines.update(record.get("machines", ["not known"]))

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from covjax.calibrate import OperatingPoint
-from covjax.films.seen import Origin, Seen
+from covjax.metrics.operating_point import OperatingPoint
+from covjax.predict.postprocess import Origin, Seen
 
 POINT = OperatingPoint(0.333, 0, 0.25)
 

@@ -20,8 +20,6 @@ import optax
 from PIL import Image
 
 from configs import infection, lung
-from covjax import run_dir
-from covjax.checkpoint import Checkpoints
 from covjax.data.covidqu import (
     CLASSES,
     IMAGES,
@@ -32,7 +30,9 @@ from covjax.data.covidqu import (
 )
 from covjax.data.pipeline import make_region
 from covjax.models import make_model
-from covjax.train_state import create_train_state
+from covjax.train import run_folder
+from covjax.train.checkpoint import Checkpoints
+from covjax.train.train_state import create_train_state
 
 SIDE = 32
 FILMS = {"Train": (4, 2, 2), "Val": (8, 4, 4), "Test": (12, 7, 5)}  # of `CLASSES`
@@ -92,7 +92,7 @@ def make_config(task: str, root: Path) -> ml_collections.ConfigDict:
 
 def write_run(workdir: Path, config: ml_collections.ConfigDict) -> Path:
     """Writes config and checkpoint of a run; returns its folder."""
-    run_dir.claim(workdir, config, phantom=True)
+    run_folder.claim(workdir, config, phantom=True)
     state = create_train_state(
         make_model(config),
         optax.identity(),

@@ -11,11 +11,11 @@ import numpy as np
 
 from configs import infection
 from covjax.config import save_config
+from covjax.evaluation.results import COUNTED, MEASURED
 from covjax.report.figures import Panel, draw_curves, draw_qualitative
 from covjax.report.reliability import draw_reliability
 from covjax.report.severity import draw_severity
 from covjax.report.sheets import Thumbnail, draw_sheet
-from covjax.results import COUNTED, MEASURED
 
 COMMAND = "python -m covjax.main --config=configs/infection.py:phantom --workdir=" + (
     "runs/" + "a-long-name-" * 12

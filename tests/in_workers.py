@@ -10,9 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from covjax.films import dicom_seg, film_work
-from covjax.films.film_outputs import write_outputs
-from covjax.films.seen import squeeze
+from covjax.predict import worker_tasks
+from covjax.predict.dicom import seg
+from covjax.predict.postprocess import squeeze
+from covjax.predict.writer import write_outputs
 
 
 def own_number() -> int:
@@ -53,16 +54,16 @@ def touch_once(told: Path, path: Path) -> None:
 def read_or_die(asked: Any, sides: tuple[int, ...]) -> Any:
     if asked.name == "dies":
         os.kill(os.getpid(), signal.SIGSEGV)
-    return film_work.read_film(asked, sides)
+    return worker_tasks.read_film(asked, sides)
 
 
 def read_or_run_out(asked: Any, sides: tuple[int, ...]) -> Any:
     if asked.name == "dies":
-        film_work.squeeze = _too_much
+        worker_tasks.squeeze = _too_much
     try:
-        return film_work.read_film(asked, sides)
+        return worker_tasks.read_film(asked, sides)
     finally:
-        film_work.squeeze = squeeze
+        worker_tasks.squeeze = squeeze
 
 
 def _too_much(*_: Any) -> Any:
@@ -71,11 +72,11 @@ def _too_much(*_: Any) -> Any:
 
 def finish_or_run_out(asked: Any, *told: Any) -> Any:
     if asked.name == "dies":
-        film_work.write_outputs = _too_much_for_opencv
+        worker_tasks.write_outputs = _too_much_for_opencv
     try:
-        return film_work.finish_film(asked, *told)
+        return worker_tasks.finish_film(asked, *told)
     finally:
-        film_work.write_outputs = write_outputs
+        worker_tasks.write_outputs = write_outputs
 
 
 def _too_much_for_opencv(*_: Any) -> Any:
@@ -85,12 +86,12 @@ def _too_much_for_opencv(*_: Any) -> Any:
 def finish_or_die(asked: Any, *told: Any) -> Any:
     if asked.name == "dies":
         os._exit(7)
-    return film_work.finish_film(asked, *told)
+    return worker_tasks.finish_film(asked, *told)
 
 
 def finish_until_seg_has_no_room(*told: Any) -> Any:
-    dicom_seg.write_whole = _full
-    return film_work.finish_film(*told)
+    seg.write_whole = _full
+    return worker_tasks.finish_film(*told)
 
 
 def _full(path: Path, _: bytes) -> None:

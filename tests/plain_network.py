@@ -11,15 +11,15 @@ import ml_collections
 import numpy as np
 
 from configs import infection, lung
-from covjax.calibrate import write_points
-from covjax.checkpoint import Checkpoints, fingerprint
 from covjax.config import save_config
 from covjax.data.pipeline import make_region
+from covjax.export.safetensors import Weights, pack_weights
+from covjax.metrics.operating_point import write_points
 from covjax.models import make_model
-from covjax.run_dir import CONFIG
-from covjax.train_state import TrainState, inference_state
-from covjax.trained import Trained
-from covjax.weights import Weights, pack_weights
+from covjax.train.checkpoint import Checkpoints, fingerprint
+from covjax.train.restore import Trained
+from covjax.train.run_folder import CONFIG
+from covjax.train.train_state import TrainState, inference_state
 
 SIDE = 16
 STEP = 3

@@ -10,11 +10,11 @@ import ml_collections
 import numpy as np
 import optax
 
-from covjax.checkpoint import Checkpoints
 from covjax.config import save_config
 from covjax.models import make_model
-from covjax.run_dir import CONFIG
-from covjax.train_state import TrainState, start_state
+from covjax.train.checkpoint import Checkpoints
+from covjax.train.run_folder import CONFIG
+from covjax.train.train_state import TrainState, start_state
 
 SIDE = 16
 DICE = {3: 0.9, 5: 0.4}  # of Val, after these steps: both are kept

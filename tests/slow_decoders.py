@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from covjax.data.radiograph import Radiograph, read_radiograph
+from covjax.predict.radiograph import Radiograph, read_radiograph
 
 
 def read_in_time(path: Path) -> Radiograph:

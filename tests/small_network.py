@@ -10,11 +10,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from configs import infection
 from covjax.data.pipeline import make_region
-from covjax.formats.export_check import draw_samples
+from covjax.export.parity import draw_samples
+from covjax.export.safetensors import Weights
 from covjax.models import make_model
-from covjax.train_state import inference_state
-from covjax.trained import Trained
-from covjax.weights import Weights
+from covjax.train.restore import Trained
+from covjax.train.train_state import inference_state
 
 SIDE = 16
 POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25}

@@ -18,7 +18,7 @@ from covjax.config import differences, flatten
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
 from covjax.models import make_model
-from covjax.transfer import transfer
+from covjax.train.transfer import transfer
 from experiments.ablations import EXPERIMENTS, Arm, Experiment
 from experiments.plan import Plan, Run, make_plan
 

@@ -21,19 +21,19 @@ import pytest
 from PIL import Image
 
 from covjax.app import __main__ as app
-from covjax.app import decoding, films, markup, viewer
+from covjax.app import decoding, images, markup, viewer
 from covjax.app import sessions as sessions_file
 from covjax.app.decoding import Decoder
-from covjax.app.films import Film, look_at
+from covjax.app.images import Film, look_at
 from covjax.app.markup import figures_html, picture_html, remarks_of, told
 from covjax.app.sessions import Sessions
 from covjax.app.uploads import Uploads
 from covjax.app.viewer import ALONE, BESIDE, Viewer, short_name
-from covjax.calibrate import OperatingPoint
-from covjax.data.radiograph import Radiograph
 from covjax.errors import UsageError
-from covjax.films.seen import Seen
-from covjax.system.workers import Limits
+from covjax.metrics.operating_point import OperatingPoint
+from covjax.predict.postprocess import Seen
+from covjax.predict.radiograph import Radiograph
+from covjax.runtime.worker_process import Limits
 from drawn_segmenter import POINT, drawn
 from processes import wait_until
 from slow_decoders import read_in_time
@@ -223,7 +223,7 @@ def test_phantoms_and_networks_of_phantoms_are_written_on():
     assert whites(film, drawn()) == [False, False]
     assert whites(phantom, drawn()) == [True, True]
     assert whites(film, drawn(phantom=True)) == [False, True]
-    assert all(name.startswith("PHANTOM") for name, _ in films.draw_phantoms())
+    assert all(name.startswith("PHANTOM") for name, _ in images.draw_phantoms())
 
 
 def look(side: int) -> tuple[np.ndarray, Any, Seen]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax.data import audit, covidqu, leaks, near_duplicates
+from covjax.data import covidqu
+from covjax.data.audit import audit, leakage, near_duplicates
 from covjax.errors import DataError
 
 SIDE = 96
@@ -235,7 +236,7 @@ def test_what_leaks_into_what():
     seen = collections.defaultdict(set)
     for earlier in parts:
         for later in parts:
-            if leaks.is_leak(earlier, later):
+            if leakage.is_leak(earlier, later):
                 seen[later].add(earlier)
     assert seen == {
         "lung/Val": {"lung/Train"},
@@ -298,16 +299,16 @@ def test_films_alike_only_when_blurred_are_not_flagged():
 
 
 def test_pairs_are_named_in_order_of_stage_and_split():
-    def place(part: str, name: str) -> leaks.Place:
+    def place(part: str, name: str) -> leakage.Place:
         task, split = part.split("/")
-        return leaks.Place(task, split, "Normal", name)
+        return leakage.Place(task, split, "Normal", name)
 
     pictures = [
         [place("lung/Train", "a"), place("infection/Test", "b")],
         [place("lung/Val", "c")],
         [place("infection/Test", "d")],
     ]
-    found = leaks.find_leaks(pictures, [(0, 1, 0.85), (0, 2, 0.951)])
+    found = leakage.find_leaks(pictures, [(0, 1, 0.85), (0, 2, 0.951)])
     assert pairs(found["near"]) == {
         ("lung/Train", "lung/Val"): (1, True),
         ("lung/Train", "infection/Test"): (1, True),

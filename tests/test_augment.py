@@ -12,7 +12,7 @@ import pytest
 from configs import base
 from covjax.data import augment
 from covjax.data.augment import Augment
-from covjax.data.strengths import strengths_of
+from covjax.data.augment_params import strengths_of
 
 STUDY = strengths_of(base.get_config().augment)
 OFF = dict.fromkeys(STUDY, 0.0)

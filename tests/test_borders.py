@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from covjax.data.borders import find_box
-from covjax.data.phantom_film import make_phantom
+from covjax.data.phantom.drawing import make_phantom
+from covjax.predict.dicom.borders import find_box
 
 NOISE = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
 WHOLE = (slice(0, 60), slice(0, 80))

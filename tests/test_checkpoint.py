@@ -16,16 +16,16 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from covjax import checkpoint
-from covjax.checkpoint import (
+from covjax.errors import StorageError, UsageError
+from covjax.models.unet import UNet
+from covjax.train import checkpoint
+from covjax.train.checkpoint import (
     Checkpoints,
     best_of,
     read_variables,
     set_aside_damaged,
 )
-from covjax.errors import StorageError, UsageError
-from covjax.models.unet import UNet
-from covjax.train_state import TrainState, start_state
+from covjax.train.train_state import TrainState, start_state
 
 DICE = [0.5, 0.9, 0.7, 0.6]  # of Val, after steps 1, 2, 3, 4
 # Orbax writes into a folder with this ending, and renames it when all is written.

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from covjax import compare, results
+from covjax import compare
 from covjax.data.covidqu import Film
 from covjax.errors import UsageError
+from covjax.evaluation import results
 
 HEAD = "file,class,TP,FP,FN,TN,loss,dice,iou"
 # File, class, TP, FP, FN, TN of 100 pixels in A and in B. The file name "1.png" occurs

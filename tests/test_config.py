@@ -22,10 +22,10 @@ from covjax.config import (
     validate_config,
 )
 from covjax.data.augment import Augment
-from covjax.data.strengths import Strengths, strengths_of
-from covjax.device_augment import DeviceAugment
+from covjax.data.augment_params import Strengths, strengths_of
 from covjax.errors import UsageError
-from covjax.losses import make_loss, make_objective
+from covjax.train.device_augment import DeviceAugment
+from covjax.train.losses import make_loss, make_objective
 
 SOURCES = Path(__file__).parents[1] / "covjax"
 STAGES = {"lung": lung, "infection": infection}

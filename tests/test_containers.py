@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from covjax.data import containers
-from covjax.data.decode import NeedsWorker, decode_content, quick_only
+from covjax.data.image_io import NeedsWorker, decode_content, quick_only
 from test_png import chunk, saved
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)

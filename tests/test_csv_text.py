@@ -5,14 +5,8 @@ import itertools
 
 import pytest
 
-from covjax.films.predictions import (
-    COLUMNS,
-    TABLE,
-    Additions,
-    read_rows,
-    write_table,
-)
-from covjax.system.csv_text import escape, unescape
+from covjax.predict.table import COLUMNS, TABLE, Additions, read_rows, write_table
+from covjax.runtime.csv_text import escape, unescape
 
 FORMULAS = [
     "=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n1", " =1", '"=1', "'=1",

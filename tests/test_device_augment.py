@@ -12,8 +12,8 @@ from scipy.stats import ks_2samp
 from configs import base
 from covjax.data import augment
 from covjax.data.augment import Augment
-from covjax.data.strengths import strengths_of
-from covjax.device_augment import DeviceAugment, Draw, apply, dilate
+from covjax.data.augment_params import strengths_of
+from covjax.train.device_augment import DeviceAugment, Draw, apply, dilate
 
 STUDY = strengths_of(base.get_config().augment)
 OFF = dict.fromkeys(STUDY, 0.0)

@@ -15,9 +15,10 @@ import jax
 import pytest
 
 from configs import lung
-from covjax import evaluate, train
-from covjax.report.log import read_metrics
-from covjax.system.interrupt import Interrupted
+from covjax.evaluation import evaluate
+from covjax.runtime.signals import Interrupted
+from covjax.train import train
+from covjax.train.metric_writer import read_metrics
 from experiments.faults.hosts import Group, check_equal, make_project, newest
 
 FLAGS = {
@@ -86,10 +87,10 @@ def train_on(devices, cwd) -> Callable[..., None]:
 
 def train_on_two_processes(cwd: Path) -> Path:
     program = (
-        "import runpy, covjax.evaluate, covjax.train\n"
+        "import runpy, covjax.evaluation.evaluate, covjax.train.train\n"
         f"for name in {DRAWN}:\n"
-        "    setattr(covjax.evaluate, name, lambda *_, **__: None)\n"
-        "covjax.train.draw_curves = lambda *_: None\n"
+        "    setattr(covjax.evaluation.evaluate, name, lambda *_, **__: None)\n"
+        "covjax.train.train.draw_curves = lambda *_: None\n"
         "runpy.run_module('covjax.main', run_name='__main__')"
     )
     flags = ["--config=configs/lung.py:phantom", "--workdir=two"]

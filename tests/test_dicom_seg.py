@@ -12,8 +12,8 @@ from pydicom import config
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from covjax.errors import DataError, UsageError
-from covjax.films.dicom_seg import write_seg
-from covjax.films.seen import Origin
+from covjax.predict.dicom.seg import write_seg
+from covjax.predict.postprocess import Origin
 from dicom_files import DX, change, make_film, save
 
 ROWS, COLUMNS = 9, 13  # a frame of 117 bits ends within a byte

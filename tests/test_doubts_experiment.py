@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from covjax.data.phantom import write_phantoms
+from covjax.data.phantom.dataset import write_phantoms
 from experiments import doubts
 from plain_network import make_weights
 

@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from covjax import compare, ensemble, run_dir
-from covjax.calibrate import FILE, OperatingPoint, as_point, calibrate, read_points
+from covjax import compare, ensemble
 from covjax.data.covidqu import Film
 from covjax.ensemble import Member, merge
 from covjax.errors import UsageError
-from covjax.outputs import Outputs
-from covjax.results import SplitMasks, measure, write_results
-from covjax.system.folder_lock import LOCK
+from covjax.evaluation.results import SplitMasks, measure, write_results
+from covjax.metrics.operating_point import (
+    FILE,
+    OperatingPoint,
+    as_point,
+    calibrate,
+    read_points,
+)
+from covjax.runtime.folder_lock import LOCK
+from covjax.train import run_folder
+from covjax.train.eval_pass import Outputs
 
 SIDE = 16
 LABELS = {
@@ -442,7 +449,7 @@ def test_a_folder_of_something_else_is_not_touched(runs, out, what):
 
 
 def test_a_folder_that_another_process_holds_is_refused(runs, out):
-    with run_dir.hold(out):
+    with run_folder.hold(out):
         assert "another process is at work there" in refused(runs, out)
 
 

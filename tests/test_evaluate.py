@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 
 import recompute
-from covjax import evaluate
-from covjax.calibrate import FILE, OperatingPoint, read_points, write_points
 from covjax.config import read_config
 from covjax.data.covidqu import CLASSES, list_films, read_film
-from covjax.lungs import make_finder
-from covjax.outputs import Outputs
-from covjax.results import SplitMasks, measure, summarize_evaluated
+from covjax.evaluation import evaluate
+from covjax.evaluation.lung_masks import make_finder
+from covjax.evaluation.results import SplitMasks, measure, summarize_evaluated
+from covjax.metrics.operating_point import (
+    FILE,
+    OperatingPoint,
+    read_points,
+    write_points,
+)
+from covjax.train.eval_pass import Outputs
 from evaluated_run import (
     FILMS,
     SIDE,

@@ -16,7 +16,7 @@ import pytest
 
 from covjax.config import save_config
 from covjax.errors import UsageError
-from covjax.system.interrupt import Interrupted
+from covjax.runtime.signals import Interrupted
 from experiments import at_once, cluster, run
 from experiments.ablations import EXPERIMENTS
 from experiments.at_once import run_here, share_machine

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from covjax.config import save_config
+from covjax.evaluation.results import COUNTED, MEASURED
 from covjax.metrics.bootstrap import draws
-from covjax.results import COUNTED, MEASURED
 from experiments.ablations import EXPERIMENTS
 from experiments.child import write_record
 from experiments.plan import Plan, Run, make_plan

@@ -15,17 +15,17 @@ import pytest
 from safetensors import safe_open
 
 from configs import infection
-from covjax import export
-from covjax.calibrate import FILE
 from covjax.config import save_config
 from covjax.data.pipeline import make_region
-from covjax.formats.export_check import FILMS, draw_samples
-from covjax.formats.inference import make_inference
-from covjax.formats.onnx_graph import run_onnx
-from covjax.formats.stablehlo import run_stablehlo
-from covjax.run_dir import CONFIG
-from covjax.trained import read_trained
-from covjax.weights import pack_weights, read_weights
+from covjax.export import export
+from covjax.export.inference import make_inference
+from covjax.export.onnx import run_onnx
+from covjax.export.parity import FILMS, draw_samples
+from covjax.export.safetensors import pack_weights, read_weights
+from covjax.export.stablehlo import run_stablehlo
+from covjax.metrics.operating_point import FILE
+from covjax.train.restore import read_trained
+from covjax.train.run_folder import CONFIG
 from saved_run import write_run
 from small_network import SIDE, make_config, make_weights
 
@@ -192,8 +192,8 @@ def none(*_: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("form", "place"),
     [
-        ("onnx", "covjax.formats.onnx_graph.run_onnx"),
-        ("safetensors", "export._run_packed"),
+        ("onnx", "covjax.export.onnx.run_onnx"),
+        ("safetensors", "covjax.export.export._run_packed"),
     ],
 )
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def none(*_: Any) -> dict[str, np.ndarray]:
 def test_a_file_that_says_something_else_is_not_written(
     packed, tmp_path, monkeypatch, capsys, form, place, says, far
 ):
-    monkeypatch.setattr(place.replace("export.", "covjax.export."), says)
+    monkeypatch.setattr(place, says)
     monkeypatch.setattr(export, "read_network", lambda path: read_weights(packed))
     out = tmp_path / f"infection.{form}"
     out.write_text("of before")
@@ -219,17 +219,15 @@ def test_a_network_that_is_a_little_off_is_refused(packed, tmp_path, monkeypatch
     for by, status in ((2e-4, 2), (-2e-4, 2), (5e-5, 0)):
         told = another()
         told["probability"][7, 3, 2, 0] += np.float32(by)  # one pixel of one film
-        monkeypatch.setattr(
-            "covjax.formats.onnx_graph.run_onnx", lambda *_, told=told: told
-        )
+        monkeypatch.setattr("covjax.export.onnx.run_onnx", lambda *_, told=told: told)
         words = [str(packed), "--format=onnx", f"--out={out}"]
         assert export.main(words) == status
         assert out.exists() == (status == 0)
 
 
 def test_a_package_that_is_missing_is_named(packed, tmp_path, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "covjax.formats.onnx_graph")
-    monkeypatch.delattr("covjax.formats.onnx_graph", raising=False)
+    monkeypatch.delitem(sys.modules, "covjax.export.onnx")
+    monkeypatch.delattr("covjax.export.onnx", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     out = tmp_path / "x.onnx"
     assert export.main([str(packed), "--format=onnx", f"--out={out}"]) == 2

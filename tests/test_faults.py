@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from covjax.data.codestreams import decode_stream
 from covjax.errors import DataError
+from covjax.predict.dicom.codecs import decode_stream
 from experiments.faults import __main__ as faults
 from experiments.faults import dicom_seeds, fuzz_targets, kills, refusals
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from covjax.system import files
-from covjax.system.files import write_set, write_whole
+from covjax.runtime import files
+from covjax.runtime.files import write_set, write_whole
 
 
 def listing(folder: Path) -> dict[str, bytes]:

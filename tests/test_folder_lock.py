@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from covjax.system.folder_lock import LOCK, BusyError, locked
+from covjax.runtime.folder_lock import LOCK, BusyError, locked
 
 
 def test_a_second_is_kept_out_until_the_first_has_ended(tmp_path):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from covjax import run_dir
-from covjax.checkpoint import Checkpoints
 from covjax.errors import StorageError, UsageError
-from covjax.system import folder_owner
-from covjax.system.folder_lock import BusyError
-from covjax.system.folder_owner import OWNER, owned
+from covjax.runtime import folder_owner
+from covjax.runtime.folder_lock import BusyError
+from covjax.runtime.folder_owner import OWNER, owned
+from covjax.train import run_folder
+from covjax.train.checkpoint import Checkpoints
 
 THERE = {"host": "host-b", "pid": 17, "boot": "another", "nonce": "b"}
 
@@ -46,7 +46,7 @@ def at_work(folder: Path):
 def test_a_process_of_another_host_keeps_this_one_out(tmp_path, capsys):
     with at_work(tmp_path):
         with pytest.raises(UsageError, match=r"at work there \(process 17 on host-b\)"):
-            with run_dir.hold(tmp_path):
+            with run_folder.hold(tmp_path):
                 pytest.fail("held by two")
         assert json.loads((tmp_path / OWNER).read_text()) == THERE
     assert "process 17 on host-b was at work here" in capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_a_process_of_another_host_keeps_this_one_out(tmp_path, capsys):
 
 def test_a_process_of_another_host_that_died_does_not(tmp_path):
     (tmp_path / OWNER).write_text(json.dumps(THERE))
-    with run_dir.hold(tmp_path):
+    with run_folder.hold(tmp_path):
         assert json.loads((tmp_path / OWNER).read_text())["pid"] == os.getpid()
     assert not (tmp_path / OWNER).exists()
 
@@ -71,7 +71,10 @@ def test_one_of_this_host_is_known_by_the_lock_to_be_dead(tmp_path, monkeypatch)
 
 
 def test_a_run_whose_folder_was_taken_over_writes_no_checkpoint(tmp_path):
-    with run_dir.hold(tmp_path) as check, Checkpoints(tmp_path, check) as checkpoints:
+    with (
+        run_folder.hold(tmp_path) as check,
+        Checkpoints(tmp_path, check) as checkpoints,
+    ):
         check()
         (tmp_path / OWNER).write_text(json.dumps(THERE))
         with pytest.raises(StorageError, match="on host-b has taken it over"):
@@ -80,7 +83,7 @@ def test_a_run_whose_folder_was_taken_over_writes_no_checkpoint(tmp_path):
 
 
 def test_a_holder_touches_its_file(tmp_path):
-    with run_dir.hold(tmp_path):
+    with run_folder.hold(tmp_path):
         _, first = folder_owner._read(tmp_path / OWNER)
         assert folder_owner._changes(tmp_path / OWNER, first)
 

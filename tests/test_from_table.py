@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax.data import audit, covidqu, from_table
-from covjax.data.phantom import write_phantoms
-from covjax.data.phantom_film import make_phantom
+from covjax.data import covidqu
+from covjax.data.audit import audit
+from covjax.data.from_table import from_table
+from covjax.data.phantom.dataset import write_phantoms
+from covjax.data.phantom.drawing import make_phantom
 from whole_runs import PROJECT, finish, make_project, start
 
 SHAPE = (10, 8)  # rows, columns
@@ -374,7 +376,7 @@ def test_audit_sets_no_published_counts_beside_another_set(films, tmp_path, caps
 
 def test_jax_is_not_loaded(films, tmp_path):
     code = (
-        "import sys; from covjax.data import from_table;"
+        "import sys; from covjax.data.from_table import from_table;"
         f" status = from_table.main([{films.table!r}, {str(tmp_path / 'out')!r}]);"
         " sys.exit(status or 'jax' in sys.modules)"
     )

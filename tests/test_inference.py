@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from covjax.formats.inference import make_inference
+from covjax.export.inference import make_inference
 from small_network import films_of, make_config, make_weights
 
 

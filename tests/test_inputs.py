@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from covjax.data.inputs import find_inputs
 from covjax.errors import UsageError
+from covjax.predict.inputs import find_inputs
 
 DICOM = bytes(128) + b"DICM"
 

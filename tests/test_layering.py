@@ -20,75 +20,75 @@ PROJECT = Path(__file__).parents[1]
 FLOORS = [
     ["", "errors", "types"]
     + [
-        "system.files",
-        "system.csv_text",
-        "system.strict_json",
-        "system.private",
-        "system.digests",
-        "system.folder_lock",
-        "system.interrupt",
-        "system.folder_owner",
+        "runtime.files",
+        "runtime.csv_text",
+        "runtime.strict_json",
+        "runtime.private",
+        "runtime.checksums",
+        "runtime.folder_lock",
+        "runtime.signals",
+        "runtime.folder_owner",
     ]
-    + ["system.command_line", "system.compilation", "system.hosts"]
-    + ["system.watchdog"]
-    + ["system.last_words", "system.workers", "system", "config"],
-    ["losses", "optim", "averaging", "parallel", "together"]
-    + ["models.conv", "models.intensity"]
+    + ["runtime.flags", "runtime.compilation_cache", "runtime.distributed"]
+    + ["runtime.watchdog"]
+    + ["runtime.exit_messages", "runtime.worker_process", "system", "config"],
+    ["train.losses", "train.optimizer", "train.ema", "parallel", "multihost"]
+    + ["models.conv3x3", "models.intensity"]
     + ["models.unet", "models"]
-    + ["metrics.levels", "metrics.counts", "metrics.bootstrap", "metrics.families"]
-    + ["metrics.surface", "metrics.detection", "metrics.reliability"]
-    + ["metrics.severity", "metrics.pixels", "metrics.groups", "metrics"]
+    + ["metrics.levels", "metrics.counts", "metrics.bootstrap", "metrics.segmentation"]
+    + ["metrics.surface", "metrics.detection", "metrics.calibration"]
+    + ["metrics.severity", "metrics.pixels", "metrics.subgroups", "metrics"]
     + [
-        "data.concurrency",
-        "data.limits",
+        "runtime.cores",
+        "data.decode_limits",
         "data.png",
         "data.containers",
-        "data.decode",
-        "data.levels",
-        "data.borders",
-        "data.codestreams",
-        "data.silence",
-        "data.dicom",
+        "data.image_io",
+        "predict.dicom.lut",
+        "predict.dicom.borders",
+        "predict.dicom.codecs",
+        "predict.dicom.quiet",
+        "predict.dicom.reader",
         "data.covidqu",
-        "data.inputs",
-        "data.radiograph",
-        "data.phantom_film",
-        "data.phantom",
+        "predict.inputs",
+        "predict.radiograph",
+        "data.phantom.drawing",
+        "data.phantom.dataset",
         "data.source",
-        "data.masks",
-        "data.sides",
-        "data.progress",
-        "data.readable",
-        "data.packed",
-        "data.order",
-        "data.strengths",
+        "data.mask_ops",
+        "predict.laterality",
+        "runtime.progress",
+        "data.integrity",
+        "data.image_cache",
+        "data.sampler",
+        "data.augment_params",
         "data.augment",
         "data.pipeline",
-        "data.checked",
+        "train.readable_check",
     ]
     + [
-        "data.leaks",
-        "data.near_duplicates",
-        "data.film_checks",
-        "data.audit",
+        "data.audit.leakage",
+        "data.audit.near_duplicates",
+        "data.audit.checks",
+        "data.audit.audit",
         "data.download",
     ]
     + [
-        "data.table",
-        "data.split_films",
-        "data.layout",
-        "data.from_table",
+        "data.from_table.table",
+        "data.from_table.assign_splits",
+        "data.from_table.link_tree",
+        "data.from_table.from_table",
         "data",
     ]
-    + ["device_augment"],
-    ["train_state", "steps", "checkpoint", "transfer", "run_dir"]
-    + ["same_start"]
-    + ["run_films", "trained"]
-    + ["calibrate", "weights"],
-    ["outputs", "results", "lungs", "compare"]
+    + ["train.device_augment"],
+    ["train.train_state", "train.train_step", "train.checkpoint", "train.transfer", "train.run_folder"]
+    + ["process_consistency"]
+    + ["train.sample_manifest", "train.restore"]
+    + ["metrics.operating_point", "export.safetensors"],
+    ["train.eval_pass", "evaluation.results", "evaluation.lung_masks", "compare"]
     + [
-        "report.events",
-        "report.log",
+        "train.tensorboard",
+        "train.metric_writer",
         "report.tables",
         "report.colours",
         "report.canvas",
@@ -99,18 +99,18 @@ FLOORS = [
     + ["report.run_files", "report.checklist", "report.page_parts"]
     + ["report.page_scores", "report.page_pictures", "report.page_sources"]
     + ["report.page", "report"]
-    + ["evaluate", "ensemble"],
-    ["networks"]
-    + ["formats.inference", "formats.stablehlo", "formats.onnx_graph"]
-    + ["formats.export_check", "formats", "export", "unpack"]
-    + ["films.seen", "films.segmenter", "films.overlay", "films.doubts"]
-    + ["films.dicom_seg", "films.predictions", "films.finished"]
-    + ["films.film_outputs"]
-    + ["films.film_work", "films", "predict"]
+    + ["evaluation.evaluate", "ensemble"],
+    ["export.load_model"]
+    + ["export.inference", "export.stablehlo", "export.onnx"]
+    + ["export.parity", "formats", "export.export", "unpack"]
+    + ["predict.postprocess", "predict.segmenter", "predict.overlay", "predict.quality_checks"]
+    + ["predict.dicom.seg", "predict.table", "predict.resume"]
+    + ["predict.writer"]
+    + ["predict.worker_tasks", "films", "predict.predict"]
     + ["app.access", "app.upload_folder", "app.uploads", "app.decoding", "app.gate"]
-    + ["app.log", "app.server", "app.films", "app.sessions", "app.markup"]
+    + ["app.log", "app.server", "app.images", "app.sessions", "app.markup"]
     + ["app.viewer", "app.page", "app.__main__", "app"],
-    ["feed", "judge", "watch", "loop", "train"],
+    ["train.device_input", "train.validation", "train.nan_guard", "train.loop", "train.train"],
     ["main"],
 ]
 
@@ -119,15 +119,15 @@ ONLY_IN = {
     "albumentations": ["data.augment"],
     "flax.linen": ["models"],
     "gradio": ["app.page"],
-    "highdicom": ["films.dicom_seg"],
-    "imagecodecs": ["data.codestreams"],
+    "highdicom": ["predict.dicom.seg"],
+    "imagecodecs": ["predict.dicom.codecs"],
     "kornia_rs": ["data.png"],
-    "onnx": ["formats.onnx_graph"],
-    "onnxruntime": ["formats.onnx_graph"],
-    "optax": ["losses", "optim", "train_state", "steps", "loop"],
-    "orbax": ["checkpoint"],
-    "pydicom": ["data.dicom", "films.dicom_seg"],
-    "safetensors": ["weights"],
+    "onnx": ["export.onnx"],
+    "onnxruntime": ["export.onnx"],
+    "optax": ["train.losses", "train.optimizer", "train.train_state", "train.train_step", "train.loop"],
+    "orbax": ["train.checkpoint"],
+    "pydicom": ["predict.dicom.reader", "predict.dicom.seg"],
+    "safetensors": ["export.safetensors"],
 }
 
 # data/ runs in worker processes, which must never start these.
@@ -301,14 +301,14 @@ LEGAL = {
     "covjax": "",
     "covjax.errors": "",
     "covjax.types": "import jax",
-    "covjax.losses": "import optax\nfrom covjax import errors, types",
+    "covjax.train.losses": "import optax\nfrom covjax import errors, types",
     "covjax.models": "from . import unet",
     "covjax.models.unet": "from flax import linen as nn",
     "covjax.data": "",
     "covjax.data.covidqu": "from covjax.errors import DataError",
     "covjax.data.augment": "import albumentations as A",
     "covjax.data.pipeline": "from .augment import make\nfrom ..errors import X",
-    "covjax.checkpoint": "import orbax.checkpoint as ocp\nimport jax.numpy as jnp",
+    "covjax.train.checkpoint": "import orbax.checkpoint as ocp\nimport jax.numpy as jnp",
     "covjax.train": "def f():\n  from covjax import checkpoint, models",
 }
 
@@ -321,14 +321,26 @@ def test_a_legal_house_has_no_breach():
     ("module", "source", "said"),
     [
         # Up a floor: at the top, in a function, by every form of import.
-        ("losses", "import covjax.train", "losses.py:1 (floor 1) imports covjax.train"),
-        ("steps", "def f():\n  from covjax.train import x", "steps.py:2 (floor 2)"),
+        (
+            "losses",
+            "import covjax.train",
+            "train/losses.py:1 (floor 1) imports covjax.train",
+        ),
+        (
+            "steps",
+            "def f():\n  from covjax.train import x",
+            "train/train_step.py:2 (floor 2)",
+        ),
         ("steps", "from covjax import train as t", "imports covjax.train (floor 5)"),
         ("data.covidqu", "from ..train import x", "imports covjax.train (floor 5)"),
         ("data", "from .. import train", "data/__init__.py:1 (floor 1) imports"),
         ("", "from .train import x", "covjax/__init__.py:1 (floor 0) imports"),
         # Against the order of one floor; `unet` may not use its package's own file.
-        ("losses", "from covjax import optim", "imports covjax.optim (floor 1)"),
+        (
+            "losses",
+            "from covjax import optim",
+            "imports covjax.train.optimizer (floor 1)",
+        ),
         ("data.augment", "from . import pipeline", "imports covjax.data.pipeline"),
         ("models.unet", "from covjax.models import x", "imports covjax.models"),
         # Libraries that have one owner.
@@ -338,8 +350,16 @@ def test_a_legal_house_has_no_breach():
             "from flax import linen",
             "imports flax.linen: only covjax.models may",
         ),
-        ("evaluate", "import optax", "only covjax.losses, covjax.optim, covjax.train"),
-        ("transfer", "from orbax import checkpoint", "only covjax.checkpoint may"),
+        (
+            "evaluate",
+            "import optax",
+            "only covjax.train.losses, covjax.train.optimizer, covjax.train",
+        ),
+        (
+            "transfer",
+            "from orbax import checkpoint",
+            "only covjax.train.checkpoint may",
+        ),
         # jax in data/: straight, through a file, through the package around it.
         ("data.covidqu", "def f():\n  import jax.numpy", "covidqu.py (floor 1) leads"),
         ("data.covidqu", "from covjax.types import B", "covidqu -> covjax.types)"),
@@ -357,13 +377,13 @@ def test_a_breach_is_found(module: str, source: str, said: str):
 
 def test_a_library_of_a_longer_name_is_no_breach():
     # `optax_extra` is not optax, and `flax` without `linen` is open to all but data/.
-    sources = {"covjax.steps": "import optax_extra\nfrom flax import struct"}
+    sources = {"covjax.train.train_step": "import optax_extra\nfrom flax import struct"}
     assert find_breaches(LEGAL | sources) == []
 
 
 def test_a_cycle_is_a_breach():
     cycle = {
-        "covjax.losses": "from covjax import optim",
-        "covjax.optim": "from covjax import losses",
+        "covjax.train.losses": "from covjax import optim",
+        "covjax.train.optimizer": "from covjax import losses",
     }
     assert len(find_breaches(LEGAL | cycle)) == 1  # the upward half

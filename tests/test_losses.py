@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from covjax import losses
+from covjax.train import losses
 from covjax.types import AXIS, Prediction
 
 LN2, LN3 = np.log(2.0), np.log(3.0)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4

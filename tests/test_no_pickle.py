@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "covjax"
 # Through pipes between covjax and the processes that it started; it reads no file.
-OWN_PIPES = {"system/workers.py": ["pickle"]}
+OWN_PIPES = {"runtime/worker_process.py": ["pickle"]}
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from covjax.films.overlay import draw_overlay
+from covjax.predict.overlay import draw_overlay
 
 FILM = np.full((64, 64), 100, np.uint8)
 BLUE, ORANGE = (0x56, 0xB4, 0xE9), (0xE6, 0x9F, 0x00)  # Okabe and Ito

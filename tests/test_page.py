@@ -12,8 +12,8 @@ from PIL import Image
 
 from configs import infection, lung
 from covjax.config import save_config
-from covjax.data.audit import audit
-from covjax.data.phantom import write_phantoms
+from covjax.data.audit.audit import audit
+from covjax.data.phantom.dataset import write_phantoms
 from covjax.errors import UsageError
 from covjax.report.checklist import CLAIM, NO, TRIPOD_AI, YES, Item
 from covjax.report.page import write_report

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from covjax import ensemble, export, parallel, unpack
+from covjax import ensemble, parallel, unpack
+from covjax.export import export
 
 DEVICES = 8
 

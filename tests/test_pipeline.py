@@ -16,7 +16,6 @@ from PIL import Image
 
 from configs import infection
 from covjax.data.covidqu import Film
-from covjax.data.order import BalancedBatches, ShuffledEpochs
 from covjax.data.pipeline import (
     ReadKey,
     ReadUnaugmented,
@@ -26,8 +25,9 @@ from covjax.data.pipeline import (
     make_train_dataset,
     record_seed,
 )
+from covjax.data.sampler import BalancedBatches, ShuffledEpochs
 from covjax.errors import DataError, UsageError
-from covjax.system.interrupt import shield_workers
+from covjax.runtime.signals import shield_workers
 from processes import is_there, wait_until
 
 PROJECT = Path(__file__).parents[1]

@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 
 import in_workers
-from covjax import predict
-from covjax.data.inputs import Input
-from covjax.data.phantom_film import make_phantom
-from covjax.films.film_outputs import make_row
-from covjax.films.predictions import Additions
-from covjax.predict import batch_size, main
+from covjax.data.phantom.drawing import make_phantom
+from covjax.predict import predict
+from covjax.predict.inputs import Input
+from covjax.predict.predict import batch_size, main
+from covjax.predict.table import Additions
+from covjax.predict.writer import make_row
 from dicom_files import SHIPPED, make_film, save
 from experiments.faults.hosts import hold_port
 from plain_network import SIDE, draw_film, write_files, write_run

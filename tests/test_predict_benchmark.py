@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from covjax import parallel
 from covjax.errors import UsageError
-from covjax.formats.inference import make_inference
-from covjax.weights import pack_weights
+from covjax.export.inference import make_inference
+from covjax.export.safetensors import pack_weights
 from experiments.benchmarks import network_alone, predict
 from experiments.benchmarks.raw_tensors import read_tensors
 from small_network import films_of, make_config, make_weights

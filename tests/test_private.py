@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 
 from covjax.errors import UsageError
-from covjax.system import private
-from covjax.system.private import (
-    check_private,
-    check_private_programs,
-    private_folder,
-)
+from covjax.runtime import private
+from covjax.runtime.private import check_private, check_private_programs, private_folder
 
 STRANGER = 54321
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax.data import radiograph
-from covjax.data.radiograph import read_radiograph
 from covjax.errors import DataError
+from covjax.predict import radiograph
+from covjax.predict.radiograph import read_radiograph
 from dicom_files import make_film, save
 
 FILM = np.arange(64, dtype=np.uint8).reshape(8, 8)

@@ -25,7 +25,7 @@ def stopped_after(step: int) -> tuple[str, str]:
         "-c",
         f"""
 import os, runpy, signal
-from covjax.report.log import RunLog
+from covjax.train.metric_writer import RunLog
 advance = RunLog.advance
 def stop(log, step, loss):
     advance(log, step, loss)

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from covjax.report import log, tables
+from covjax.report import tables
 from covjax.report.figures import Panel, choose_films, draw_curves, draw_qualitative
-from covjax.report.log import RunLog, read_metrics
 from covjax.report.reliability import draw_reliability
 from covjax.report.severity import draw_severity
 from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
 from covjax.report.tables import format_point, format_regions, format_results
+from covjax.train import metric_writer
+from covjax.train.metric_writer import RunLog, read_metrics
 from finished_run import CLASSES, figure, make_full_results, make_results
 
 
@@ -135,7 +136,7 @@ def test_log_says_a_text_as_it_is(tmp_path, capsys):
 
 def test_rate_counts_from_the_last_start_of_the_clock(tmp_path, monkeypatch):
     now = 100.0
-    monkeypatch.setattr(log.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(metric_writer.time, "perf_counter", lambda: now)
     with open_log(tmp_path, start=3) as run_log:
         now = 104.0
         assert run_log.images_per_second(5) == 2 * 8 / 4

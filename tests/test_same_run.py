@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from covjax.system.digests import write_digests
+from covjax.runtime.checksums import write_digests
 from experiments.faults.same_run import compare_runs, find_torn
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covjax.calibrate import OperatingPoint
 from covjax.errors import UsageError
-from covjax.films.seen import Origin
-from covjax.films.segmenter import Segmenter
+from covjax.metrics.operating_point import OperatingPoint
+from covjax.predict.postprocess import Origin
+from covjax.predict.segmenter import Segmenter
 from plain_network import (
     POINTS,
     SIDE,

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jax import export
 
-from covjax.formats.inference import make_inference
-from covjax.formats.stablehlo import make_stablehlo, run_stablehlo
-from covjax.weights import describe
+from covjax.export.inference import make_inference
+from covjax.export.safetensors import describe
+from covjax.export.stablehlo import make_stablehlo, run_stablehlo
 from small_network import POINT, films_of, make_config, make_weights
 
 # Films in, probabilities out, batch by batch; all that it needs.

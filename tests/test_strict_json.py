@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from covjax.system import strict_json
-from covjax.system.strict_json import parse_json, read_json
+from covjax.runtime import strict_json
+from covjax.runtime.strict_json import parse_json, read_json
 
 GOOD = {"a": [1, -2.5, 1e300, True, None, "ü"], "b": {"c": {}}, "n": 10**17}
 

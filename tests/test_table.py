@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from covjax.data.table import Faults, Row, read_table
+from covjax.data.from_table.table import Faults, Row, read_table
 from covjax.errors import DataError, UsageError
 
 HEADER = "image,lung_mask,infection_mask,class,split,patient"

@@ -14,15 +14,17 @@ import optax
 import pytest
 
 from configs import infection, lung
-from covjax import evaluate, loop, parallel, train
-from covjax.checkpoint import Checkpoints, read_variables
+from covjax import parallel
 from covjax.config import save_config
 from covjax.data import pipeline
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
-from covjax.judge import Verdict
-from covjax.steps import train_step
-from covjax.system.interrupt import Interrupted
+from covjax.evaluation import evaluate
+from covjax.runtime.signals import Interrupted
+from covjax.train import loop, train
+from covjax.train.checkpoint import Checkpoints, read_variables
+from covjax.train.train_step import train_step
+from covjax.train.validation import Verdict
 
 STEPS_PER_EPOCH = 3
 

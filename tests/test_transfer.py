@@ -10,7 +10,7 @@ import pytest
 
 from covjax.errors import UsageError
 from covjax.models.unet import ConvBlock, UNet
-from covjax.transfer import format_transfer, transfer
+from covjax.train.transfer import format_transfer, transfer
 
 HEAD = ("^params/head/",)
 

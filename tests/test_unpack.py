@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from configs import infection, lung
-from covjax import export, run_dir, unpack
-from covjax.calibrate import FILE, read_points
+from covjax import unpack
 from covjax.config import read_about, save_config
 from covjax.errors import UsageError
-from covjax.lungs import read_finder
-from covjax.run_dir import CONFIG
-from covjax.trained import read_trained
-from covjax.weights import read_weights
+from covjax.evaluation.lung_masks import read_finder
+from covjax.export import export
+from covjax.export.safetensors import read_weights
+from covjax.metrics.operating_point import FILE, read_points
+from covjax.train import run_folder
+from covjax.train.restore import read_trained
+from covjax.train.run_folder import CONFIG
 from saved_run import write_run
 
 POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "checkpoint": 3}
@@ -122,7 +124,7 @@ def test_it_is_no_run_to_go_on_with(file, tmp_path):
     run = tmp_path / "again"
     unpack.unpack(file, run)
     with pytest.raises(UsageError, match=f"unpacked from {file.name}.*--init_from"):
-        run_dir.check(run, read_trained(str(run)).config)
+        run_folder.check(run, read_trained(str(run)).config)
 
 
 @pytest.mark.parametrize("last", ["save_config", "Checkpoints", "write_points"])

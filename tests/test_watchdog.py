@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_distributed import _JOIN, two
 
 from covjax.errors import UsageError
-from covjax.system import watchdog
-from test_hosts import _JOIN, two
+from covjax.runtime import watchdog
 
 # The first process is one beat further than the second.
 _STUCK = """
-from covjax.system import watchdog
+from covjax.runtime import watchdog
 os.environ["COVJAX_STALL_MINUTES"] = "0.02"
 with watchdog.watched():
     for k in range(8 + (rank == 0)):
@@ -54,7 +54,7 @@ def test_who_is_furthest_behind_is_judged(changes, stuck):
 
 _ALONE = """
 import multiprocessing, os, signal, sys, time
-from covjax.system import watchdog
+from covjax.runtime import watchdog
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(100,))
 child.start()
 os.kill(child.pid, signal.SIGSTOP)

@@ -7,9 +7,9 @@ import numpy as np
 
 from configs import infection, lung
 from covjax.data.covidqu import resize_image
-from covjax.data.phantom_film import make_phantom
-from covjax.trained import Trained
-from covjax.weights import Weights, pack_weights
+from covjax.data.phantom.drawing import make_phantom
+from covjax.export.safetensors import Weights, pack_weights
+from covjax.train.restore import Trained
 from saved_run import make_state
 
 SIDE = 32

@@ -31,11 +31,11 @@ from typing import Any
 from covjax import parallel
 from covjax.app.upload_folder import private_folder
 from covjax.errors import UsageError, reason
-from covjax.films.segmenter import Segmenter
-from covjax.networks import read_stages
-from covjax.system.compilation import keep_compiled
-from covjax.system.interrupt import Interrupted, raise_signals
-from covjax.system.last_words import tell
+from covjax.export.load_model import read_stages
+from covjax.predict.segmenter import Segmenter
+from covjax.runtime.compilation_cache import keep_compiled
+from covjax.runtime.exit_messages import tell
+from covjax.runtime.signals import Interrupted, raise_signals
 
 TOKEN = "COVJAX_APP_TOKEN"  # never a flag: other users of the machine see those
 _SHORTEST = 16  # characters of a token that somebody chose

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from covjax.app.uploads import DISK_FULL, Upload, Uploads
-from covjax.data.decode import shown
-from covjax.data.limits import IMAGE_LIMITS
-from covjax.data.radiograph import Radiograph, read_radiograph
+from covjax.data.decode_limits import IMAGE_LIMITS
+from covjax.data.image_io import shown
 from covjax.errors import STORAGE, UsageError
-from covjax.system.workers import Worker, WorkerDied
+from covjax.predict.radiograph import Radiograph, read_radiograph
+from covjax.runtime.worker_process import Worker, WorkerDied
 
 PROCESSES = 3  # so that one slow image does not keep all others waiting
 _NOT_THERE = "the upload is no longer kept: drop the file again"

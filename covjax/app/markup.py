@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from covjax.app.films import Film
-from covjax.calibrate import OperatingPoint
-from covjax.data.sides import Side, measure_sides
-from covjax.films.doubts import doubt
-from covjax.films.overlay import draw_overlay
-from covjax.films.segmenter import Segmenter
+from covjax.app.images import Film
+from covjax.metrics.operating_point import OperatingPoint
+from covjax.predict.laterality import Side, measure_sides
+from covjax.predict.overlay import draw_overlay
+from covjax.predict.quality_checks import doubt
+from covjax.predict.segmenter import Segmenter
 
 _QUALITY = 92  # of JPEG: outlines of one pixel stay clean
 

@@ -13,7 +13,6 @@ from gradio.data_classes import GradioRootModel
 from gradio.themes import Default, ThemeClass
 
 from covjax.app.decoding import PROCESSES
-from covjax.app.films import LONGEST
 from covjax.app.gate import (
     Check,
     Gate,
@@ -22,10 +21,11 @@ from covjax.app.gate import (
     read_number,
     read_uploads,
 )
+from covjax.app.images import LONGEST
 from covjax.app.log import tell_place
 from covjax.app.uploads import MOST_BYTES
 from covjax.app.viewer import ALONE, BESIDE, EMPTY, MOST_FILMS, Viewer
-from covjax.films.overlay import OPACITY
+from covjax.predict.overlay import OPACITY
 
 _MOST_ANSWERS = 50  # of up to 2 MB, that a page has not fetched
 TITLE = "Lungs and COVID-19 infection on chest films"

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from covjax.app.films import Film
+from covjax.app.images import Film
 from covjax.errors import UsageError
 
 PAGES = 16  # whose images are kept at a time

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from covjax.system.folder_lock import LOCK, BusyError, locked
+from covjax.runtime.folder_lock import LOCK, BusyError, locked
 
 _PREFIX = "covjax-app-"
 

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from covjax.app.access import BROWSER
-from covjax.data.dicom import DICOM_SUFFIXES
+from covjax.predict.dicom.reader import DICOM_SUFFIXES
 
 MOST_BYTES = 2**26  # of a file
 MOST_OF_REQUEST = 2**29  # bytes

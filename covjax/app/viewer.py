@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covjax.app.decoding import Decoder
-from covjax.app.films import Film, draw_phantoms, look_at
+from covjax.app.images import Film, draw_phantoms, look_at
 from covjax.app.markup import figures_html, picture_html, told
 from covjax.app.sessions import Sessions
 from covjax.app.uploads import Uploads
-from covjax.calibrate import OperatingPoint
-from covjax.data.radiograph import Radiograph
 from covjax.errors import UsageError
-from covjax.films.segmenter import Segmenter
+from covjax.metrics.operating_point import OperatingPoint
+from covjax.predict.radiograph import Radiograph
+from covjax.predict.segmenter import Segmenter
 
 MOST_FILMS = 20  # of a drop
 BESIDE, ALONE = "Film beside overlay", "Overlay alone"

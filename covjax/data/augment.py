@@ -12,7 +12,7 @@ import numpy as np
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network
 import albumentations as A  # noqa: E402, N812
 
-from covjax.data.strengths import Strengths  # noqa: E402
+from covjax.data.augment_params import Strengths
 
 MASKS = ("lung", "infection", "found_lung")  # of a record, as `read_film` names them
 _MAKING = threading.Lock()  # the filters of warnings belong to the whole process

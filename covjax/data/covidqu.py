@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from covjax.data.decode import decode, read_grey, shown
+from covjax.data.image_io import decode, read_grey, shown
 from covjax.errors import DataError
 
 SPLITS = ("Train", "Val", "Test")

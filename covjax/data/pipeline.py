@@ -18,15 +18,15 @@ import cv2
 import grain
 import numpy as np
 
-from covjax.data import masks
+from covjax.data import mask_ops
 from covjax.data.augment import Augment
-from covjax.data.concurrency import AUTO
+from covjax.data.augment_params import strengths_of
 from covjax.data.covidqu import POSITIVE, Film, read_film
-from covjax.data.order import BalancedBatches, Key, ShuffledEpochs
-from covjax.data.packed import FOLDER, hide_earlier, pack_with_bar
-from covjax.data.strengths import strengths_of
+from covjax.data.image_cache import FOLDER, hide_earlier, pack_with_bar
+from covjax.data.sampler import BalancedBatches, Key, ShuffledEpochs
 from covjax.errors import DataError, UsageError
-from covjax.system.files import cache_folder
+from covjax.runtime.cores import AUTO
+from covjax.runtime.files import cache_folder
 
 Record = dict[str, np.ndarray]  # as `read_film` returns it
 Reader = Callable[[int], Record]  # index of a film in its split → the film
@@ -71,7 +71,7 @@ class Region:
 
     def show(self, record: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns what the network is shown, uint8 [H, W, C]; the film comes first."""
-        return np.stack(self.planes(record, masks.dilate), axis=-1)
+        return np.stack(self.planes(record, mask_ops.dilate), axis=-1)
 
     def planes(
         self, record: Mapping[str, Any], widen: Callable[[Any, int], Any]

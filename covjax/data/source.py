@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from covjax.data.covidqu import SPLITS, Film, data_root, is_phantom, list_films
-from covjax.data.decode import shown
-from covjax.data.phantom import write_phantoms
+from covjax.data.image_io import shown
+from covjax.data.phantom.dataset import write_phantoms
 from covjax.errors import DataError
 
 Films = dict[str, list[Film]]  # of every split

@@ -4,14 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from covjax.metrics.bootstrap import (
-    RESAMPLES,
-    Figure,
-    draws,
-    estimate,
-    interval,
-    ratio,
-)
+from covjax.metrics.bootstrap import RESAMPLES, Figure, draws, estimate, interval, ratio
 
 # Of sums over images.
 FIGURES: dict[str, Figure] = {

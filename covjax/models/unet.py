@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from covjax.models.conv import Conv3x3
+from covjax.models.conv3x3 import Conv3x3
 from covjax.models.intensity import Intensity, normalize_intensity
 from covjax.types import AXIS, Prediction
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from covjax.report.colours import BLUE, ORANGE
-from covjax.system.files import write_whole
+from covjax.runtime.files import write_whole
 
 # A line style or a marker tells the same once more, for a print without colours.
 TRUTH: Mapping[str, Any] = {"color": BLUE, "linestyle": "solid"}

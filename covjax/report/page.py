@@ -9,7 +9,7 @@ from covjax.errors import expecting
 from covjax.report import page_pictures, page_scores, page_sources
 from covjax.report.page_parts import Section
 from covjax.report.run_files import RunFiles, read_run
-from covjax.system.files import write_whole
+from covjax.runtime.files import write_whole
 
 # In the order of the page; a section whose files are missing is left out.
 SECTIONS: tuple[Callable[[RunFiles], Section | None], ...] = (

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from covjax.compare import compare_figures
-from covjax.metrics.families import FAMILIES
+from covjax.metrics.segmentation import FAMILIES
 from covjax.report.page_parts import Part, Section, Table, Text, at, count
 from covjax.report.run_files import RunFiles
 from covjax.report.tables import (

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from covjax.config import flatten
+from covjax.data.audit.checks import KINDS
 from covjax.data.covidqu import TREES
-from covjax.data.film_checks import KINDS
 from covjax.report.checklist import CLAIM, TRIPOD_AI, Item
 from covjax.report.page_parts import (
     Code,

@@ -9,10 +9,10 @@ import numpy as np
 
 from covjax.errors import UsageError
 from covjax.report import split_figures
-from covjax.report.log import read_metrics
 from covjax.report.tables import ROI_NAMES, headline_roi
-from covjax.system.csv_text import unescape
-from covjax.system.strict_json import read_json
+from covjax.runtime.csv_text import unescape
+from covjax.runtime.strict_json import read_json
+from covjax.train.metric_writer import read_metrics
 
 # Stems of results/*.json and *.csv.
 RESULTS = (

@@ -7,12 +7,12 @@ import numpy as np
 
 from covjax.data.covidqu import read_film
 from covjax.data.pipeline import Region
+from covjax.evaluation.results import Evaluated
 from covjax.metrics.counts import dice_per_image
 from covjax.report.figures import Panel, choose_films, draw_qualitative
 from covjax.report.reliability import draw_reliability
 from covjax.report.severity import draw_severity
 from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
-from covjax.results import Evaluated
 
 FIGURES = ("qualitative", "best", "median", "worst", "reliability", "severity")
 

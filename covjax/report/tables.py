@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from covjax.errors import UsageError, expecting, printable
-from covjax.system.strict_json import read_json
+from covjax.runtime.strict_json import read_json
 
 # The study's Test figures, family `all`: mean loss, Dice, IoU.
 STUDY = {"lung": (0.0372, 0.9690, 0.9411), "infection": (0.3656, 0.6167, 0.5642)}

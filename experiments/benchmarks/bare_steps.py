@@ -9,13 +9,13 @@ import ml_collections
 import numpy as np
 
 from covjax import parallel
-from covjax.averaging import make_averaging
 from covjax.data.pipeline import make_region
-from covjax.losses import make_objective
 from covjax.models import make_model
-from covjax.optim import make_optimizer, make_schedule
-from covjax.steps import scale_pixels, train_step
-from covjax.train_state import create_train_state
+from covjax.train.ema import make_averaging
+from covjax.train.losses import make_objective
+from covjax.train.optimizer import make_optimizer, make_schedule
+from covjax.train.train_state import create_train_state
+from covjax.train.train_step import scale_pixels, train_step
 from covjax.types import AXIS
 
 Kind = str  # "train" or "infer"

@@ -27,16 +27,21 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax import parallel
-from covjax.calibrate import OperatingPoint, calibrate
 from covjax.data.covidqu import CLASSES, Film
 from covjax.data.pipeline import make_eval_dataset, make_region
 from covjax.data.source import find_films
+from covjax.evaluation.results import (
+    SplitMasks,
+    measure,
+    summarize_evaluated,
+    write_results,
+)
 from covjax.metrics.detection import presence_scores
+from covjax.metrics.operating_point import OperatingPoint, calibrate
 from covjax.models import make_model
-from covjax.outputs import Outputs, predict_split
-from covjax.results import SplitMasks, measure, summarize_evaluated, write_results
-from covjax.steps import scale_pixels
-from covjax.train_state import inference_state
+from covjax.train.eval_pass import Outputs, predict_split
+from covjax.train.train_state import inference_state
+from covjax.train.train_step import scale_pixels
 from experiments.benchmarks.spread import print_spread
 
 SEARCH = "search of the operating point"  # over Val, once a checkpoint and region

@@ -30,7 +30,7 @@ from ml_collections import config_flags
 
 from covjax.data.pipeline import make_reader, make_train_dataset
 from covjax.data.source import find_films
-from covjax.feed import loading_workers
+from covjax.train.device_input import loading_workers
 from experiments.benchmarks.bare_steps import BareSteps
 
 

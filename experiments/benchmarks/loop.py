@@ -31,8 +31,8 @@ from ml_collections import config_flags
 
 from covjax.data.source import find_films
 from covjax.errors import Failure
-from covjax.report.log import RunLog
-from covjax.train import train_and_evaluate
+from covjax.train.metric_writer import RunLog
+from covjax.train.train import train_and_evaluate
 from experiments.benchmarks.bare_steps import BareSteps
 from experiments.benchmarks.spread import print_spread
 
@@ -64,7 +64,7 @@ def loop_rate(config: ml_collections.ConfigDict) -> float:
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch("covjax.train.RunLog", _Clock),
+        mock.patch("covjax.train.train.RunLog", _Clock),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.suppress(_Enough),
     ):

@@ -15,15 +15,15 @@ import jax
 import numpy as np
 
 from covjax import parallel
-from covjax.data.concurrency import count_cores
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
-from covjax.export import LIMIT, LIMIT_OF_HALVES
-from covjax.films.segmenter import Network
-from covjax.formats.export_check import draw_samples, find_distance
-from covjax.formats.inference import make_inference
-from covjax.trained import Trained
-from covjax.weights import Weights, pack_weights
+from covjax.export.export import LIMIT, LIMIT_OF_HALVES
+from covjax.export.inference import make_inference
+from covjax.export.parity import draw_samples, find_distance
+from covjax.export.safetensors import Weights, pack_weights
+from covjax.predict.segmenter import Network
+from covjax.runtime.cores import count_cores
+from covjax.train.restore import Trained
 from experiments.benchmarks.peer import Peer, PeerError
 
 PEER_SCRIPT = Path(__file__).with_name("torch_network.py")
@@ -32,7 +32,7 @@ PEER_KNOWS = {"norm": "batch", "intensity": "unit"}
 _HALF_A_LEVEL = 0.5 / 255
 
 A = TypeVar("A")
-Said = dict[str, np.ndarray]  # as in covjax.formats.inference
+Said = dict[str, np.ndarray]  # as in covjax.export.inference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _onnx_side(
     try:
         import onnxruntime
 
-        from covjax.formats.onnx_graph import make_onnx
+        from covjax.export.onnx import make_onnx
     except ImportError as error:
         print(f"no ONNX Runtime ({error}): pip install -e '.[export]'")
         return None

@@ -37,6 +37,7 @@ from ml_collections import config_flags
 
 from covjax import parallel
 from covjax.data.augment import Augment
+from covjax.data.augment_params import strengths_of
 from covjax.data.covidqu import Film
 from covjax.data.pipeline import (
     ReadBatch,
@@ -47,7 +48,6 @@ from covjax.data.pipeline import (
     record_seed,
 )
 from covjax.data.source import find_films
-from covjax.data.strengths import strengths_of
 from experiments.benchmarks.peer import Peer, PeerError
 
 PEER_SCRIPT = Path(__file__).with_name("torch_loader.py")

@@ -39,18 +39,18 @@ import jax
 import numpy as np
 
 from covjax import parallel
-from covjax import predict as predicting
-from covjax.data.concurrency import count_cores
 from covjax.data.covidqu import CLASSES
-from covjax.data.inputs import Input
-from covjax.data.phantom_film import MIN_SIZE, make_phantom
+from covjax.data.phantom.drawing import MIN_SIZE, make_phantom
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
-from covjax.films.segmenter import Network, Segmenter
-from covjax.formats.export_check import draw_samples
-from covjax.networks import read_stages
-from covjax.system.last_words import tell
-from covjax.weights import Weights, pack_weights, read_weights
+from covjax.export.load_model import read_stages
+from covjax.export.parity import draw_samples
+from covjax.export.safetensors import Weights, pack_weights, read_weights
+from covjax.predict import predict as predicting
+from covjax.predict.inputs import Input
+from covjax.predict.segmenter import Network, Segmenter
+from covjax.runtime.cores import count_cores
+from covjax.runtime.exit_messages import tell
 from experiments.benchmarks.network_alone import of_batch, open_sides
 from experiments.benchmarks.peer import PeerError
 from experiments.benchmarks.spread import print_spread

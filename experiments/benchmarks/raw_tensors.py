@@ -29,7 +29,7 @@ def read_tensors(path: Path) -> tuple[dict[str, RawTensor], dict[str, Any]]:
     """Reads a file of weights.
 
     Args:
-      path: written by covjax.weights.
+      path: written by covjax.export.safetensors.
 
     Returns:
       Names → arrays, and the config that the file tells.

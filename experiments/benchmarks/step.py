@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.step --config=configs/lung.py
 
 The batch lies on the device already: only the network, its loss and its optimizer are
-measured, as `train.py` compiles them. Both sides take turns, --rounds times. Printed
+measured, as `train/train.py` compiles them. Both sides take turns, --rounds times. Printed
 are images a second, XLA's own count of the step's operations and what share of the
 rate of a matrix product (of the same run, in the same dtype) it reaches, memory, the
 time to compile, and the time from the start of a process to the end of its first step,
@@ -38,7 +38,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax.config import flatten
-from covjax.models import conv
+from covjax.models import conv3x3
 from experiments.benchmarks.bare_steps import BareSteps, Kind
 from experiments.benchmarks.peer import Peer, PeerError
 from experiments.benchmarks.spread import print_spread
@@ -252,7 +252,7 @@ def _main(_: list[str]) -> None:
     if config is None:
         sys.exit("--config is missing, for example --config=configs/lung.py:laptop")
     if _DERIVED.value:
-        conv.kernel_gradient = conv.kernel_gradient_of_xla
+        conv3x3.kernel_gradient = conv3x3.kernel_gradient_of_xla
     if _FIRST.value:
         BareSteps(config).run("train", 1)
         return

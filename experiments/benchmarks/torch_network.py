@@ -1,4 +1,4 @@
-"""A trained network of covjax in PyTorch; the peer of predict.py.
+"""A trained network of covjax in PyTorch; the peer of predict/predict.py.
 
 Its own process, which may run in an environment of its own: it needs torch and nothing
 of covjax. It is spoken to in JSON, a line each way. The first line names the files of
@@ -99,7 +99,7 @@ class ConvBlock(nn.Module):
 
 
 class Network(nn.Module):
-    """What covjax.formats.inference computes, of networks with batch norm."""
+    """What covjax.export.inference computes, of networks with batch norm."""
 
     def __init__(self, leaves: Leaves, config: dict[str, Any]):
         """Makes the layers.

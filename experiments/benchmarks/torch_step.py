@@ -78,7 +78,7 @@ class UNet(nn.Module):
 
 
 def soft_dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The mean, over images, of covjax.losses.soft_dice_loss."""
+    """The mean, over images, of covjax.train.losses.soft_dice_loss."""
     p, axes = torch.sigmoid(logits.float()), (1, 2, 3)
     both = (p * masks).sum(axes)
     return (1 - (2 * both + 1) / (p.sum(axes) + masks.sum(axes) + 1)).mean()

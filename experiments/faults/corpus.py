@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from covjax.data.covidqu import SPLITS, TREES
-from covjax.data.phantom import write_phantoms
+from covjax.data.phantom.dataset import write_phantoms
 from experiments.faults import pictures
 from experiments.faults.pictures import chunk, png, rows, saved
 

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from covjax.errors import UsageError
-from covjax.system.digests import check_digests
+from covjax.runtime.checksums import check_digests
 from experiments.faults.kills import finish, make_project, run_undisturbed, start
 from experiments.faults.same_run import compare_runs, find_torn
 

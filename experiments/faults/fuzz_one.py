@@ -15,8 +15,8 @@ import atheris
 # it is arrays of the size of the picture.
 with atheris.instrument_imports(
     include=[
-        "covjax.data.decode", "covjax.data.png", "covjax.data.containers",
-        "covjax.data.dicom", "covjax.data.codestreams", "covjax.data.levels", "PIL",
+        "covjax.data.image_io", "covjax.data.png", "covjax.data.containers",
+        "covjax.predict.dicom.reader", "covjax.predict.dicom.codecs", "covjax.predict.dicom.lut", "PIL",
         "pydicom.filereader", "pydicom.dataelem", "pydicom.encaps", "pydicom.values",
     ]
 ):  # fmt: skip
@@ -26,13 +26,14 @@ with atheris.instrument_imports(
     import pydicom.values  # noqa: F401
     from PIL import MpoImagePlugin  # noqa: F401
 
-    from covjax.data import codestreams, containers, decode, dicom, png  # noqa: F401
+    from covjax.data import image_io, png
+    from covjax.predict.dicom import reader
 
 from experiments.faults.fuzz_targets import TARGETS, Costs
 
 # Smaller pictures than a run may read, so that many are tried.
-decode.MAX_PIXELS = png.MAX_PIXELS = 2**18
-dicom._MOST_INFLATED = 2**20
+image_io.MAX_PIXELS = png.MAX_PIXELS = 2**18
+reader._MOST_INFLATED = 2**20
 
 if __name__ == "__main__":
     costs = Costs()

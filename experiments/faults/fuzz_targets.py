@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from covjax.data import codestreams, covidqu, decode, dicom
+from covjax.data import covidqu, image_io
 from covjax.errors import DataError
+from covjax.predict.dicom import codecs, reader
 from experiments.faults.dicom_seeds import SIDE, SYNTAXES
 
 SECONDS = 2.0  # of CPU time, for an input of at most 64 KiB
@@ -69,18 +70,18 @@ def try_picture(content: bytes) -> None:
       AssertionError: if what comes of it is neither right in shape nor a refusal.
     """
     try:
-        pixels = decode.decode_content(content)
+        pixels = image_io.decode_content(content)
     except ValueError as error:
         assert len(str(error).splitlines()) == 1, f"said {error!s}"
         return
     assert pixels.dtype in (np.uint8, np.uint16), pixels.dtype
     height, width = pixels.shape
-    assert min(height, width) >= decode.MIN_SIDE
-    assert height * width <= decode.MAX_PIXELS
-    np.testing.assert_array_equal(decode.decode_content(content), pixels)
+    assert min(height, width) >= image_io.MIN_SIDE
+    assert height * width <= image_io.MAX_PIXELS
+    np.testing.assert_array_equal(image_io.decode_content(content), pixels)
     path = _FOLDER / "m.png"
     path.write_bytes(content)
-    image = decode.read_grey(path)
+    image = image_io.read_grey(path)
     assert (image.dtype, image.shape) == (np.uint8, pixels.shape)
     try:
         mask = covidqu.read_mask(path)
@@ -99,15 +100,15 @@ def try_dicom(content: bytes) -> None:
     path = _FOLDER / "m.dcm"
     path.write_bytes(content)
     try:
-        film = dicom.read_dicom(path)
+        film = reader.read_dicom(path)
     except DataError as error:
         _check_refusal(error, path)
     else:
         assert film.image.dtype == np.uint8 and film.image.ndim == 2
-        assert film.image.size <= decode.MAX_PIXELS
+        assert film.image.size <= image_io.MAX_PIXELS
         assert not any(_SECRET in remark for remark in film.remarks), film.remarks
     try:
-        dicom.read_header(path)
+        reader.read_header(path)
     except DataError as error:
         _check_refusal(error, path)
 
@@ -123,12 +124,12 @@ def try_stream(content: bytes) -> None:
     kind, samples = content[0] % len(SYNTAXES), 3 if content[0] >= 128 else 1
     shape, syntax = (SIDE, SIDE, samples), SYNTAXES[kind]
     try:
-        pixels = codestreams.decode_stream(content[1:], syntax, shape, 8)
+        pixels = codecs.decode_stream(content[1:], syntax, shape, 8)
     except ValueError as error:
         assert len(str(error).splitlines()) == 1, f"said {error!s}"
         return
     assert pixels.shape == shape and pixels.dtype.itemsize <= 2
-    codestreams.says_rgb(content[1:], syntax)
+    codecs.says_rgb(content[1:], syntax)
 
 
 def _check_refusal(error: DataError, path: Path) -> None:

@@ -34,10 +34,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from covjax.checkpoint import FOLDER, best_of, read_variables
-from covjax.report.log import METRICS, read_metrics
-from covjax.system.hosts import LOST
-from covjax.system.watchdog import VARIABLE
+from covjax.runtime.distributed import LOST
+from covjax.runtime.watchdog import VARIABLE
+from covjax.train.checkpoint import FOLDER, best_of, read_variables
+from covjax.train.metric_writer import METRICS, read_metrics
 
 PROJECT = Path(__file__).parents[2]
 SMALL = (

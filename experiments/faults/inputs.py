@@ -32,7 +32,7 @@ from covjax.data.covidqu import SPLITS, Film
 from covjax.data.pipeline import make_reader
 from covjax.data.source import find_films
 from covjax.errors import UsageError
-from covjax.run_films import choose_films
+from covjax.train.sample_manifest import choose_films
 from experiments.faults.corpus import SIDE, Case, Whole, make_cases, make_whole
 
 BATCH = 100  # sets a child looks at

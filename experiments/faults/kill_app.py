@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from covjax.data.phantom_film import make_phantom
+from covjax.data.phantom.drawing import make_phantom
 from experiments.faults.killed import PATIENCE, environment, finish
 from experiments.faults.small_weights import write_weights
 

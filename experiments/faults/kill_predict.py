@@ -20,8 +20,8 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from covjax.data.phantom_film import make_phantom
-from covjax.films.predictions import TABLE
+from covjax.data.phantom.drawing import make_phantom
+from covjax.predict.table import TABLE
 from experiments.faults.killed import OUT, Command, main
 from experiments.faults.small_weights import write_weights
 

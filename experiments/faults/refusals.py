@@ -21,15 +21,15 @@ import ml_collections
 import numpy as np
 
 from configs import infection_best, lung
-from covjax.averaging import make_averaging
 from covjax.config import flatten, validate_config
 from covjax.data.pipeline import make_region
 from covjax.errors import UsageError
-from covjax.losses import make_objective
 from covjax.models import make_model
-from covjax.optim import make_optimizer, make_schedule
-from covjax.steps import train_step
-from covjax.train_state import start_state
+from covjax.train.ema import make_averaging
+from covjax.train.losses import make_objective
+from covjax.train.optimizer import make_optimizer, make_schedule
+from covjax.train.train_state import start_state
+from covjax.train.train_step import train_step
 from covjax.types import AXIS
 
 ODD = (

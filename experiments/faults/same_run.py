@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from PIL import Image
 
 from covjax.errors import UsageError
-from covjax.system.digests import NAME, check_digests
+from covjax.runtime.checksums import NAME, check_digests
 
 # Names of a checkpoint that are of the moment at which it was written.
 _OF_THE_MOMENT = {"fingerprint"}

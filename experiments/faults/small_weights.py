@@ -8,10 +8,10 @@ import optax
 
 from configs import infection, lung
 from covjax.data.pipeline import make_region
+from covjax.export.safetensors import Weights, pack_weights
 from covjax.models import make_model
-from covjax.train_state import create_train_state, inference_state
-from covjax.trained import Trained
-from covjax.weights import Weights, pack_weights
+from covjax.train.restore import Trained
+from covjax.train.train_state import create_train_state, inference_state
 
 SIDE = 32
 POINT = {"threshold": 0.5, "min_area": 0, "presence": 0.0, "lungs": None}

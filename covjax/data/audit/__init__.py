@@ -1,0 +1,1 @@
+"""Checks of a data set before training: python -m covjax.data.audit."""

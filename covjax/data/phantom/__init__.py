@@ -1,0 +1,1 @@
+"""Phantoms, synthetic images and masks: python -m covjax.data.phantom."""

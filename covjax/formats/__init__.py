@@ -1,1 +1,0 @@
-"""A trained network for other programs: as StableHLO and as ONNX."""

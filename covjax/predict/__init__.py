@@ -1,0 +1,1 @@
+"""Inference on your own images: python -m covjax.predict."""

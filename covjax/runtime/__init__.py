@@ -1,0 +1,1 @@
+"""Between covjax and the machine: files, signals, processes, hosts, flags."""

@@ -1,1 +1,0 @@
-"""Between covjax and the machine: files, signals, processes, hosts, what was typed."""

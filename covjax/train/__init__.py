@@ -1,0 +1,1 @@
+"""Training of one stage: batches in, checkpoints and a log out."""
