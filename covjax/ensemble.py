@@ -26,11 +26,12 @@ import numpy as np
 from covjax import parallel
 from covjax.config import ROIS
 from covjax.data.covidqu import Film
+from covjax.data.split_masks import SplitMasks
 from covjax.errors import UsageError
 from covjax.evaluation.lung_masks import same_lungs
 from covjax.evaluation.results import (
-    SplitMasks,
     measure,
+    read_results,
     remove_results,
     summarize_evaluated,
     write_results,
@@ -42,7 +43,7 @@ from covjax.metrics.operating_point import (
     read_points,
     write_points,
 )
-from covjax.report.tables import format_evaluation, read_results
+from covjax.report.tables import format_evaluation
 from covjax.runtime.csv_text import unescape
 from covjax.runtime.exit_messages import tell
 from covjax.runtime.files import write_whole

@@ -11,15 +11,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax.errors import UsageError
-from covjax.evaluation.evaluate import evaluate_run
 from covjax.process_consistency import check_same_start
+from covjax.run import evaluate_run, train_and_evaluate
 from covjax.runtime import distributed
 from covjax.runtime.compilation_cache import keep_compiled
 from covjax.runtime.exit_messages import tell
 from covjax.runtime.flags import parse
 from covjax.runtime.signals import Interrupted, raise_signals
 from covjax.train import run_folder
-from covjax.train.train import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run's folder; default runs/STAGE-TIME")

@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from covjax.report import canvas, colours
+from covjax import colours
+from covjax.report import canvas
 from experiments.seeds import FIGURES
 
 _APART, _NOT_APART = "#D55E00", "#0072B2"  # of Okabe and Ito, as in colours.py

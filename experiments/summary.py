@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from covjax.compare import Results, pair, read_run
-from covjax.report.tables import NONE, headline_roi, roi_name
+from covjax.evaluation.results import headline_roi, roi_name
+from covjax.report.tables import NONE
 from covjax.runtime.csv_text import escape, unescape
 from covjax.runtime.files import write_whole
 from covjax.train import run_folder

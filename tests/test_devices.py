@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from configs import lung
-from covjax.evaluation import evaluate
+from covjax.run import train_and_evaluate
 from covjax.runtime.signals import Interrupted
 from covjax.train import train
 from covjax.train.metric_writer import read_metrics
@@ -32,7 +32,7 @@ FLAGS = {
     "train.epochs": 2,
 }
 STEPS = 20
-DRAWN = ("draw_split", "write_report", "_audit")
+DRAWN = ("draw_curves", "draw_split", "write_report", "audit_once")
 
 
 def make_config():
@@ -45,9 +45,8 @@ def make_config():
 def cwd(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder that stands for the project's; all is compiled there quickly, once."""
     monkeypatch.chdir(make_project(tmp_path))
-    for module, names in ((evaluate, DRAWN), (train, ("draw_curves",))):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *_, **__: None)
+    for name in DRAWN:
+        monkeypatch.setattr(f"covjax.run.{name}", lambda *_, **__: None)
     quickly = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path / "xla"),
@@ -80,17 +79,16 @@ def train_on(devices, cwd) -> Callable[..., None]:
             patch.setattr(jax, "device_count", lambda: count)
             patch.setattr(jax, "local_device_count", lambda: count)
             patch.setattr(train.RunLog, "advance", stop_after)
-            train.train_and_evaluate(make_config(), cwd / run)
+            train_and_evaluate(make_config(), cwd / run)
 
     return train_on_first
 
 
 def train_on_two_processes(cwd: Path) -> Path:
     program = (
-        "import runpy, covjax.evaluation.evaluate, covjax.train.train\n"
+        "import runpy, covjax.run\n"
         f"for name in {DRAWN}:\n"
-        "    setattr(covjax.evaluation.evaluate, name, lambda *_, **__: None)\n"
-        "covjax.train.train.draw_curves = lambda *_: None\n"
+        "    setattr(covjax.run, name, lambda *_, **__: None)\n"
         "runpy.run_module('covjax.main', run_name='__main__')"
     )
     flags = ["--config=configs/lung.py:phantom", "--workdir=two"]

@@ -13,9 +13,10 @@ import pytest
 
 from covjax import compare, ensemble
 from covjax.data.covidqu import Film
+from covjax.data.split_masks import SplitMasks
 from covjax.ensemble import Member, merge
 from covjax.errors import UsageError
-from covjax.evaluation.results import SplitMasks, measure, write_results
+from covjax.evaluation.results import measure, write_results
 from covjax.metrics.operating_point import (
     FILE,
     OperatingPoint,

@@ -14,15 +14,17 @@ import pytest
 import recompute
 from covjax.config import read_config
 from covjax.data.covidqu import CLASSES, list_films, read_film
+from covjax.data.split_masks import SplitMasks
 from covjax.evaluation import evaluate
 from covjax.evaluation.lung_masks import make_finder
-from covjax.evaluation.results import SplitMasks, measure, summarize_evaluated
+from covjax.evaluation.results import measure, summarize_evaluated
 from covjax.metrics.operating_point import (
     FILE,
     OperatingPoint,
     read_points,
     write_points,
 )
+from covjax.run import _add_predicted_lungs, evaluate_run
 from covjax.train.eval_pass import Outputs
 from evaluated_run import (
     FILMS,
@@ -49,11 +51,11 @@ class Runs(NamedTuple):
 def runs(tmp_path_factory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     of_lungs, of_infection = write_two_runs(folder)
-    evaluate.evaluate_run(of_lungs, "Test")
+    evaluate_run(of_lungs, "Test")
     capture = pytest.MonkeyPatch()
     printed: list[str] = []
     capture.setattr("builtins.print", lambda *x, **_: printed.append(" ".join(x)))
-    evaluate.evaluate_run(of_infection, "Test")
+    evaluate_run(of_infection, "Test")
     capture.undo()
     return Runs(of_lungs, of_infection, "\n".join(printed))
 
@@ -430,7 +432,7 @@ def passes(monkeypatch) -> list[tuple[str, str]]:
 def test_evaluating_again_chooses_nothing_anew_and_gives_the_same(copied, monkeypatch):
     noted = passes(monkeypatch)
     before = {p: p.read_bytes() for p in copied.rglob("*") if p.suffix == ".json"}
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     assert noted == [("Test", roi) for roi in STEMS.values()]
     assert before == {
         p: p.read_bytes() for p in copied.rglob("*") if p.suffix == ".json"
@@ -444,7 +446,7 @@ def test_point_of_another_checkpoint_is_chosen_anew(copied, monkeypatch):
     points["predicted"]["lungs"] = "runs/lung"  # of no form that is known
     write_points(copied, points)
     noted = passes(monkeypatch)
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     assert [roi for split, roi in noted if split == "Val"] == ["predicted", "none"]
     assert read_points(copied)["none"]["checkpoint"] == STEP
     assert read_json(copied, "test-none")["threshold"] != 0.123
@@ -454,7 +456,7 @@ def test_point_that_is_kept_is_the_one_that_is_used(copied):
     points = read_points(copied)
     points["truth"] |= {"threshold": 0.9, "min_area": 3, "presence": 0.25}
     write_points(copied, points)
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     found = read_json(copied, "test")
     assert found["operating_point"] == points["truth"] and found["threshold"] == 0.9
     arrays = read_arrays(copied, "test")
@@ -471,7 +473,7 @@ def test_other_lungs_need_another_point(copied, runs, tmp_path, monkeypatch):
     config = read_config(copied / "config.json")
     config.data.lung_run = str(other)
     noted = passes(monkeypatch)
-    evaluate.evaluate_run(copied, "Test", config)
+    evaluate_run(copied, "Test", config)
     assert [roi for split, roi in noted if split == "Val"] == ["predicted"]
     assert read_json(copied, "test-predicted")["lungs"]["threshold"] == 0.7
 
@@ -485,7 +487,7 @@ def test_figures_at_a_point_that_was_replaced_do_not_stay(
     write_points(other, points)
     config = read_config(copied / "config.json")
     config.data.lung_run = str(other)
-    evaluate.evaluate_run(copied, "Val", config)
+    evaluate_run(copied, "Val", config)
     assert "test-predicted: removed" in capsys.readouterr().out
     assert not list((copied / "results").glob("test-predicted.*"))
     assert (copied / "results" / "test.json").exists()
@@ -499,7 +501,7 @@ def test_val_alone_is_evaluated_in_the_same_ways_and_read_once(
     for path in (copied / FILE, *(copied / "results").glob("*")):
         path.unlink()
     noted = passes(monkeypatch)
-    evaluate.evaluate_run(copied, "Val")
+    evaluate_run(copied, "Val")
     assert noted == [("Val", roi) for roi in STEMS.values()]
     for roi in ("", "-predicted", "-none"):  # as it was evaluated on Test's behalf
         for suffix in ("json", "csv", "npz"):
@@ -515,7 +517,7 @@ def test_run_from_scratch_has_no_predicted_lungs_and_says_so(copied):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_from": ""}))
     for old in (copied / "results").glob("*predicted*"):
         old.unlink()
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     stems = {path.stem for path in (copied / "results").glob("test*.json")}
     assert stems == {"test", "test-none", "test-outside"}
     page = Page((copied / "report.html").read_text())
@@ -530,7 +532,7 @@ def test_run_of_the_outside_is_evaluated_there_alone_and_tuned(copied):
     path.write_text(json.dumps(settings))
     for old in (copied / "results").glob("*"):
         old.unlink()
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     found = read_json(copied, "test")
     assert found["roi"] == "outside" and found["operating_point"]["chosen_on"] == "val"
     assert {p.stem for p in (copied / "results").glob("test*.json")} == {"test"}
@@ -546,7 +548,7 @@ def test_run_that_is_shown_lungs_beside_the_film_is_never_shown_none(
     config.data.roi_as = "channel"
     run = write_run(tmp_path / "channel", config)
     noted = passes(monkeypatch)
-    evaluate.evaluate_run(run, "Val")
+    evaluate_run(run, "Val")
     assert noted == [("Val", roi) for roi in ("truth", "predicted", "outside")]
     assert set(read_points(run)) == {"truth", "predicted"}
     stems = {path.stem for path in (run / "results").glob("*.json")}
@@ -566,9 +568,9 @@ def test_run_that_is_shown_whole_films_is_headed_by_them(copied, monkeypatch, ca
         old.unlink()
     drawn = []
     monkeypatch.setattr(
-        evaluate, "draw_split", lambda *_, region, title: drawn.append((region, title))
+        "covjax.run.draw_split", lambda *_, region, title: drawn.append((region, title))
     )
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     stems = {path.stem for path in (copied / "results").glob("test*.json")}
     assert stems == {"test", "test-truth", "test-predicted", "test-outside"}
     assert read_json(copied, "test")["roi"] == "none"
@@ -617,14 +619,14 @@ def test_the_same_lungs_of_a_copied_run_need_no_other_point(
     config = read_config(copied / "config.json")
     config.data.lung_run = str(shutil.copytree(runs.lung, tmp_path / "moved"))
     noted = passes(monkeypatch)
-    evaluate.evaluate_run(copied, "Test", config)
+    evaluate_run(copied, "Test", config)
     assert not [split for split, _ in noted if split == "Val"]
 
 
 def test_all_points_are_chosen_before_the_split_is_read(runs, copied, monkeypatch):
     (copied / FILE).unlink()
     noted = passes(monkeypatch)
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     assert [split for split, _ in noted] == ["Val"] * 3 + ["Test"] * 4
 
 
@@ -642,7 +644,7 @@ def test_found_lungs_of_before_still_head_the_page_once_their_run_is_gone(
         for path in (*copied.glob("figures/*"), *copied.glob("results/*predicted*"))
     }
     lose_lungs(copied)
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     out = capsys.readouterr().out
     assert "deleted is no run of lungs, or not there: nothing is evaluated" in out
     assert "region of interest: lungs found by stage 1" in out
@@ -655,7 +657,7 @@ def test_results_of_another_checkpoint_are_removed(copied):
         results = read_json(copied, "test-predicted") | {"fingerprint": "00000000"}
         (copied / "results" / f"{stem}.json").write_text(json.dumps(results))
     lose_lungs(copied)
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     stems = {path.stem for path in (copied / "results").iterdir()}
     assert not {"train", "test-predicted"} & stems
     assert {"val", "val-predicted", "test", "test-none"} <= stems
@@ -666,7 +668,7 @@ def test_results_of_another_checkpoint_are_removed(copied):
 def test_audit_of_other_films_is_made_anew(copied):
     path = copied / "results" / "audit.json"
     path.write_text(json.dumps({"root": "/elsewhere"}))
-    evaluate.evaluate_run(copied, "Test")
+    evaluate_run(copied, "Test")
     assert json.loads(path.read_text())["root"].endswith("films")
 
 
@@ -674,9 +676,9 @@ def test_training_is_shown_found_lungs_only_where_asked(runs):
     config = read_config(runs.infection / "config.json")
     root, finder = Path(config.data.root), make_finder(config)
     films = {s: list_films(root, "infection", s) for s in FILMS}
-    assert evaluate.show_lungs(config, runs.infection, films, finder) is films
+    assert _add_predicted_lungs(config, runs.infection, films, finder) is films
     config.data.roi = "predicted"
-    shown = evaluate.show_lungs(config, runs.infection, films, finder)
+    shown = _add_predicted_lungs(config, runs.infection, films, finder)
     for split, of_split in shown.items():
         assert [f.name for f in of_split] == [f.name for f in films[split]]
         if split == "Test":  # is read by the evaluation alone

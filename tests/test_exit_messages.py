@@ -149,9 +149,9 @@ def test_a_process_that_is_gone_is_told_among_several(capsys, monkeypatch, error
 )
 def test_the_command_line_ends_with_it(tmp_path, raised, status, said):
     program = (
-        "import runpy, covjax.train.train\n"
+        "import runpy, covjax.run\n"
         f"def fail(*_): raise {raised}\n"
-        "covjax.train.train.train_and_evaluate = fail\n"
+        "covjax.run.train_and_evaluate = fail\n"
         "runpy.run_module('covjax.main', run_name='__main__')"
     )
     flags = [f"--config={PROJECT}/configs/lung.py:phantom", "--workdir=run"]

@@ -81,7 +81,13 @@ FLOORS = [
         "data",
     ]
     + ["train.device_augment"],
-    ["train.train_state", "train.train_step", "train.checkpoint", "train.transfer", "train.run_folder"]
+    [
+        "train.train_state",
+        "train.train_step",
+        "train.checkpoint",
+        "train.transfer",
+        "train.run_folder",
+    ]
     + ["process_consistency"]
     + ["train.sample_manifest", "train.restore"]
     + ["metrics.operating_point", "export.safetensors"],
@@ -103,14 +109,25 @@ FLOORS = [
     ["export.load_model"]
     + ["export.inference", "export.stablehlo", "export.onnx"]
     + ["export.parity", "formats", "export.export", "unpack"]
-    + ["predict.postprocess", "predict.segmenter", "predict.overlay", "predict.quality_checks"]
+    + [
+        "predict.postprocess",
+        "predict.segmenter",
+        "predict.overlay",
+        "predict.quality_checks",
+    ]
     + ["predict.dicom.seg", "predict.table", "predict.resume"]
     + ["predict.writer"]
     + ["predict.worker_tasks", "films", "predict.predict"]
     + ["app.access", "app.upload_folder", "app.uploads", "app.decoding", "app.gate"]
     + ["app.log", "app.server", "app.images", "app.sessions", "app.markup"]
     + ["app.viewer", "app.page", "app.__main__", "app"],
-    ["train.device_input", "train.validation", "train.nan_guard", "train.loop", "train.train"],
+    [
+        "train.device_input",
+        "train.validation",
+        "train.nan_guard",
+        "train.loop",
+        "train.train",
+    ],
     ["main"],
 ]
 
@@ -124,7 +141,13 @@ ONLY_IN = {
     "kornia_rs": ["data.png"],
     "onnx": ["export.onnx"],
     "onnxruntime": ["export.onnx"],
-    "optax": ["train.losses", "train.optimizer", "train.train_state", "train.train_step", "train.loop"],
+    "optax": [
+        "train.losses",
+        "train.optimizer",
+        "train.train_state",
+        "train.train_step",
+        "train.loop",
+    ],
     "orbax": ["train.checkpoint"],
     "pydicom": ["predict.dicom.reader", "predict.dicom.seg"],
     "safetensors": ["export.safetensors"],

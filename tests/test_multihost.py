@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from test_distributed import _JOIN, two
 
 from covjax import multihost
 from covjax.errors import StorageError, UsageError
+from test_distributed import _JOIN, two
 
 _BOTH = """
 import json

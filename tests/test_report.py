@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
+from covjax.evaluation.results import ROI_NAMES, headline_roi, roi_name
 from covjax.report import tables
 from covjax.report.figures import Panel, choose_films, draw_curves, draw_qualitative
 from covjax.report.reliability import draw_reliability
@@ -346,10 +347,10 @@ def test_tables_show_found_lungs_first_and_all_regions_below(tmp_path, capsys):
     ],
 )
 def test_headline_is_a_way_that_a_clinic_has_if_there_is_one(regions, headline):
-    assert tables.headline_roi(regions) == headline
+    assert headline_roi(regions) == headline
     found = [make_full_results(0.3 + k / 10, roi=roi) for k, roi in enumerate(regions)]
     text = tables.format_evaluation(found, "runs/a")
-    assert f"region of interest: {tables.ROI_NAMES[headline]};" in text.split("\n")[1]
+    assert f"region of interest: {ROI_NAMES[headline]};" in text.split("\n")[1]
     dice = f"{0.3 + regions.index(headline) / 10:.4f}"
     assert rows_of(text.split("Shown of each film")[0])["all"].startswith(dice)
 
@@ -606,8 +607,8 @@ def test_lungs_that_were_widened_are_called_so():
     results = make_results(roi_dilate=2)
     text = "true lungs, widened by 2 px"
     assert f"region of interest: {text};" in format_results(results, "runs/a")
-    assert tables.roi_name(results) == text
-    assert tables.roi_name(make_results(roi_dilate=0)) == "true lungs"
+    assert roi_name(results) == text
+    assert roi_name(make_results(roi_dilate=0)) == "true lungs"
 
 
 @pytest.mark.parametrize(
@@ -637,4 +638,4 @@ def test_loss_of_the_study_stands_only_beside_the_same_loss(weights, loss):
     ],
 )
 def test_what_a_network_was_shown_is_told_with_how(about, name):
-    assert tables.roi_name(about) == name
+    assert roi_name(about) == name

@@ -6,8 +6,8 @@ import pytest
 
 from configs import infection
 from covjax.config import save_config
-from covjax.evaluation.evaluate import evaluate_run
 from covjax.report.page import write_report
+from covjax.run import evaluate_run
 from evaluated_run import write_two_runs
 from finished_run import write_finished_run
 

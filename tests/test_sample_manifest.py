@@ -14,6 +14,7 @@ from covjax.data import image_cache
 from covjax.data.covidqu import Film
 from covjax.errors import DataError, UsageError
 from covjax.evaluation import evaluate
+from covjax.run import evaluate_run, train_and_evaluate
 from covjax.train import readable_check, sample_manifest, train
 from covjax.train.sample_manifest import choose_films
 
@@ -266,20 +267,20 @@ def test_a_run_begins_and_is_evaluated_with_the_films_that_are_left(
     )
     monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     monkeypatch.setattr(
-        evaluate, "evaluate_best", lambda *given: seen.update(best=given[3])
+        "covjax.run.evaluate_best", lambda *given: seen.update(best=given[3])
     )
     workdir = tmp_path / "run"
     spoil(tmp_path, "Val")
     with pytest.raises(DataError, match="Val.png"):
-        train.train_and_evaluate(config, workdir)
+        train_and_evaluate(config, workdir)
     assert not workdir.exists()
     config.data.on_bad_record = "skip"
-    train.train_and_evaluate(config, workdir)
+    train_and_evaluate(config, workdir)
     assert len(json.loads((workdir / sample_manifest.FILE).read_text())) == 3
     assert len(seen["fit"]["Val"]) == len(seen["best"]["Val"]) == 99
     write(tmp_path / "Val.png", 255)
-    evaluate.evaluate_run(workdir, "Train")
+    evaluate_run(workdir, "Train")
     assert len(seen["best"]["Val"]) == 99
     spoil(tmp_path, "Train")
     with pytest.raises(DataError, match=r"Train\.png(.|\n)* began with"):
-        evaluate.evaluate_run(workdir, "Train")
+        evaluate_run(workdir, "Train")

@@ -142,7 +142,7 @@ def test_loop_times_the_loop_that_a_user_starts(config, monkeypatch):
     assert loop.loop_rate(config) == 2 * 8 / 4
     config.train.epochs, config.data.phantom_films = 1, (16, 8, 8)
     config.optim.warmup_epochs = 0.0
-    monkeypatch.setattr("covjax.train.train.evaluate.evaluate_best", lambda *_: None)
+    monkeypatch.setattr("covjax.run.evaluate_best", lambda *_: None)
     with pytest.raises(SystemExit, match="ended before step 3"):
         loop.loop_rate(config)
 

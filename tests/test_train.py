@@ -20,6 +20,7 @@ from covjax.data import pipeline
 from covjax.data.source import find_films
 from covjax.errors import DataError, Diverged, UsageError
 from covjax.evaluation import evaluate
+from covjax.run import train_and_evaluate
 from covjax.runtime.signals import Interrupted
 from covjax.train import loop, train
 from covjax.train.checkpoint import Checkpoints, read_variables
@@ -76,7 +77,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_good_epoch(
     )
     run = tmp_path / "run"
     with pytest.raises(Diverged, match=f"step {STEPS_PER_EPOCH + 1} is not"):
-        train.train_and_evaluate(config, run)
+        train_and_evaluate(config, run)
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == checkpoints.best() == STEPS_PER_EPOCH
     params = read_variables(run / "checkpoints" / str(STEPS_PER_EPOCH))["params"]
@@ -98,7 +99,7 @@ def test_a_signal_within_an_epoch_leaves_a_checkpoint_of_that_step(
     monkeypatch.setattr(train.RunLog, "advance", advance)
     run, reached = tmp_path / "run", STEPS_PER_EPOCH + 2
     with pytest.raises(Interrupted, match=f"after step {reached} of 9") as stop:
-        train.train_and_evaluate(config, run)
+        train_and_evaluate(config, run)
     assert stop.value.exit_status == 143
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == reached
@@ -120,7 +121,7 @@ def test_images_that_cannot_be_read_any_more_leave_a_checkpoint_of_that_step(
     monkeypatch.setattr(pipeline.ReadAugmented, "__call__", fail)
     config.data.threads = 1  # so that they are asked for in order
     with pytest.raises(OSError, match="Stale file handle"):
-        train.train_and_evaluate(config, tmp_path / "run")
+        train_and_evaluate(config, tmp_path / "run")
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.latest() == 5  # 3 are loaded ahead: 5, 6, and no 7th
         assert checkpoints.best() == STEPS_PER_EPOCH
@@ -156,13 +157,13 @@ def test_a_run_that_skips_goes_on_past_a_step_that_is_not_finite(
     config, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "evaluate_best", lambda *_: None)
+    monkeypatch.setattr("covjax.run.evaluate_best", lambda *_: None)
     poison(monkeypatch, {2, 5})
     run = tmp_path / "run"
     with pytest.raises(Diverged, match="step 2 is not finite"):
-        train.train_and_evaluate(config, run)
+        train_and_evaluate(config, run)
     config.train.on_nan = "skip"  # of the same run
-    train.train_and_evaluate(config, run)
+    train_and_evaluate(config, run)
     lines = [line for line in read_lines(run) if line["split"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, 10))
     assert [line["step"] for line in lines if line["loss"] is None] == [2, 5]
@@ -190,16 +191,16 @@ def test_ten_steps_in_a_row_end_a_run_also_where_it_went_on_between(
     with monkeypatch.context() as patch:
         patch.setattr(train.RunLog, "advance", stop)
         with pytest.raises(Interrupted):
-            train.train_and_evaluate(config, run)
+            train_and_evaluate(config, run)
     with pytest.raises(Diverged, match="step 11 is not finite.*nor were the 9 before"):
-        train.train_and_evaluate(config, run)
+        train_and_evaluate(config, run)
 
 
 def test_checkpoints_are_written_within_an_epoch_as_often_as_asked(
     config, tmp_path: Path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "evaluate_best", lambda *_: None)
+    monkeypatch.setattr("covjax.run.evaluate_best", lambda *_: None)
     config.train.checkpoint_every = 2
     saved, save = [], Checkpoints.save
 
@@ -209,7 +210,7 @@ def test_checkpoints_are_written_within_an_epoch_as_often_as_asked(
 
     monkeypatch.setattr(Checkpoints, "save", note)
     run = tmp_path / "run"
-    train.train_and_evaluate(config, run)
+    train_and_evaluate(config, run)
     assert saved == [
         (2, False),
         (3, True),
@@ -228,7 +229,7 @@ def test_a_signal_in_the_last_pass_over_val_ends_the_run_before_its_evaluation(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        evaluate, "evaluate_best", lambda *_: pytest.fail("evaluated all the same")
+        "covjax.run.evaluate_best", lambda *_: pytest.fail("evaluated all the same")
     )
     make_judge = loop.make_judge
 
@@ -245,7 +246,7 @@ def test_a_signal_in_the_last_pass_over_val_ends_the_run_before_its_evaluation(
     monkeypatch.setattr(loop, "make_judge", interrupted)
     run = tmp_path / "run"
     with pytest.raises(Interrupted, match="after step 9 of 9") as stop:
-        train.train_and_evaluate(config, run)
+        train_and_evaluate(config, run)
     assert stop.value.exit_status == 130
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == 9
@@ -271,10 +272,10 @@ def test_the_judge_chooses_the_epoch_and_its_averages_are_kept(
 
     monkeypatch.setattr(loop, "make_judge", make_judge)
     monkeypatch.setattr(
-        evaluate, "evaluate_best", lambda *given: evaluated_on.append(given[4])
+        "covjax.run.evaluate_best", lambda *given: evaluated_on.append(given[4])
     )
     run, last = tmp_path / "run", 3 * STEPS_PER_EPOCH
-    train.train_and_evaluate(config, run, "Val")
+    train_and_evaluate(config, run, "Val")
     assert evaluated_on == ["Val"]
     assert "val: verdict 2\n" in capsys.readouterr().out
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -301,13 +302,13 @@ def test_a_run_augmented_on_the_device_goes_on_to_the_same_bits(
     shown_found_lungs, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluate, "evaluate_best", lambda *_: None)
+    monkeypatch.setattr("covjax.run.evaluate_best", lambda *_: None)
     config = shown_found_lungs
     config.data.roi, config.data.roi_dilate = "truth", 1
     config.augment.where = "device"
     monkeypatch.setattr(train.parallel, "has_room", lambda _: True)
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"
-    train.train_and_evaluate(config, calm)
+    train_and_evaluate(config, calm)
     assert "augmented on the device; all lie there" in capsys.readouterr().out
 
     advance = train.RunLog.advance
@@ -320,9 +321,9 @@ def test_a_run_augmented_on_the_device_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(train.RunLog, "advance", stop)
         with pytest.raises(Interrupted):
-            train.train_and_evaluate(config, stopped)
+            train_and_evaluate(config, stopped)
     config.data.cache = ""  # they are sent, then
-    train.train_and_evaluate(config, stopped)
+    train_and_evaluate(config, stopped)
     assert "they need config.data.cache" in capsys.readouterr().out
     last = 3 * STEPS_PER_EPOCH
     a, b = (read_variables(run / "checkpoints" / str(last)) for run in (calm, stopped))
@@ -334,7 +335,7 @@ def test_a_run_augmented_on_the_device_goes_on_to_the_same_bits(
 
     config.augment.where = "host"  # another run
     with pytest.raises(UsageError, match="augment.where"):
-        train.train_and_evaluate(config, stopped)
+        train_and_evaluate(config, stopped)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(
@@ -343,7 +344,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(
     monkeypatch.chdir(tmp_path)
     config.train.batch_size = 12
     with pytest.raises(UsageError, match=r"batch_size = 12.*8 devices"):
-        train.train_and_evaluate(config, tmp_path / "run")
+        train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -351,7 +352,7 @@ def test_a_batch_larger_than_the_split_is_refused(config, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     config.train.batch_size = 32
     with pytest.raises(UsageError, match=r"batch_size = 32.*24 Train films"):
-        train.train_and_evaluate(config, tmp_path / "run")
+        train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -364,7 +365,7 @@ def test_data_that_lacks_a_mask_is_refused_before_a_folder_is_made(
     config.data.phantom_films = ()
     config.data.root = str(root)
     with pytest.raises(DataError, match=films["Val"][0].name):
-        train.train_and_evaluate(config, tmp_path / "run")
+        train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -389,7 +390,7 @@ def test_lungs_that_no_run_finds_are_refused_before_a_folder_is_made(
     path = write_checkpoint(other, stage) if stage else str(other)
     shown_found_lungs.update_from_flattened_dict({field: path})
     with pytest.raises(UsageError, match=f"{path}.*{said}"):
-        train.train_and_evaluate(shown_found_lungs, tmp_path / "run")
+        train_and_evaluate(shown_found_lungs, tmp_path / "run")
     assert {p.name for p in tmp_path.iterdir()} <= {"other"}  # nor a phantom drawn
 
 
@@ -406,7 +407,7 @@ def test_new_input_channels_are_not_to_be_frozen(
     config.data.roi_as = "channel"
     config.transfer.frozen, config.transfer.frozen_epochs = ("encoder_0",), 1
     with pytest.raises(UsageError, match="would hold params/encoder_0/conv_0/kernel"):
-        train.train_and_evaluate(config, run)
+        train_and_evaluate(config, run)
     assert not run.exists()
 
 
@@ -416,11 +417,11 @@ def test_share_that_the_films_cannot_give_is_refused_before_a_folder_is_made(
     monkeypatch.chdir(tmp_path)
     config, run = shown_found_lungs, tmp_path / "run"
     config.data.roi, config.data.positive_share = "truth", (0.5, 0.5)
-    root, films = train.find_films(config)
+    root, films = find_films(config)
     films["Train"] = [film for film in films["Train"] if film.label != "COVID-19"]
     monkeypatch.setattr(train, "find_films", lambda config: (root, films))
     with pytest.raises(UsageError, match="asks for positive films"):
-        train.train_and_evaluate(config, run)
+        train_and_evaluate(config, run)
     assert not run.exists()
 
 
@@ -443,9 +444,9 @@ def test_training_on_found_lungs_is_shown_them_and_leaves_test_alone(
         train, "fit", lambda _, films, *__, **___: trained_on.append(films)
     )
     monkeypatch.setattr(
-        evaluate, "evaluate_best", lambda *given: evaluated_on.append(given[3])
+        "covjax.run.evaluate_best", lambda *given: evaluated_on.append(given[3])
     )
-    train.train_and_evaluate(config, run)
+    train_and_evaluate(config, run)
     splits, asking = {"Train": 24, "Val": 8, "Test": 8}, ("Train", "Val")
     for films in (*trained_on, *evaluated_on):
         found = {

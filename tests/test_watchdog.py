@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_distributed import _JOIN, two
 
 from covjax.errors import UsageError
 from covjax.runtime import watchdog
+from test_distributed import _JOIN, two
 
 # The first process is one beat further than the second.
 _STUCK = """

@@ -362,7 +362,14 @@ def make_train_dataset(
 
 
 def make_eval_dataset(
-    films: Sequence[Film], *, config: Any, rank: int = 0, world: int = 1
+    films: Sequence[Film],
+    *,
+    config: Any,
+    rank: int = 0,
+    world: int = 1,
+    roi: str | None = None,
+    batch_size: int | None = None,
+    cached: bool = True,
 ) -> grain.IterDataset:
     """Returns this process's share of a split, every film once, in order.
 
@@ -374,18 +381,22 @@ def make_eval_dataset(
       config: the whole config; `data` and `train.batch_size` are read.
       rank: of this process.
       world: number of processes; the batch must be divisible by it.
+      roi: region of interest; None: `data.roi`.
+      batch_size: over all processes; None: `train.batch_size`.
+      cached: False reads each film from its files, whatever `data.cache` says.
 
     Returns:
       Batches as `make_train_dataset` gives them, without augmentation.
     """
-    batch, data = config.train.batch_size, config.data
+    batch, data = batch_size or config.train.batch_size, config.data
     padded = -(-len(films) // batch) * batch
+    size = data.image_size
     read = ReadPadded(
-        make_reader(films, data),
+        make_reader(films, data) if cached else ReadFilms(films, size),
         len(films),
-        data.image_size,
+        size,
         data.task,
-        make_region(data),
+        Region(roi or data.roi, data.roi_dilate, data.roi_as),
     )
     indices = grain.MapDataset.range(rank, padded, world)
     dataset = _batches(indices, read, batch // world)

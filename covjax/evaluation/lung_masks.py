@@ -26,6 +26,7 @@ from covjax.data.covidqu import Film
 from covjax.data.mask_ops import as_lungs
 from covjax.errors import DataError, UsageError
 from covjax.metrics.operating_point import OperatingPoint, as_point, read_points
+from covjax.runtime.cores import count_cores
 from covjax.runtime.files import write_whole
 from covjax.train.checkpoint import best_of, fingerprint
 from covjax.train.eval_pass import Outputs, predict_split
@@ -189,7 +190,7 @@ def find_lungs(finder: LungFinder, films: Sequence[Film], *, spare: Path) -> lis
 
 
 def _name_masks(films: Sequence[Film]) -> list[str]:
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
         return [f"{key}.png" for key in threads.map(_hash, films)]
 
 
@@ -227,14 +228,15 @@ def _hash(film: Film) -> str:
 def _write(finder: LungFinder, missing: dict[Path, Film]) -> None:
     paths, films = list(missing), list(missing.values())
     trained = _network(str(finder.checkpoint))
-    config = ml_collections.ConfigDict(trained.config.to_dict())
+    config, state = trained.config, parallel.replicate(trained.state)
     # It may have been trained on another number of devices.
-    config.train.batch_size = parallel.shareable(config.train.batch_size)
-    config.data.cache = ""  # each film is read this once
-    state = parallel.replicate(trained.state)
+    batch_size = parallel.shareable(config.train.batch_size)
     for start in range(0, len(films), _AT_ONCE):
         some = films[start : start + _AT_ONCE]
-        outputs = predict_split(config, some, state)
+        # Each film is read this once: a packed copy would be of no use.
+        outputs = predict_split(
+            config, some, state, batch_size=batch_size, cached=False
+        )
         write = functools.partial(_write_masks, paths[start:], outputs, finder.point)
         multihost.on_main(write)
 
@@ -243,7 +245,7 @@ def _write_masks(
     paths: Sequence[Path], outputs: Outputs, point: OperatingPoint
 ) -> None:
     found = point.masks(outputs.levels, outputs.presence)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
         list(threads.map(_write_mask, paths, found))
 
 

@@ -8,12 +8,10 @@ The stem is the split, "test", where the network was shown what it was trained o
 both: "test-predicted". `docs/metrics.md` defines the figures.
 """
 
-import concurrent.futures
 import csv
 import dataclasses
 import io
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from covjax.data.covidqu import Film, read_masks
+from covjax.data.covidqu import Film
+from covjax.data.split_masks import SplitMasks
+from covjax.errors import UsageError
 from covjax.metrics.calibration import histograms, summarize_reliability
 from covjax.metrics.counts import count_pixels, dice_per_image, iou_per_image
 from covjax.metrics.detection import summarize_detection
@@ -39,21 +39,18 @@ from covjax.train.eval_pass import Outputs
 COUNTED = ("file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou")
 MEASURED = ("presence", "lung", "true_share", "found_share", "hd95", "surface_dice")
 TOLERANCE = 2.0  # of the surface Dice, pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitMasks:
-    """The masks of a split, uint8 [n, H, W] in {0, 1} each.
-
-    Attributes:
-      truth: of the task.
-      lung: the true lungs.
-      found_lung: those that a model found; None where none was asked.
-    """
-
-    truth: np.ndarray
-    lung: np.ndarray
-    found_lung: np.ndarray | None
+# What every reader of results/<stem>.json relies on.
+NEEDED = (
+    "task", "split", "phantom", "roi", "n", "n_empty", "threshold", "loss", "all",
+    "positive", "pooled", "blank_rate",
+)  # fmt: skip
+# What the network is shown of a film: `config.data.roi`.
+ROI_NAMES = {
+    "truth": "true lungs",
+    "predicted": "lungs found by stage 1",
+    "none": "whole film",
+    "outside": "only what lies outside the lungs",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,24 +77,6 @@ class Evaluated:
     seen_lung: np.ndarray
     rows: dict[str, np.ndarray]
     counts: np.ndarray
-
-
-def read_split_masks(films: Sequence[Film], size: int, task: str) -> SplitMasks:
-    """Reads the masks of all films of a split.
-
-    Args:
-      films: of the split.
-      size: side, pixels.
-      task: "lung" or "infection": which mask is the truth.
-    """
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        masks = list(threads.map(lambda film: read_masks(film, size), films))
-    found = all("found_lung" in m for m in masks)
-    return SplitMasks(
-        truth=np.stack([m[task] for m in masks]),
-        lung=np.stack([m["lung"] for m in masks]),
-        found_lung=np.stack([m["found_lung"] for m in masks]) if found else None,
-    )
 
 
 def measure(
@@ -285,3 +264,61 @@ def _csv(evaluated: Evaluated) -> str:
 def _cell(value: float) -> str:
     """Returns every digit, so that all figures can be computed again; NaN is empty."""
     return "" if value != value else repr(value)
+
+
+def read_results(workdir: Path, split: str) -> list[dict[str, Any]]:
+    """Reads results/<split>.json of a run, and those of the other regions.
+
+    Returns:
+      What the files hold, the run's own region of interest first.
+
+    Raises:
+      UsageError: naming the file that is missing or is not what its name says.
+    """
+    first = workdir / "results" / f"{split.lower()}.json"
+    others = (first.with_stem(f"{first.stem}-{roi}") for roi in ROI_NAMES)
+    return [_read(path) for path in (first, *others) if path == first or path.exists()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        results = read_json(path, finite=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: no results there ({error})") from None
+    if not isinstance(results, dict):
+        raise UsageError(f"{path}: no results there")
+    missing = [name for name in NEEDED if name not in results]
+    if missing:
+        raise UsageError(
+            f"{path}: lacks {missing[0]!r}; --mode=evaluate writes it anew"
+        )
+    return results
+
+
+def headline_roi(rois: Sequence[str]) -> str:
+    """Returns which of a run's regions stands for it: a way that a clinic has.
+
+    Args:
+      rois: what the network was shown, in the results that there are; the way in which
+        it was trained comes first.
+
+    Returns:
+      That way, if it needs no true lungs; else found lungs, where they were tried; else
+      that way.
+    """
+    if rois[0] in ("none", "predicted") or "predicted" not in rois:
+        return rois[0]
+    return "predicted"
+
+
+def roi_name(results: dict[str, Any]) -> str:
+    """Returns the words for what the network was shown of each film."""
+    roi, pixels = results.get("roi", "not stated"), results.get("roi_dilate")
+    name = ROI_NAMES.get(roi, str(roi))
+    if pixels:
+        name += f", widened by {pixels} px"
+    if results.get("roi_as") != "channel":
+        return name
+    if roi == "outside":
+        return f"{name}, and where they are"
+    return f"whole film, {name} beside it"

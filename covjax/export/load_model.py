@@ -5,13 +5,13 @@ from pathlib import Path
 from covjax.config import read_about
 from covjax.errors import UsageError
 from covjax.evaluation.lung_masks import make_finder
+from covjax.evaluation.results import read_results
 from covjax.export.safetensors import SUFFIX, Weights, read_weights
 from covjax.metrics.operating_point import FILE, read_points
-from covjax.report.tables import read_results
 from covjax.train.restore import read_trained
 from covjax.train.run_folder import CONFIG
 
-_SHIPPED = Path(__file__).parent / "pretrained"
+_SHIPPED = Path(__file__).parents[1] / "pretrained"
 
 
 def read_network(path: str) -> Weights:

@@ -14,7 +14,6 @@ the threshold nearest .5, the lower of two.
 import concurrent.futures
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from covjax.data.mask_ops import areas, drop_small
 from covjax.errors import UsageError
 from covjax.metrics.detection import presence_scores
 from covjax.metrics.levels import above
+from covjax.runtime.cores import count_cores
 from covjax.runtime.files import write_whole
 from covjax.runtime.strict_json import read_json
 
@@ -91,7 +91,7 @@ def calibrate(
     if presence is None:
         presence = presence_scores(levels)
     sizes = areas_to_try(levels[0].size)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
         kept = np.stack(list(threads.map(_film_dice, levels, truths)))
     blank = (truths.any(axis=(1, 2)) == 0).astype(np.float64)  # Dice of no output
 

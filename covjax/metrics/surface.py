@@ -6,13 +6,13 @@ MONAI (`compute_hausdorff_distance`, `compute_surface_dice`).
 """
 
 import concurrent.futures
-import os
 from typing import Any
 
 import numpy as np
 from scipy.spatial import KDTree
 
 from covjax.metrics.bootstrap import RESAMPLES, Figure, estimate, ratio
+from covjax.runtime.cores import count_cores
 
 # Of the sums of `terms`.
 FIGURES: dict[str, Figure] = {
@@ -70,7 +70,7 @@ def boundary_rows(
         distances = _edge_distances(truth, output)
         return _hd95(*distances), _surface_dice(*distances, tolerance)
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
         rows = np.array(list(threads.map(row, truths, outputs))).reshape(-1, 2)
     return rows[:, 0], rows[:, 1]
 

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from covjax.report.colours import BLUE, ORANGE
+from covjax.colours import BLUE, ORANGE
 
 OPACITY = 0.3  # of the infection's colour
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from covjax.report.colours import BLUE, ORANGE
+from covjax.colours import BLUE, ORANGE
 from covjax.runtime.files import write_whole
 
 # A line style or a marker tells the same once more, for a print without colours.

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from covjax.report import canvas, colours
+from covjax import colours
+from covjax.report import canvas
 
 
 @dataclasses.dataclass(frozen=True)

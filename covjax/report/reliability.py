@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from covjax.report import canvas, colours
+from covjax import colours
+from covjax.report import canvas
 
 
 def draw_reliability(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from covjax.errors import UsageError
+from covjax.evaluation.results import ROI_NAMES, headline_roi
 from covjax.report import split_figures
-from covjax.report.tables import ROI_NAMES, headline_roi
 from covjax.runtime.csv_text import unescape
 from covjax.runtime.strict_json import read_json
 from covjax.train.metric_writer import read_metrics

@@ -6,54 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from covjax.errors import UsageError, expecting, printable
-from covjax.runtime.strict_json import read_json
+from covjax.evaluation.results import ROI_NAMES, headline_roi, read_results, roi_name
 
 # The study's Test figures, family `all`: mean loss, Dice, IoU.
 STUDY = {"lung": (0.0372, 0.9690, 0.9411), "infection": (0.3656, 0.6167, 0.5642)}
 NONE = "–"
 # What those losses are of.
 STUDY_LOSS = {"lung": {"dice": 1.0}, "infection": {"dice": 0.5, "bce": 0.5}}
-# What the tables are made of.
-NEEDED = (
-    "task", "split", "phantom", "roi", "n", "n_empty", "threshold", "loss", "all",
-    "positive", "pooled", "blank_rate",
-)  # fmt: skip
-# What the network is shown of a film: `config.data.roi`.
-ROI_NAMES = {
-    "truth": "true lungs",
-    "predicted": "lungs found by stage 1",
-    "none": "whole film",
-    "outside": "only what lies outside the lungs",
-}
-
-
-def read_results(workdir: Path, split: str) -> list[dict[str, Any]]:
-    """Reads results/<split>.json of a run, and those of the other regions.
-
-    Returns:
-      What the files hold, the run's own region of interest first.
-
-    Raises:
-      UsageError: naming the file that is missing or is not what its name says.
-    """
-    first = workdir / "results" / f"{split.lower()}.json"
-    others = (first.with_stem(f"{first.stem}-{roi}") for roi in ROI_NAMES)
-    return [_read(path) for path in (first, *others) if path == first or path.exists()]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        results = read_json(path, finite=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: no results there ({error})") from None
-    if not isinstance(results, dict):
-        raise UsageError(f"{path}: no results there")
-    missing = [name for name in NEEDED if name not in results]
-    if missing:
-        raise UsageError(
-            f"{path}: lacks {missing[0]!r}; --mode=evaluate writes it anew"
-        )
-    return results
 
 
 def format_evaluation(found: Sequence[dict[str, Any]], title: str) -> str:
@@ -73,22 +32,6 @@ def format_evaluation(found: Sequence[dict[str, Any]], title: str) -> str:
         if len(found) > 1:
             tables.append(format_regions(found))
     return printable("\n\n".join(tables))
-
-
-def headline_roi(rois: Sequence[str]) -> str:
-    """Returns which of a run's regions stands for it: a way that a clinic has.
-
-    Args:
-      rois: what the network was shown, in the results that there are; the way in which
-        it was trained comes first.
-
-    Returns:
-      That way, if it needs no true lungs; else found lungs, where they were tried; else
-      that way.
-    """
-    if rois[0] in ("none", "predicted") or "predicted" not in rois:
-        return rois[0]
-    return "predicted"
 
 
 def format_results(results: dict[str, Any], title: str) -> str:
@@ -154,19 +97,6 @@ def format_roi(results: dict[str, Any]) -> str:
     """Returns what the network was shown, and which run found the lungs, if one did."""
     name, lungs = roi_name(results), results.get("lungs")
     return f"{name} ({lungs['run']}, step {lungs['step']})" if lungs else name
-
-
-def roi_name(results: dict[str, Any]) -> str:
-    """Returns the words for what the network was shown of each film."""
-    roi, pixels = results.get("roi", "not stated"), results.get("roi_dilate")
-    name = ROI_NAMES.get(roi, str(roi))
-    if pixels:
-        name += f", widened by {pixels} px"
-    if results.get("roi_as") != "channel":
-        return name
-    if roi == "outside":
-        return f"{name}, and where they are"
-    return f"whole film, {name} beside it"
 
 
 def format_point(results: dict[str, Any]) -> str:

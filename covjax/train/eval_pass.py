@@ -74,7 +74,13 @@ def score(
 
 
 def predict_split(
-    config: ml_collections.ConfigDict, films: Sequence[Film], state: Any
+    config: ml_collections.ConfigDict,
+    films: Sequence[Film],
+    state: Any,
+    *,
+    roi: str | None = None,
+    batch_size: int | None = None,
+    cached: bool = True,
 ) -> Outputs:
     """Keeps the probability of every pixel of a split.
 
@@ -83,6 +89,9 @@ def predict_split(
         read.
       films: the split.
       state: replicated.
+      roi: region of interest; None: `data.roi`.
+      batch_size: over all processes; None: `train.batch_size`.
+      cached: False reads each film from its files, whatever `data.cache` says.
 
     Returns:
       Outputs of all films, the same on every process.
@@ -91,7 +100,10 @@ def predict_split(
       RuntimeError: if the dataset did not supply every film exactly once.
     """
     rank, world = parallel.process()
-    dataset = make_eval_dataset(films, config=config, rank=rank, world=world)
+    dataset = make_eval_dataset(
+        films, config=config, rank=rank, world=world,
+        roi=roi, batch_size=batch_size, cached=cached,
+    )  # fmt: skip
     n, side = len(films), config.data.image_size
     kept = {"levels": np.zeros((n, side, side), np.uint8), "loss": np.zeros(n)}
     if config.model.presence:

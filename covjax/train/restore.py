@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -87,16 +88,22 @@ def share_trained(path: str) -> Trained:
     return Trained(Path(told["run"]), config, told["step"], told["fingerprint"], state)
 
 
-def in_form(trained: Trained, **model: str) -> TrainState:
+def in_form(
+    trained: Trained, *, dtype: str | None = None, upsample: str | None = None
+) -> TrainState:
     """Returns the state of a network that is computed in another form.
 
     Args:
       trained: the network.
-      model: fields of `config.model` that change how, and not what is computed.
+      dtype: of the computation, in place of `config.model.dtype`.
+      upsample: in place of `config.model.upsample`.
     """
-    config = ml_collections.ConfigDict(trained.config.to_dict())
-    config.model.update(model)
-    return inference_state(make_model(config).apply, **trained.state.evaluated())
+    model = make_model(trained.config)
+    if dtype:
+        model = model.clone(dtype=jnp.dtype(dtype))
+    if upsample:
+        model = model.clone(upsample=upsample)
+    return inference_state(model.apply, **trained.state.evaluated())
 
 
 def check_fits(

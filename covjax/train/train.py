@@ -1,62 +1,68 @@
-"""Training of one stage: config and folder in, checkpoints and results out."""
+"""Training of one stage: images in, checkpoints and a log out."""
 
 import contextlib
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import optax
 
 from covjax import multihost, parallel
-from covjax.config import compile_patterns, validate_config
-from covjax.data.covidqu import is_phantom
+from covjax.config import compile_patterns
 from covjax.data.pipeline import make_order, make_region
-from covjax.data.source import Films, find_films, phantom_prefix
+from covjax.data.source import Films
 from covjax.errors import UsageError
-from covjax.evaluation import evaluate
-from covjax.evaluation.lung_masks import find_finder
 from covjax.models import make_model
-from covjax.report.figures import draw_curves
-from covjax.train import checkpoint, run_folder
+from covjax.train import checkpoint
 from covjax.train.checkpoint import Checkpoints, best_of, read_variables
-from covjax.train.ema import make_averaging
+from covjax.train.ema import Rate, make_averaging
 from covjax.train.loop import fit
-from covjax.train.metric_writer import RunLog, read_metrics
+from covjax.train.metric_writer import RunLog
 from covjax.train.optimizer import make_optimizer, make_schedule
-from covjax.train.sample_manifest import choose_films
 from covjax.train.train_state import TrainState, create_train_state, start_state
 from covjax.train.transfer import Transfer, format_transfer, transfer
 
 
-def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: Path, split: str = "Test"
-) -> None:
-    """Trains one stage, or goes on with it, then evaluates its best epoch.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A stage that can be trained: all that was checked and made before the first step.
 
-    The state starts from the newest checkpoint in `workdir`; else from the run that
-    `config.init_from` names; else from random parameters.
+    Attributes:
+      config: the whole config.
+      steps_per_epoch: steps from one pass over Val to the next.
+      state: with random parameters, on the host.
+      transferred: what the run that `config.init_from` names gives; None: nothing, or
+        training has begun already.
+      schedule: steps taken → learning rate.
+      averaging: of the weights, as `train_step` takes it.
+      dropout_key: of the run.
+    """
+
+    config: ml_collections.ConfigDict
+    steps_per_epoch: int
+    state: TrainState
+    transferred: Transfer | None
+    schedule: optax.Schedule
+    averaging: Rate | None
+    dropout_key: jax.Array
+
+
+def make_training(
+    config: ml_collections.ConfigDict, workdir: Path, films: Films
+) -> Training:
+    """Makes network, optimizer and first state; writes nothing.
 
     Args:
-      config: as configs/*.py make it.
-      workdir: the run's folder.
-      split: on which it is evaluated; an experiment that compares arms takes "Val".
+      config: the whole config.
+      workdir: the run's folder, or where it is to be.
+      films: of every split; Train is read.
 
     Raises:
-      UsageError: if config, data, folder or `init_from` cannot be used; nothing that
-        was there before is changed.
-      Diverged: if the loss is no longer finite; the checkpoints stay.
-      StorageError: if the folder cannot be written any more; they stay as well.
-      Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
+      UsageError: if config, data or `init_from` cannot be used.
     """
-    validate_config(config)
-    finder = find_finder(config)
-    parallel.check_batch_size(config.train.batch_size)
-    multihost.on_main(lambda: run_folder.check(workdir, config))
-    root, films = multihost.in_all(lambda: find_films(config))
-    chosen = choose_films(
-        config, workdir, films, ("Train", "Val", split), training=True
-    )
-    films = chosen.films
     steps_per_epoch = len(films["Train"]) // config.train.batch_size
     if not steps_per_epoch:
         raise UsageError(
@@ -74,52 +80,62 @@ def train_and_evaluate(
         image_size=config.data.image_size,
         channels=make_region(config.data).channels,
     )
-    moved = None
+    transferred = None
     begun = multihost.on_main(lambda: checkpoint.exists(workdir))
     if config.init_from and not begun:
-        moved = _transfer(config, state)
-    with contextlib.ExitStack() as held:
-        check = multihost.in_all(lambda: held.enter_context(run_folder.hold(workdir)))
+        transferred = _transfer(config, state)
+    return Training(
+        config, steps_per_epoch, state, transferred, schedule, averaging, dropout_key
+    )
 
-        def claim() -> None:
-            run_folder.claim(workdir, config, phantom=is_phantom(root))
-            for line in checkpoint.set_aside_damaged(workdir):
-                print(line, flush=True)
-            chosen.write(workdir)
 
-        multihost.on_main(claim)
-        films = evaluate.show_lungs(config, workdir, films, finder)
-        with contextlib.ExitStack() as opened:
-            # The main process alone reads and writes them, and tells the others.
-            checkpoints = multihost.on_main_only(
-                lambda: opened.enter_context(Checkpoints(workdir, check))
-            )
-            state, origin = _start(
-                state, checkpoints, moved, config.init_from, averaged=bool(averaging)
-            )
-            with RunLog(
-                workdir,
-                start=int(state.step),
-                total=config.train.epochs * steps_per_epoch,
-                batch_size=config.train.batch_size,
-                silent=not parallel.is_main(),
-            ) as log:
-                log.dropped = multihost.on_main(lambda: log.dropped)
-                log.say(_describe(config, workdir, root, films))
-                log.say(origin)
-                fit(
-                    config, films, state,
-                    checkpoints=checkpoints, log=log, schedule=schedule,
-                    averaging=averaging, dropout_key=dropout_key,
-                )  # fmt: skip
-        if parallel.is_main():
-            kind = phantom_prefix(root)
-            draw_curves(
-                workdir / "figures" / "curves.png",
-                read_metrics(workdir),
-                f"{kind}{config.data.task}: {workdir.name}",
-            )
-        evaluate.evaluate_best(config, workdir, root, films, split, finder)
+def train(
+    training: Training,
+    workdir: Path,
+    films: Films,
+    *,
+    check: Callable[[], None],
+    description: str,
+) -> None:
+    """Trains to the last step, from the newest checkpoint if there is one.
+
+    Without a checkpoint the state starts from the run that `config.init_from` names;
+    else from random parameters.
+
+    Args:
+      training: from `make_training`.
+      workdir: the run's folder, held by this process.
+      films: of every split; Train and Val are read.
+      check: from `run_folder.hold`.
+      description: of the run, for its log.
+
+    Raises:
+      Diverged: if the loss is no longer finite; the checkpoints stay.
+      StorageError: if the folder cannot be written any more; they stay as well.
+      Interrupted: after SIGINT or SIGTERM, once a checkpoint is written.
+    """
+    config = training.config
+    with contextlib.ExitStack() as opened:
+        # The main process alone reads and writes them, and tells the others.
+        checkpoints = multihost.on_main_only(
+            lambda: opened.enter_context(Checkpoints(workdir, check))
+        )
+        state, origin = _start(training, checkpoints)
+        with RunLog(
+            workdir,
+            start=int(state.step),
+            total=config.train.epochs * training.steps_per_epoch,
+            batch_size=config.train.batch_size,
+            silent=not parallel.is_main(),
+        ) as log:
+            log.dropped = multihost.on_main(lambda: log.dropped)
+            log.say(description)
+            log.say(origin)
+            fit(
+                config, films, state,
+                checkpoints=checkpoints, log=log, schedule=training.schedule,
+                averaging=training.averaging, dropout_key=training.dropout_key,
+            )  # fmt: skip
 
 
 def _transfer(config: ml_collections.ConfigDict, state: TrainState) -> Transfer:
@@ -147,19 +163,15 @@ def _read_transfer(config: ml_collections.ConfigDict, state: TrainState) -> Tran
 
 
 def _start(
-    state: TrainState,
-    checkpoints: Checkpoints | None,
-    moved: Transfer | None,
-    init_from: str,
-    *,
-    averaged: bool,
+    training: Training, checkpoints: Checkpoints | None
 ) -> tuple[TrainState, str]:
     """Returns the state to go on from, and a text that says where it comes from."""
+    state, moved = training.state, training.transferred
     origin = "every leaf starts anew (no --init_from)"
     if moved is not None:
         state = start_state(state.apply_fn, state.tx, **moved.variables)
-        origin = format_transfer(moved, init_from)
-    if averaged:
+        origin = format_transfer(moved, training.config.init_from)
+    if training.averaging is not None:
         state = state.replace(averaged=state.variables())
 
     def restore() -> dict[str, Any]:
@@ -174,13 +186,3 @@ def _start(
     restored = jax.tree.unflatten(jax.tree.structure(state), found["leaves"])
     said = [*found["told"], f"resumed at step {int(restored.step)}"]
     return restored, "\n".join(said)
-
-
-def _describe(
-    config: ml_collections.ConfigDict, workdir: Path, root: Path, films: Films
-) -> str:
-    counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in films.items())
-    return (
-        f"{config.data.task}: {phantom_prefix(root)}films of {root}: {counts}\n"
-        f"{jax.device_count()} {jax.default_backend()} device(s); run: {workdir}"
-    )

@@ -10,7 +10,7 @@ import numpy as np
 from covjax import parallel
 from covjax.data.covidqu import Film
 from covjax.data.pipeline import make_eval_dataset
-from covjax.evaluation.results import read_split_masks
+from covjax.data.split_masks import read_split_masks
 from covjax.metrics.counts import count_pixels
 from covjax.metrics.operating_point import OperatingPoint, calibrate
 from covjax.metrics.segmentation import FAMILIES, summarize

@@ -30,8 +30,8 @@ from covjax import parallel
 from covjax.data.covidqu import CLASSES, Film
 from covjax.data.pipeline import make_eval_dataset, make_region
 from covjax.data.source import find_films
+from covjax.data.split_masks import SplitMasks
 from covjax.evaluation.results import (
-    SplitMasks,
     measure,
     summarize_evaluated,
     write_results,

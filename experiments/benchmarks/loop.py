@@ -31,8 +31,8 @@ from ml_collections import config_flags
 
 from covjax.data.source import find_films
 from covjax.errors import Failure
+from covjax.run import train_and_evaluate
 from covjax.train.metric_writer import RunLog
-from covjax.train.train import train_and_evaluate
 from experiments.benchmarks.bare_steps import BareSteps
 from experiments.benchmarks.spread import print_spread
 

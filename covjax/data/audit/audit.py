@@ -11,7 +11,10 @@ report cannot be written.
 
 import argparse
 import collections
+import contextlib
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,8 +36,10 @@ from covjax.data.audit.leakage import Place, find_leaks
 from covjax.data.image_io import shown
 from covjax.data.integrity import Readers
 from covjax.errors import DataError, UsageError
-from covjax.runtime.files import write_whole
+from covjax.runtime.files import cache_folder, write_whole
+from covjax.runtime.private import private_folder
 from covjax.runtime.progress import progress_bar
+from covjax.runtime.strict_json import read_json
 
 # Films that the study reports, by tree and split, in the order of `covidqu.CLASSES`.
 PUBLISHED = {
@@ -49,6 +54,7 @@ PUBLISHED = {
         "Test": (583, 292, 291),
     },
 }
+_FORMAT = 1  # of what is found; part of the name under which it is cached
 LISTED = 12  # lines of a list on the terminal; the JSON holds all
 
 
@@ -277,6 +283,50 @@ def audit_with_bar(root: Path) -> dict[str, Any]:
     """Returns what `audit` finds; a terminal shows how far it is."""
     with progress_bar("reading films") as progress:
         return audit(root, progress)
+
+
+def audit_once(root: Path) -> dict[str, Any]:
+    """Returns what `audit` finds; files that were audited before are not read again.
+
+    The findings lie in covjax's cache, under a hash of the path, length and time of
+    change of every file below `root`.
+
+    Args:
+      root: the folder of the data.
+
+    Raises:
+      DataError: if no tree is there.
+    """
+    path = None
+    with contextlib.suppress(UsageError, RuntimeError, OSError):
+        folder = cache_folder() / "audits"
+        private_folder(folder)
+        path = folder / f"{_hash_files(root)}.json"
+        with contextlib.suppress(ValueError):  # not whole
+            found = read_json(path, finite=False)
+            if isinstance(found, dict):
+                return found | {"root": str(root)}
+    print(f"\nauditing the films of {root}", flush=True)
+    found = audit_with_bar(root)
+    if path is not None:
+        with contextlib.suppress(OSError):  # the next run audits again
+            write_whole(path, json.dumps(found) + "\n")
+    return found
+
+
+def _hash_files(root: Path) -> str:
+    """Returns a hash of all files below a folder as they are now."""
+    digest = hashlib.sha256(f"{_FORMAT}\n".encode())
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):  # a link to nothing
+                told = os.stat(path)
+                below = os.path.relpath(path, root)
+                state = f"{below}\0{told.st_size}\0{told.st_mtime_ns}\n"
+                digest.update(os.fsencode(state))
+    return digest.hexdigest()[:32]
 
 
 def _write_json(path: Path, findings: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ from covjax.data.from_table.table import (
 from covjax.data.image_io import shown
 from covjax.data.integrity import BadFilms, read_all
 from covjax.errors import DataError, UsageError
+from covjax.runtime.cores import count_cores
 from covjax.runtime.files import write_whole
 from covjax.runtime.progress import Progress, progress_bar
 
@@ -134,7 +135,7 @@ def _digest_films(table: Table) -> dict[Path, bytes]:
             said = f"image: {shown(row.image)}: {error.strerror}"
             faults.append(Fault(row.line, said))
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
         digests = dict(zip(table.rows, threads.map(digest, table.rows), strict=True))
     first: dict[bytes, int] = {}
     for row, found in digests.items():
