@@ -41,14 +41,15 @@ test: .venv/.dev ## run the tests; ARGS="-k losses" goes to pytest
 test-browser: .venv/.dev ## look at both pages in Chromium (CHROMIUM= names another)
 	@$(PY) -m pytest -m browser $(ARGS)
 
-faults: .venv/.dev ## break runs on purpose, for an hour; ARGS="kills" runs a part
+faults: .venv/.dev ## break runs on purpose, for over an hour; ARGS="kills" runs a part
 	@$(PIP_INSTALL) -e '.[dev,faults]'
 	@$(PY) -m experiments.faults $(ARGS)
 
-lint: .venv/.dev ## check style and types
+lint: .venv/.dev ## check style, types and who imports whom
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m pyright --pythonpath $(PY)
+	@$(dir $(PY))lint-imports
 
 format: .venv/.dev ## mend what ruff can mend
 	@$(PY) -m ruff check --fix

@@ -22,7 +22,7 @@ NOT_IDENTITY = {
     "data.threads",
     "data.workers",
     "data.prefetch",
-    "data.on_bad_record",  # once it has begun, a run keeps to its films (train/sample_manifest.py)
+    "data.on_bad_record",  # a run keeps to its films: train/sample_manifest.py
     "train.log_every",
     "train.checkpoint_every",
     "train.on_nan",

@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from covjax.predict import dicom_seg as seg
 from covjax.predict import worker_tasks
-from covjax.predict.dicom import seg
 from covjax.predict.postprocess import squeeze
 from covjax.predict.writer import write_outputs
 

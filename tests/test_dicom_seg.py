@@ -12,7 +12,7 @@ from pydicom import config
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from covjax.errors import DataError, UsageError
-from covjax.predict.dicom.seg import write_seg
+from covjax.predict.dicom_seg import write_seg
 from covjax.predict.postprocess import Origin
 from dicom_files import DX, change, make_film, save
 

@@ -10,7 +10,7 @@ import numpy as np
 from covjax.data.image_io import shown
 from covjax.data.mask_ops import place
 from covjax.errors import DataError
-from covjax.predict.dicom.seg import write_seg
+from covjax.predict.dicom_seg import write_seg
 from covjax.predict.inputs import Input
 from covjax.predict.laterality import measure_sides
 from covjax.predict.overlay import draw_overlay

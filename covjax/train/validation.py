@@ -39,8 +39,8 @@ def make_judge(
 
     With `config.eval.choose` "untuned" the epoch is judged at `config.eval.threshold`.
     With "tuned" it is judged at the operating point that its own outputs give
-    (metrics/operating_point.py): the run is evaluated at such a point, and an epoch that is good at
-    .5 need not be good there.
+    (metrics/operating_point.py): the run is evaluated at such a point, and an epoch
+    that is good at .5 need not be good there.
 
     Args:
       config: the whole config.

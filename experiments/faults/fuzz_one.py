@@ -16,7 +16,8 @@ import atheris
 with atheris.instrument_imports(
     include=[
         "covjax.data.image_io", "covjax.data.png", "covjax.data.containers",
-        "covjax.predict.dicom.reader", "covjax.predict.dicom.codecs", "covjax.predict.dicom.lut", "PIL",
+        "covjax.predict.dicom.reader", "covjax.predict.dicom.codecs",
+        "covjax.predict.dicom.lut", "PIL",
         "pydicom.filereader", "pydicom.dataelem", "pydicom.encaps", "pydicom.values",
     ]
 ):  # fmt: skip

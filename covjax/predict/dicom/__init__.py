@@ -1,1 +1,1 @@
-"""DICOM: images in, segmentations out."""
+"""Reads DICOM images: pixels as a viewer shows them."""
