@@ -172,7 +172,8 @@ hosts.join(coordinator, 2, rank)
 """
 _AGREE = """
 import jax
-from covjax import parallel, run_dir
+from covjax import parallel
+from covjax.train import run_folder
 jax.distributed.initialize(coordinator, 2, rank, cluster_detection_method="deactivate")
 agree_to_stop, wants, steps = parallel.compile_agreement(), {0: 7, 1: 4}, []
 for step in range(1, 12):
@@ -191,7 +192,7 @@ class Config:
     class data:
         task = "lung"
 time.sleep(2 * rank)  # their clocks are at different seconds
-with run_dir.new_folder(Config) as folder:
+with run_folder.new_folder(Config) as folder:
     print("AGREED", steps, told, folder, flush=True)
 """
 _END = """

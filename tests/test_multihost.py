@@ -12,7 +12,7 @@ from test_distributed import _JOIN, two
 
 _BOTH = """
 import json
-from covjax import together
+from covjax import multihost
 from covjax.errors import StorageError
 
 def told(action):
@@ -25,29 +25,29 @@ def fail(error):
     raise error
 
 def main_fails():
-    return together.on_main(lambda: fail(UsageError("no run")))
+    return multihost.on_main(lambda: fail(UsageError("no run")))
 
 def other_fails():
     full = StorageError("the disk is full")
-    return together.in_all(lambda: fail(full) if rank else "fine")
+    return multihost.in_all(lambda: fail(full) if rank else "fine")
 
 def disk_fails():
     gone = OSError(116, os.strerror(116), "a.png")
-    return together.in_all(lambda: fail(gone) if rank else "fine")
+    return multihost.in_all(lambda: fail(gone) if rank else "fine")
 
 def sent():
     tree = {"a": np.arange(6.0).reshape(2, 3), "b": [None, True, "s", (1, 2.5)]}
-    found = together.on_main(lambda: tree if rank == 0 else fail(UsageError("asked")))
+    found = multihost.on_main(lambda: tree if rank == 0 else fail(UsageError("asked")))
     return [found["a"].tolist(), found["b"][:3], list(found["b"][3])]
 
-together._AT_ONCE = 64  # bytes: in several parts
+multihost._AT_ONCE = 64  # bytes: in several parts
 results = {
-    "words": together.gather_words("ä" * (1 + 3 * rank)),
+    "words": multihost.gather_words("ä" * (1 + 3 * rank)),
     "sent": told(sent),
     "main fails": told(main_fails),
     "other fails": told(other_fails),
-    "goes on": told(lambda: together.in_all(lambda: rank)),
-    "main only": told(lambda: together.on_main_only(lambda: "open")),
+    "goes on": told(lambda: multihost.in_all(lambda: rank)),
+    "main only": told(lambda: multihost.on_main_only(lambda: "open")),
 }
 try:
     disk_fails()

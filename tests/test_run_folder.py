@@ -120,8 +120,8 @@ def test_folder_of_a_run_that_was_killed_as_it_began_is_free(tmp_path, monkeypat
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from covjax import run_dir
-with run_dir.hold(Path(sys.argv[1])):
+from covjax.train import run_folder
+with run_folder.hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
