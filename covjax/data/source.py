@@ -9,7 +9,6 @@ from typing import Any
 
 from covjax.data.covidqu import SPLITS, Film, data_root, is_phantom, list_films
 from covjax.data.image_io import shown
-from covjax.data.phantom.dataset import write_phantoms
 from covjax.errors import DataError
 
 Films = dict[str, list[Film]]  # of every split
@@ -25,6 +24,8 @@ def find_films(config: Any) -> tuple[Path, Films]:
         ways on.
     """
     if config.data.phantom_films:
+        from covjax.data.phantom.dataset import write_phantoms
+
         counts: dict[str, int] = dict(
             zip(SPLITS, config.data.phantom_films, strict=True)
         )

@@ -6,8 +6,8 @@ The batch lies on the device already: only the network, its loss and its optimiz
 measured, as `train/loop.py` compiles them. Both sides take turns, --rounds times.
 Printed are images a second, XLA's own count of the step's operations and what share
 of the rate of a matrix product (of the same run, in the same dtype) it reaches, memory,
-the time to compile, and the time from the start of a process to the end of its first step,
-with an empty and with a filled cache of compiled programs.
+the time to compile, and the time from the start of a process to the end of its first
+step, with an empty and with a filled cache of compiled programs.
 
   … --sweep --widths=16,32 --sizes=128,256 --batches=8,16 --dtypes=float32,bfloat16
 
