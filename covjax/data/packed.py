@@ -158,7 +158,7 @@ class _Copy:
         at = self._start + index * self._row
         try:
             # Unlike `seek` and `read`, it leaves other threads alone.
-            got = os.preadv(self._descriptor, [row], at)
+            got = os.preadv(self._descriptor, [row.data], at)
         except OSError as error:
             raise DataError(f"{self._path}: {reason(error)}: {_ANEW}") from None
         if got < self._row:
