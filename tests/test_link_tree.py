@@ -186,6 +186,18 @@ def test_stopped_anywhere_the_same_command_goes_on(
     assert when > 8  # it was stopped, and not once
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_half_written_marker_of_a_killed_process_is_removed(tmp_path, source, whole):
+    root = tmp_path / "root"
+    items = {f"{LUNG}/Val/Normal/images/a.png": link(source / "a")}
+    if whole:
+        lay_out(root, TABLE, items)
+    root.mkdir(exist_ok=True)
+    (root / ".FROM_TABLE.json.x1.half").write_text("{")
+    lay_out(root, TABLE, items)
+    assert not list(root.glob(".FROM*"))
+
+
 def test_a_half_written_file_of_a_killed_process_is_removed(tmp_path, source):
     root = tmp_path / "root"
     lay_out(root, TABLE, first(source))

@@ -87,10 +87,15 @@ def lay_out(root: Path, table: Path, items: Mapping[str, Item]) -> int:
 
 @contextlib.contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder, which is made if missing."""
+    """Keeps other processes out of a folder, which is made if missing.
+
+    A marker that a killed process had half-written is removed.
+    """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(root))
+            if stack.enter_context(locked(root)):
+                for half in root.glob(f".{TABLE_MARKER}.*{HALF}"):
+                    half.unlink()
         except BusyError:
             raise DataError(
                 f"{shown(root)}: another process is at work there: wait for it"
