@@ -8,7 +8,7 @@ PROJECT = Path(__file__).parents[1]
 OTHERS = tuple(
     f"covjax.{name}" for name in ("report", "evaluation", "predict", "export", "app")
 )
-MOST = 64
+MOST = 61
 
 
 def loaded_by(module: str) -> set[str]:
