@@ -1,8 +1,8 @@
 """What both stages share. The variant, after a colon, says how large a run is.
 
 - `lung.py`: the study, 256 px and width 64 on COVID-QU-Ex, on an accelerator.
-- `lung.py:laptop`: the same films at 128 px and width 16, what two cores can do.
-- `lung.py:phantom`: a small model on synthetic films, a minute or two on two cores.
+- `lung.py:laptop`: the same images at 128 px and width 16, what two cores can do.
+- `lung.py:phantom`: a small model on synthetic images, a minute or two on two cores.
 """
 
 import ml_collections
@@ -22,31 +22,31 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     config.data.root = ""  # else $COVJAX_DATA, else data/COVID-QU-Ex
-    config.data.phantom_films = ()  # (Train, Val, Test): synthetic films, not the root
+    config.data.phantom_images = ()  # (Train, Val, Test): synthetic images, no root
     config.data.task = "lung"  # whose mask is the target: "lung" or "infection"
-    # What the network is shown of a film: "none" (all of it), "truth" (the inside of
+    # What the network is shown of an image: "none" (all of it), "truth" (the inside of
     # the true lungs), "predicted" (of the lungs that a run of stage 1 finds), "outside"
-    # (all but the true lungs: what the film gives away without them).
+    # (all but the true lungs: what the image gives away without them).
     config.data.roi = "none"
     config.data.roi_dilate = 0  # pixels by which those lungs are widened
-    # How it is shown: "cut" (film x lungs, black elsewhere) or "channel" (the whole
-    # film, and the lungs as a second channel beside it).
+    # How it is shown: "cut" (image x lungs, black elsewhere) or "channel" (the whole
+    # image, and the lungs as a second channel beside it).
     config.data.roi_as = "cut"
     config.data.lung_run = ""  # the run of stage 1; else init_from, where it is one
     config.data.image_size = 256
-    config.data.train_share = 1.0  # of the Train films, the same share of each class
+    config.data.train_share = 1.0  # of the Train images, the same share of each class
     # Share of each training batch that shows COVID-19, at the first step and at the
-    # last, linear between; (): films as they come, each once an epoch.
+    # last, linear between; (): images as they come, each once an epoch.
     config.data.positive_share = ()
-    # Folder of the films decoded once; "auto": $COVJAX_CACHE, else ~/.cache/covjax; "":
-    # the films are decoded each time.
+    # Folder of the images decoded once; "auto": $COVJAX_CACHE, else ~/.cache/covjax;
+    # "": the images are decoded each time.
     config.data.cache = "auto"
     config.data.threads = 1  # that read and augment, in each worker
-    # Processes beside this one that load training films; -1: half of the cores, where
+    # Processes beside this one that load training images; -1: half of the cores, where
     # the steps run on an accelerator, else none (covjax/runtime/cores.py).
     config.data.workers = -1
     config.data.prefetch = 4  # batches that wait on the host
-    # All films and masks are looked at before the first step. One that cannot be used
+    # All images and masks are looked at before the first step. One that cannot be used
     # is an "error", or, up to 1 % of a split, left out and listed: "skip".
     config.data.on_bad_record = "error"
 
@@ -70,8 +70,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.width = 64
     config.model.depth = 4
     config.model.norm = "batch"  # "batch" or "group"
-    # What the levels of a film become: "unit" (0 to 1), "standard" (mean 0 and variance
-    # 1 over what is shown of it) or "equal" (their rank among those of the film).
+    # What the levels of an image become: "unit" (0 to 1), "standard" (mean 0 and
+    # variance 1 over what is shown of it) or "equal" (their rank among those of the
+    # image).
     config.model.intensity = "unit"
     config.model.residual = False  # a way past each block of the encoder
     config.model.presence = False  # a head that tells whether there is a finding at all
@@ -90,8 +91,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss.tversky_missed = 0.7  # weight of missed pixels; false ones: the rest
     config.loss.over = "image"  # or "batch": sums of Dice and Tversky, over all devices
     config.loss.presence = 0.0  # of the presence head's cross entropy
-    # Weight of a film without foreground in the pixel losses. With 0, the mask learns
-    # from films that have something, and the presence head when there is nothing.
+    # Weight of an image without foreground in the pixel losses. With 0, the mask learns
+    # from images that have something, and the presence head when there is nothing.
     config.loss.blank = 1.0
 
     config.optim = ml_collections.ConfigDict()  # AdamW, warm-up, cosine to 0
@@ -117,7 +118,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.threshold = 0.5  # probability above which a pixel is foreground
-    config.eval.flip = False  # average the logits of a film and of its mirror image
+    config.eval.flip = False  # average the logits of an image and of its mirror image
     # The best epoch has the highest Dice (`all`) on Val, "untuned" at the threshold
     # above or "tuned" at the operating point that Val gives this epoch.
     config.eval.choose = "untuned"
@@ -141,7 +142,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.data.image_size = 128
         config.model.width = 16
     if variant == "phantom":
-        config.data.phantom_films = (320, 64, 128)
+        config.data.phantom_images = (320, 64, 128)
         config.data.image_size = 64
         config.model.width = 8
         config.model.depth = 3

@@ -12,10 +12,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the settings of the recipe for stage 2; `variant` as in base.py."""
     config = infection.get_config(variant)
     lung_best.strengthen(config)
-    # A clinic has no true lungs; and a film is more than what lies inside of them.
+    # A clinic has no true lungs; and an image is more than what lies inside of them.
     config.data.roi, config.data.roi_as = "predicted", "channel"
     # Most of a wrong Dice (`all`) is false alarms: a head tells whether there is any.
-    # The mask, freed from that question, learns from films that have something.
+    # The mask, freed from that question, learns from images that have something.
     config.model.presence, config.loss.presence = True, 0.5
     config.loss.blank = 0.0
     # Outlines first, then less of them than Train's half: the share of a batch that has

@@ -1,4 +1,4 @@
-"""Stage 1: the lungs on a whole film.
+"""Stage 1: the lungs on a whole image.
 
   python -m covjax.main --config=configs/lung.py --workdir=runs/lung
 

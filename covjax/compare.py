@@ -1,11 +1,11 @@
-"""Tells whether one evaluated run is better than another on the same films.
+"""Tells whether one evaluated run is better than another on the same images.
 
   python -m covjax.compare RUN_A RUN_B [--split=test] [--roi=predicted] [--json FILE]
 
 Each RUN is a run's folder, of which results/<split>.csv is read (with --roi, the file
-of the pass in which the network was shown this of each film), or such a CSV file
+of the pass in which the network was shown this of each image), or such a CSV file
 itself. Prints every figure of both, their difference with a 95 % interval, and the
-films whose Dice changed most. Exit status: 0 if the runs were compared, whatever came
+images whose Dice changed most. Exit status: 0 if the runs were compared, whatever came
 out; 2 if they cannot be.
 """
 
@@ -34,10 +34,12 @@ from covjax.runtime.strict_json import read_json
 
 SAME = ("task", "split", "phantom")  # in both runs' JSON
 SHOWN = ("image_size", "roi", "threshold", "checkpoint")
-LISTED = 10  # films a list
+LISTED = 10  # images a list
 _NONE = "–"
 
-Film = tuple[str, str]  # class and file: a file's name alone may occur in two classes
+ImageKey = tuple[
+    str, str
+]  # class and file: a file's name alone may occur in two classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +48,13 @@ class Results:
 
     Attributes:
       path: of the CSV file.
-      films: in the order of the file, each once.
-      counts: TP, FP, FN, TN of every film, int64 [n, 4].
+      samples: in the order of the file, each once.
+      counts: TP, FP, FN, TN of every image, int64 [n, 4].
       about: what the JSON file beside it holds; empty where there is none.
     """
 
     path: Path
-    films: list[Film]
+    samples: list[ImageKey]
     counts: np.ndarray
     about: dict[str, Any]
 
@@ -63,10 +65,10 @@ def read_run(given: Path, split: str, roi: str | None = None) -> Results:
     Args:
       given: the folder or the file.
       split: "train", "val" or "test"; of no use for a file.
-      roi: what the network was shown of each film; None: what it was trained on.
+      roi: what the network was shown of each image; None: what it was trained on.
 
     Raises:
-      UsageError: naming the file, if it is missing, torn, or says a film twice.
+      UsageError: naming the file, if it is missing, torn, or says an image twice.
     """
     path = given
     if given.is_dir():
@@ -78,15 +80,15 @@ def read_run(given: Path, split: str, roi: str | None = None) -> Results:
                 f"{path}: no results there; python -m covjax.main --mode=evaluate"
                 f" --workdir={given} --split={split} writes them"
             )
-    films, counts = _read_csv(path)
-    twice = [film for film, times in Counter(films).items() if times > 1]
+    samples, counts = _read_csv(path)
+    twice = [sample for sample, times in Counter(samples).items() if times > 1]
     if twice:
-        raise UsageError(f"{path}: {_films(twice)} listed more than once")
-    return Results(path, films, counts, _read_about(path.with_suffix(".json")))
+        raise UsageError(f"{path}: {_images(twice)} listed more than once")
+    return Results(path, samples, counts, _read_about(path.with_suffix(".json")))
 
 
-def _read_csv(path: Path) -> tuple[list[Film], np.ndarray]:
-    films, counts = [], []
+def _read_csv(path: Path) -> tuple[list[ImageKey], np.ndarray]:
+    samples, counts = [], []
     for line, row in _read_rows(path):
         try:
             counts.append(_parse(row))
@@ -95,10 +97,10 @@ def _read_csv(path: Path) -> tuple[list[Film], np.ndarray]:
                 f"{path}, line {line}: TP, FP, FN and TN have to be whole numbers from"
                 " 0 up; loss, dice and iou numbers"
             ) from None
-        films.append((unescape(row[1]), unescape(row[0])))
-    if not films:
-        raise UsageError(f"{path}: no film in it")
-    return films, np.stack(counts)
+        samples.append((unescape(row[1]), unescape(row[0])))
+    if not samples:
+        raise UsageError(f"{path}: no image in it")
+    return samples, np.stack(counts)
 
 
 def _parse(row: list[str]) -> np.ndarray:
@@ -148,10 +150,10 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 def pair(a: Results, b: Results) -> np.ndarray:
-    """Returns the counts of B in the order of A's films, int64 [n, 4].
+    """Returns the counts of B in the order of A's images, int64 [n, 4].
 
     Raises:
-      UsageError: if the two are not of the same films and masks.
+      UsageError: if the two are not of the same images and masks.
     """
     for key in SAME:
         of_a, of_b = a.about.get(key), b.about.get(key)
@@ -159,29 +161,31 @@ def pair(a: Results, b: Results) -> np.ndarray:
             raise UsageError(
                 f"{a.path} and {b.path} cannot be compared: {key} {of_a} and {of_b}"
             )
-    place = {film: i for i, film in enumerate(b.films)}
+    place = {sample: i for i, sample in enumerate(b.samples)}
     for x, y in ((a, b), (b, a)):
-        alone = sorted(set(x.films) - set(y.films))
+        alone = sorted(set(x.samples) - set(y.samples))
         if alone:
-            raise UsageError(f"{_films(alone)} in {x.path} and not in {y.path}")
-    counts = b.counts[[place[film] for film in a.films]]
+            raise UsageError(f"{_images(alone)} in {x.path} and not in {y.path}")
+    counts = b.counts[[place[sample] for sample in a.samples]]
     # Among as many pixels, the same mask has as many of them.
     other = ~_other_size(a.counts, counts) & (_truth(a.counts) != _truth(counts))
     if other.any():
         i = int(np.argmax(other))
         raise UsageError(
-            f"{_films([a.films[k] for k in np.flatnonzero(other)])} scored against"
+            f"{_images([a.samples[k] for k in np.flatnonzero(other)])} scored against"
             f" different masks ({_truth(a.counts)[i]} pixels in {a.path},\n"
             f"{_truth(counts)[i]} in {b.path}): not the same truth"
         )
     return counts
 
 
-def _films(films: list[Film]) -> str:
-    """Names the first of some films and says how many they are."""
-    first = f"{films[0][0]} {films[0][1]}"
+def _images(samples: list[ImageKey]) -> str:
+    """Names the first of some images and says how many they are."""
+    first = f"{samples[0][0]} {samples[0][1]}"
     return (
-        f"{first} is" if len(films) == 1 else f"{first} and {len(films) - 1:,} more are"
+        f"{first} is"
+        if len(samples) == 1
+        else f"{first} and {len(samples) - 1:,} more are"
     )
 
 
@@ -198,7 +202,7 @@ def compare_figures(
 ) -> dict[str, dict[str, Any]]:
     """Returns every figure of both runs, and B - A with a paired interval.
 
-    Each draw of images is taken for both runs, so that a film that is hard for both
+    Each draw of images is taken for both runs, so that an image that is hard for both
     does not widen the interval of the difference.
 
     Args:
@@ -252,33 +256,35 @@ def _verdict(difference: dict[str, float | None]) -> str | None:
 
 
 def compare(a: Results, b: Results) -> dict[str, Any]:
-    """Compares two results of the same films, paired by class and file.
+    """Compares two results of the same images, paired by class and file.
 
     Returns:
       What `--json` writes: "a" and "b" (the CSV and what is known of it), "task",
       "split", "phantom" (None where neither run says), "n", "resamples", "notes",
-      "figures" (from `compare_figures`), "dice" (in how many films B's is "higher",
-      "lower", the "same"), and "worsened" and "improved" (up to 10 films each, the
+      "figures" (from `compare_figures`), "dice" (in how many images B's is "higher",
+      "lower", the "same"), and "worsened" and "improved" (up to 10 images each, the
       most changed first).
 
     Raises:
-      UsageError: if the two are not of the same films and masks.
+      UsageError: if the two are not of the same images and masks.
     """
     counts = pair(a, b)
     dice = dice_per_image(a.counts), dice_per_image(counts)
     change = dice[1] - dice[0]
     rows = [
         {"file": file, "class": label, "a": float(x), "b": float(y), "difference": d}
-        for (label, file), x, y, d in zip(a.films, *dice, change.tolist(), strict=True)
+        for (label, file), x, y, d in zip(
+            a.samples, *dice, change.tolist(), strict=True
+        )
     ]
-    # Sorts are stable: films that changed as much keep the order of A.
+    # Sorts are stable: images that changed as much keep the order of A.
     worst = sorted(rows, key=lambda row: row["difference"])
     best = sorted(rows, key=lambda row: -row["difference"])
     return {
         "a": _describe(a),
         "b": _describe(b),
         **{key: a.about.get(key, b.about.get(key)) for key in SAME},
-        "n": len(a.films),
+        "n": len(a.samples),
         "resamples": RESAMPLES,
         "notes": _notes(a, b, counts),
         "figures": compare_figures(a.counts, counts),
@@ -305,7 +311,8 @@ def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
         i = int(np.argmax(other))
         sizes = [f"{counts[i].sum():,}" for counts in (a.counts, counts_of_b)]
         notes.append(
-            f"The films were scored at two sizes ({sizes[0]} pixels in A, {sizes[1]} in"
+            f"The images were scored at two sizes ({sizes[0]} pixels in A, {sizes[1]}"
+            " in"
             " B) against masks of that size: the truth is not quite the same."
         )
     if not a.about or not b.about:
@@ -313,7 +320,7 @@ def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
     shown = [side.about.get("roi") for side in (a, b)]
     if shown[0] != shown[1]:
         notes.append(
-            f"The networks were shown two things of each film ({shown[0]} in A,"
+            f"The networks were shown two things of each image ({shown[0]} in A,"
             f" {shown[1]} in B): --roi compares them on one."
         )
     if shown[0] == shown[1]:
@@ -321,7 +328,7 @@ def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
             notes.append("The lungs that both were shown were widened in two ways.")
         if a.about.get("roi_as", "cut") != b.about.get("roi_as", "cut"):
             notes.append(
-                "One network saw films cut to the lungs, one lungs beside them."
+                "One network saw images cut to the lungs, one lungs beside them."
             )
         if not same_lungs(a.about.get("lungs"), b.about.get("lungs")):
             notes.append("The lungs that both were shown were found in two ways.")
@@ -333,9 +340,9 @@ def _notes(a: Results, b: Results, counts_of_b: np.ndarray) -> list[str]:
 
 def format_comparison(found: dict[str, Any]) -> str:
     """Returns what `compare` found as text of some 40 lines."""
-    films = "PHANTOM films" if found["phantom"] else "films"
+    samples = "PHANTOM images" if found["phantom"] else "images"
     known = [str(found[key]) for key in ("task", "split") if found[key]]
-    lines = [", ".join([*known, f"{found['n']:,} {films}, paired"])]
+    lines = [", ".join([*known, f"{found['n']:,} {samples}, paired"])]
     for side in ("a", "b"):
         about = [f"{k} {v}" for k, v in found[side].items() if k != "csv"]
         lines.append("  ".join([f"  {side.upper()}", found[side]["csv"], *about]))
@@ -352,17 +359,17 @@ def format_comparison(found: dict[str, Any]) -> str:
     dice = found["dice"]
     lines += [
         "",
-        f"Dice of single films: B's is higher in {dice['higher']:,}, lower in"
+        f"Dice of single images: B's is higher in {dice['higher']:,}, lower in"
         f" {dice['lower']:,}, the same in {dice['same']:,}.",
     ]
     for which in ("worsened", "improved"):
-        lines += ["", *_format_films(which, found[which])]
+        lines += ["", *_format_images(which, found[which])]
     return "\n".join(lines)
 
 
-def _format_films(which: str, rows: list[dict[str, Any]]) -> list[str]:
+def _format_images(which: str, rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
-        return [f"  no film {which}"]
+        return [f"  no image {which}"]
     width = max(len(row["file"]) for row in rows) + 2
     lines = [f"  {f'most {which}':{width + 12}}{'Dice A':>8}{'Dice B':>9}{'B - A':>10}"]
     for row in rows:

@@ -22,7 +22,7 @@ NOT_IDENTITY = {
     "data.threads",
     "data.workers",
     "data.prefetch",
-    "data.on_bad_record",  # a run keeps to its films: train/sample_manifest.py
+    "data.on_bad_record",  # a run keeps to its images: train/sample_manifest.py
     "train.log_every",
     "train.checkpoint_every",
     "train.on_nan",
@@ -136,7 +136,7 @@ _CHECKS: dict[str, _Check] = {
             len(v) in (0, 2)
             and all(_is_number(share) and 0 <= share <= 1 for share in v)
         ),
-        "(first, last), each from 0 to 1, or () for films as they come",
+        "(first, last), each from 0 to 1, or () for images as they come",
     ),
     "data.lung_run": _text("a run's folder, or ''"),
     "data.cache": _text("a folder, 'auto' or ''"),
@@ -145,9 +145,9 @@ _CHECKS: dict[str, _Check] = {
     "data.workers": _whole(-1),
     "data.prefetch": _whole(1),
     "data.on_bad_record": _one_of("error", "skip"),
-    "data.phantom_films": (
+    "data.phantom_images": (
         lambda v: len(v) in (0, 3) and all(type(n) is int and n > 0 for n in v),
-        "(Train, Val, Test), whole numbers above 0, or () for the films of data.root",
+        "(Train, Val, Test), whole numbers above 0, or () for the images of data.root",
     ),
     "augment.where": _one_of("host", "device"),
     "augment.flip_prob": _PROBABILITY,
@@ -217,7 +217,7 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
     if not config.loss.blank and not config.model.presence:
         raise UsageError(
             "config.loss.blank = 0: must be above 0 where config.model.presence is"
-            " False (nothing would teach the network that a film can be blank)"
+            " False (nothing would teach the network that an image can be blank)"
         )
     if bool(config.loss.presence) != config.model.presence:
         raise UsageError(
@@ -228,7 +228,7 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
     if config.loss.blank < 1 and config.loss.over == "batch":
         raise UsageError(
             f"config.loss.blank = {config.loss.blank}: must be 1 where config.loss.over"
-            " is 'batch' (a sum over the batch is not of one film)"
+            " is 'batch' (a sum over the batch is not of one image)"
         )
     if config.optim.warmup_epochs >= config.train.epochs:
         raise UsageError(
@@ -265,12 +265,12 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
     ):
         raise UsageError(
             "config.data.positive_share and config.model.presence are of the infection:"
-            " every film has lungs"
+            " every image has lungs"
         )
     if config.data.roi == "none" and config.data.roi_as == "channel":
         raise UsageError(
             "config.data.roi_as = 'channel': must be 'cut' where config.data.roi is"
-            " 'none' (there is no mask to show beside the film)"
+            " 'none' (there is no mask to show beside the image)"
         )
     if config.data.roi == "none" and config.data.roi_dilate:
         raise UsageError(

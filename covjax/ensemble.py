@@ -25,7 +25,7 @@ import numpy as np
 
 from covjax import parallel
 from covjax.config import ROIS
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.split_masks import SplitMasks
 from covjax.errors import UsageError
 from covjax.evaluation.lung_masks import same_lungs
@@ -74,14 +74,14 @@ class Member:
     Attributes:
       path: of the JSON file.
       about: what that holds.
-      films: of the split; names and classes alone are known.
+      samples: of the split; names and classes alone are known.
       outputs: of the run.
       masks: that it was measured against.
     """
 
     path: Path
     about: dict[str, Any]
-    films: list[Film]
+    samples: list[Sample]
     outputs: Outputs
     masks: SplitMasks
 
@@ -103,7 +103,7 @@ def read_member(run: Path, stem: str) -> Member:
             levels, truth, lung, seen = (
                 arrays[name] for name in ("levels", "truth", "lung", "seen_lung")
             )
-        films = [
+        samples = [
             _named(unescape(row["file"]), unescape(row["class"]), about["split"])
             for row in rows
         ]
@@ -127,12 +127,12 @@ def read_member(run: Path, stem: str) -> Member:
         ) from None
     found = seen if about["roi"] == "predicted" else None
     outputs = Outputs(levels, losses, presence)
-    return Member(path, about, films, outputs, SplitMasks(truth, lung, found))
+    return Member(path, about, samples, outputs, SplitMasks(truth, lung, found))
 
 
-def _named(name: str, label: str, split: str) -> Film:
-    """Returns a film whose files are not asked for: its masks are in the results."""
-    return Film(name, label, split.capitalize(), Path(name), Path(name), None)
+def _named(name: str, label: str, split: str) -> Sample:
+    """Returns an image whose files are not asked for: its masks are in the results."""
+    return Sample(name, label, split.capitalize(), Path(name), Path(name), None)
 
 
 def merge(members: Sequence[Member]) -> Member:
@@ -144,10 +144,10 @@ def merge(members: Sequence[Member]) -> Member:
     members found are found.
 
     Args:
-      members: at least two, of the same films and masks.
+      members: at least two, of the same images and masks.
 
     Returns:
-      A member with the first one's path and films. Of `about`, it has `SAME`, the
+      A member with the first one's path and images. Of `about`, it has `SAME`, the
       untuned "threshold", "lungs", where all were shown the same, and "members".
 
     Raises:
@@ -177,9 +177,9 @@ def _check_same(first: Member, other: Member) -> None:
         a, b = first.about[key], other.about[key]
         if a != b:
             raise UsageError(f"{other.path}: {key} {b}, and {a} in {first.path}")
-    names = [[(f.label, f.name) for f in member.films] for member in (first, other)]
+    names = [[(f.label, f.name) for f in member.samples] for member in (first, other)]
     if names[0] != names[1]:
-        raise UsageError(f"{other.path}: not of the films of {first.path}")
+        raise UsageError(f"{other.path}: not of the images of {first.path}")
     for kind in ("truth", "lung"):
         a, b = getattr(first.masks, kind), getattr(other.masks, kind)
         if not np.array_equal(a, b):
@@ -270,7 +270,7 @@ def _tune(val: Member) -> tuple[OperatingPoint, dict[str, Any]]:
         "chosen_on": "val",
         "objective": OBJECTIVE,
         "reached": dice,
-        "n": len(val.films),
+        "n": len(val.samples),
         "lungs": val.about["lungs"],
         "members": val.about["members"],
     }
@@ -285,7 +285,7 @@ def _write(
 ) -> None:
     about = member.about
     evaluated = measure(
-        member.films, member.outputs, member.masks, point,
+        member.samples, member.outputs, member.masks, point,
         task=about["task"], roi=about["roi"],
     )  # fmt: skip
     summary = {"split": about["split"]} | summarize_evaluated(

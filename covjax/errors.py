@@ -24,7 +24,7 @@ class UsageError(Failure):
 
 
 class DataError(UsageError):
-    """A data set, film or mask that cannot be used; the message names the file."""
+    """A data set, image or mask that cannot be used; the message names the file."""
 
 
 class Diverged(Failure):

@@ -12,7 +12,7 @@ from covjax.config import fill_in, read_config, validate_config
 from covjax.data.audit.audit import audit_once
 from covjax.data.covidqu import is_phantom
 from covjax.data.pipeline import Region
-from covjax.data.source import Films, find_films, phantom_prefix
+from covjax.data.source import Samples, find_samples, phantom_prefix
 from covjax.errors import UsageError
 from covjax.evaluation import evaluate
 from covjax.evaluation.evaluate import Subject
@@ -30,7 +30,7 @@ from covjax.report.tables import format_evaluation
 from covjax.runtime.files import write_whole
 from covjax.train import checkpoint, run_folder
 from covjax.train.metric_writer import read_metrics
-from covjax.train.sample_manifest import choose_films
+from covjax.train.sample_manifest import choose_samples
 from covjax.train.train import make_training, train
 
 
@@ -55,11 +55,11 @@ def train_and_evaluate(
     finder = find_finder(config)
     parallel.check_batch_size(config.train.batch_size)
     multihost.on_main(lambda: run_folder.check(workdir, config))
-    root, films = multihost.in_all(lambda: find_films(config))
-    chosen = choose_films(
-        config, workdir, films, ("Train", "Val", split), training=True
+    root, samples = multihost.in_all(lambda: find_samples(config))
+    chosen = choose_samples(
+        config, workdir, samples, ("Train", "Val", split), training=True
     )
-    training = make_training(config, workdir, chosen.films)
+    training = make_training(config, workdir, chosen.samples)
     with _hold(workdir) as check:
 
         def claim() -> None:
@@ -69,16 +69,16 @@ def train_and_evaluate(
             chosen.write(workdir)
 
         multihost.on_main(claim)
-        films = _add_predicted_lungs(config, workdir, chosen.films, finder)
-        description = _describe(config, workdir, root, films)
-        train(training, workdir, films, check=check, description=description)
+        samples = _add_predicted_lungs(config, workdir, chosen.samples, finder)
+        description = _describe(config, workdir, root, samples)
+        train(training, workdir, samples, check=check, description=description)
         if parallel.is_main():
             draw_curves(
                 workdir / "figures" / "curves.png",
                 read_metrics(workdir),
                 f"{phantom_prefix(root)}{config.data.task}: {workdir.name}",
             )
-        evaluate_best(config, workdir, root, films, split, finder)
+        evaluate_best(config, workdir, root, samples, split, finder)
 
 
 def evaluate_run(
@@ -111,18 +111,18 @@ def evaluate_run(
         config.data.lung_run = multihost.on_main(lambda: _if_there(lung_run))
     finder = find_finder(config)
     parallel.check_batch_size(config.train.batch_size)
-    root, films = multihost.in_all(lambda: find_films(config))
-    chosen = choose_films(config, workdir, films, ("Val", split), training=False)
+    root, samples = multihost.in_all(lambda: find_samples(config))
+    chosen = choose_samples(config, workdir, samples, ("Val", split), training=False)
     with _hold(workdir):
         multihost.on_main(lambda: chosen.write(workdir))
-        evaluate_best(config, workdir, root, chosen.films, split, finder)
+        evaluate_best(config, workdir, root, chosen.samples, split, finder)
 
 
 def evaluate_best(
     config: ml_collections.ConfigDict,
     workdir: Path,
     root: Path,
-    films: Films,
+    samples: Samples,
     split: str,
     finder: LungFinder | None,
 ) -> None:
@@ -135,14 +135,14 @@ def evaluate_best(
       config: the run's.
       workdir: the run's folder.
       root: of the data.
-      films: of every split.
+      samples: of every split.
       split: "Train", "Val" or "Test".
       finder: of the lungs; None leaves predicted lungs out.
 
     Raises:
       UsageError: if there is no whole checkpoint.
     """
-    subject = evaluate.load_subject(config, workdir, root, films, finder)
+    subject = evaluate.load_subject(config, workdir, root, samples, finder)
     rois = evaluate.list_rois(config, predicted=subject.finder is not None)
     if parallel.is_main():
         evaluate.remove_outdated(subject)
@@ -200,15 +200,15 @@ def _if_there(lung_run: str) -> str:
 def _add_predicted_lungs(
     config: ml_collections.ConfigDict,
     workdir: Path,
-    films: Films,
+    samples: Samples,
     finder: LungFinder | None,
-) -> Films:
-    """Returns the films with the lungs that training, and Val, are to be shown."""
+) -> Samples:
+    """Returns the images with the lungs that training, and Val, are to be shown."""
     if config.data.roi != "predicted" or finder is None:
-        return films
-    shown = dict(films)
+        return samples
+    shown = dict(samples)
     for split in ("Train", "Val"):  # Test is read by the evaluation alone
-        shown[split] = find_lungs(finder, films[split], spare=workdir)
+        shown[split] = find_lungs(finder, samples[split], spare=workdir)
     return shown
 
 
@@ -219,16 +219,18 @@ def _headline(subject: Subject, rois: list[str], split: str) -> str:
 
 
 def _describe(
-    config: ml_collections.ConfigDict, workdir: Path, root: Path, films: Films
+    config: ml_collections.ConfigDict, workdir: Path, root: Path, samples: Samples
 ) -> str:
-    counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in films.items())
+    counts = ", ".join(
+        f"{len(of_split)} {split}" for split, of_split in samples.items()
+    )
     return (
-        f"{config.data.task}: {phantom_prefix(root)}films of {root}: {counts}\n"
+        f"{config.data.task}: {phantom_prefix(root)}images of {root}: {counts}\n"
         f"{jax.device_count()} {jax.default_backend()} device(s); run: {workdir}"
     )
 
 
 def _say(subject: Subject, split: str, roi: str, why: str = "") -> None:
     if parallel.is_main():
-        n = len(subject.films[split])
-        print(f"{split}, {n:,} films, {ROI_NAMES[roi]}{why}", flush=True)
+        n = len(subject.samples[split])
+        print(f"{split}, {n:,} images, {ROI_NAMES[roi]}{why}", flush=True)

@@ -3,8 +3,8 @@
     B  images of a batch, on one device
     D  devices of this process
     H, W  height and width, pixels
-    C  channels; 1 for a grey film, for a mask and for logits; 2 for a film beside lungs
-    n  images of a split
+    C  channels; 1 for a grey image, for a mask and for logits; 2 for an image beside
+    lungs n  images of a split
 
 Arrays are [B, H, W, C] on a device, [D, B, H, W, C] on their way to the devices.
 """
@@ -48,11 +48,11 @@ class Batch(TypedDict):
     """What the pipelines supply and the steps take.
 
     Attributes:
-      image: film, cut to the region of interest, or beside its mask, uint8
+      image: image, cut to the region of interest, or beside its mask, uint8
         [B, H, W, C] in 0 to 255.
       mask: target, uint8 [B, H, W, 1] in {0, 1}.
-      index: position of the film in its split, int32 [B].
-      weight: 1 for a film, 0 for padding, float32 [B].
+      index: position of the image in its split, int32 [B].
+      weight: 1 for an image, 0 for padding, float32 [B].
     """
 
     image: jax.Array

@@ -69,7 +69,7 @@ def _loss(**weights: Any) -> Arm:
 
 # What the recipe adds to the study's, one part at a time.
 _PARTS: dict[str, Overrides] = {
-    "found lungs beside the film": {"data.roi": "predicted", "data.roi_as": "channel"},
+    "found lungs beside the image": {"data.roi": "predicted", "data.roi_as": "channel"},
     "presence head": {
         "model.presence": True,
         "loss.presence": 0.5,
@@ -117,7 +117,8 @@ def _recipe(overrides: Overrides) -> Arm:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "roi": Experiment(
-        "Which region of a film should the network be trained on, and how be shown it?",
+        "Which region of an image should the network be trained on, and how be shown"
+        " it?",
         {
             "truth": Arm(),
             "predicted": Arm({"data.roi": "predicted"}),
@@ -177,7 +178,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "batch",
     ),
     "intensity": Experiment(
-        "What should the levels of a film become, before the network?",
+        "What should the levels of an image become, before the network?",
         {
             "unit": Arm(),
             "standard": Arm({"model.intensity": "standard"}),
@@ -186,7 +187,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "unit",
     ),
     "lung_data": Experiment(
-        "How many films does stage 1 need?",
+        "How many images does stage 1 need?",
         {
             "100 %": Arm(),
             "30 %": Arm({"lung:data.train_share": 0.3}),
@@ -195,7 +196,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "100 %",
     ),
     "background": Experiment(
-        "What does a film give away outside of the lungs?",
+        "What does an image give away outside of the lungs?",
         {"lungs": Arm(), "outside": Arm({"data.roi": "outside"})},
         "lungs",
     ),
@@ -214,8 +215,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         {
             "recipe": Arm(config="infection_best"),
             **{f"without {name}": arm for name in _PARTS if (arm := _without(name))},
-            "whole film": _recipe({"data.roi": "none", "data.roi_as": "cut"}),
-            "film cut to found lungs": _recipe({"data.roi_as": "cut"}),
+            "whole image": _recipe({"data.roi": "none", "data.roi_as": "cut"}),
+            "image cut to found lungs": _recipe({"data.roi_as": "cut"}),
             "batch Dice": _recipe({"loss.over": "batch", "loss.blank": 1.0}),
             "strong augmentation": _recipe(_STRONG),
             "mean of epochs": _recipe({"optim.average": "epochs"}),
@@ -231,7 +232,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "hybrid .5",
         variant="phantom",
         settings={
-            "data.phantom_films": (16, 12, 2),
+            "data.phantom_images": (16, 12, 2),
             "data.image_size": 32,
             "data.cache": "",
             "model.width": 4,

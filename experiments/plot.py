@@ -29,7 +29,7 @@ def draw_differences(
         baseline and for arms that cannot be paired with it.
       baseline: name of that arm, drawn as the line at 0.
       of_baseline: its own figures, for the panels' titles.
-      title: above all of it; says "PHANTOM" where the films are.
+      title: above all of it; says "PHANTOM" where the images are.
     """
     arms = list(differences)
     height = 1.9 + 0.42 * len(arms)

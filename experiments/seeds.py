@@ -1,19 +1,19 @@
 """Figures of an arm over its seeds, with 95 % intervals, and paired differences.
 
-A bootstrap of two levels. Of S seeds and n films, one draw takes n films and S seeds,
-both with replacement. With F(arm, s, films) a figure of the run of seed s over some
-films, each as often as it was drawn, the draw's value of an arm and of its difference
+A bootstrap of two levels. Of S seeds and n images, one draw takes n images and S seeds,
+both with replacement. With F(arm, s, images) a figure of the run of seed s over some
+images, each as often as it was drawn, the draw's value of an arm and of its difference
 from the baseline is
 
-    V = 1/S sum over drawn seeds s of F(arm, s, drawn films)
-    D = 1/S sum over drawn seeds s of F(arm, s, drawn films) - F(base, s, drawn films)
+    V = 1/S sum over drawn seeds s of F(arm, s, drawn images)
+    D = 1/S sum over drawn seeds s of F(arm, s, drawn images) - F(base, s, drawn images)
 
-and the interval is that of the 2.5th and 97.5th percentile of 10,000 draws. The films
+and the interval is that of the 2.5th and 97.5th percentile of 10,000 draws. The images
 of a draw are the same for all arms and seeds, and a seed of an arm is paired with that
 of the baseline: what is hard for both does not widen the interval of D. With one seed
-the films alone vary. Three seeds tell little about how far seeds lie apart: one draw in
-nine is three times the same seed, and the variance of a mean of S values drawn from S
-is (S - 1) / S of what it should be. Such an interval is rather too narrow.
+the images alone vary. Three seeds tell little about how far seeds lie apart: one draw
+in nine is three times the same seed, and the variance of a mean of S values drawn from
+S is (S - 1) / S of what it should be. Such an interval is rather too narrow.
 
 Reference: Davison and Hinkley, Bootstrap methods and their application, 1997, 3.8.
 """
@@ -40,10 +40,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Scores(NamedTuple):
-    """One run on the films, which stand in the same order for all runs.
+    """One run on the images, which stand in the same order for all runs.
 
     Attributes:
-      counts: TP, FP, FN, TN of every film, int [n, 4].
+      counts: TP, FP, FN, TN of every image, int [n, 4].
       presence: how sure the run is of a finding in it, float [n]; NaN: not told.
     """
 
@@ -55,21 +55,21 @@ class Drawn(NamedTuple):
     """One figure of one run.
 
     Attributes:
-      value: over all films; NaN where it is not defined.
-      draws: over the films of each draw, [resamples].
+      value: over all images; NaN where it is not defined.
+      draws: over the images of each draw, [resamples].
     """
 
     value: float
     draws: np.ndarray
 
 
-def draw_films(
+def draw_images(
     runs: Mapping[Key, Scores], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[Key, dict[str, Drawn]]:
-    """Returns every figure of every run over the same draws of films.
+    """Returns every figure of every run over the same draws of images.
 
     Args:
-      runs: any keys → scores of the same n films.
+      runs: any keys → scores of the same n images.
       resamples: number of draws.
       seed: of the draws.
 
@@ -95,7 +95,7 @@ def draw_films(
 
 
 class _Figures:
-    """Every figure of one run, as a function of how often each film counts."""
+    """Every figure of one run, as a function of how often each image counts."""
 
     def __init__(self, scores: Scores):
         terms = segmentation.terms(scores.counts)
@@ -121,7 +121,7 @@ def estimate_over_seeds(
     """Returns the mean of a figure over seeds, or of its difference from a baseline.
 
     Args:
-      figures: of the runs of an arm, a seed each, over the same draws of films.
+      figures: of the runs of an arm, a seed each, over the same draws of images.
       baseline: of the same seeds in the same order; None: no difference is taken.
       seed: of the draws of seeds.
 

@@ -26,7 +26,7 @@ from experiments.seeds import (
     FIGURES,
     Drawn,
     Scores,
-    draw_films,
+    draw_images,
     estimate_over_seeds,
 )
 
@@ -40,7 +40,7 @@ class Row:
     Attributes:
       arm: its name.
       seeds: of the runs that are finished.
-      shown: what the network was shown of each film.
+      shown: what the network was shown of each image.
       figures: names of `FIGURES` → what `estimate_over_seeds` returns.
       differences: the same of the difference from the baseline, over the seeds that
         both have; empty for the baseline and where they have none in common.
@@ -65,16 +65,16 @@ class Summary:
     Attributes:
       rows: an arm each, the baseline first; arms without a finished run are not there.
       baseline: its name.
-      phantom: whether the films are synthetic.
-      films: how many of Val, and how many of them show the finding.
-      size: side of a film, pixels.
+      phantom: whether the images are synthetic.
+      samples: how many of Val, and how many of them show the finding.
+      size: side of an image, pixels.
       missing: names of runs that are not finished.
     """
 
     rows: list[Row]
     baseline: str
     phantom: bool
-    films: tuple[int, int]
+    samples: tuple[int, int]
     size: int
     missing: list[str]
 
@@ -83,7 +83,7 @@ def summarize(plan: Plan, baseline: str) -> Summary | None:
     """Returns the table of what is finished; None where no run of any arm is.
 
     Raises:
-      UsageError: if results are missing or torn, or not of the same films.
+      UsageError: if results are missing or torn, or not of the same images.
     """
     arms = [baseline, *(arm for arm in plan.of_arm if arm != baseline)]
     finished: dict[str, dict[int, Run]] = {
@@ -104,7 +104,7 @@ def summarize(plan: Plan, baseline: str) -> Summary | None:
     if not results:
         return None
     first = next(iter(results.values()))
-    drawn = draw_films({key: _scores(first, found) for key, found in results.items()})
+    drawn = draw_images({key: _scores(first, found) for key, found in results.items()})
     rows = [
         _make_row(arm, finished, results, drawn, baseline)
         for arm in arms
@@ -115,7 +115,7 @@ def summarize(plan: Plan, baseline: str) -> Summary | None:
         rows=rows,
         baseline=baseline,
         phantom=any(found.about.get("phantom", False) for found in results.values()),
-        films=(len(first.films), positive),
+        samples=(len(first.samples), positive),
         size=first.about["image_size"],
         missing=missing,
     )
@@ -125,7 +125,7 @@ def read_headline(run: Run) -> Results:
     """Returns a run's results in the way that a clinic could have them.
 
     A network that was trained on lungs is shown those that stage 1 finds; one that was
-    trained on the whole film, or on what lies outside the lungs, is shown that.
+    trained on the whole image, or on what lies outside the lungs, is shown that.
     """
     own = run.config.data.roi
     tried = [own] if own == "outside" else [own, "predicted"]
@@ -133,14 +133,14 @@ def read_headline(run: Run) -> Results:
 
 
 def _scores(first: Results, found: Results) -> Scores:
-    """Returns the scores of a run with the films in the order of another."""
+    """Returns the scores of a run with the images in the order of another."""
     counts = pair(first, found)
     with found.path.open(newline="", encoding="utf-8") as file:
         told = {
             (unescape(r["class"]), unescape(r["file"])): r["presence"]
             for r in csv.DictReader(file)
         }
-    presence = [float(told[film] or "nan") for film in first.films]
+    presence = [float(told[sample] or "nan") for sample in first.samples]
     return Scores(counts, np.array(presence))
 
 
@@ -208,7 +208,7 @@ def write_summary(
       about: further lines above the table, title → text.
     """
     write_whole(folder / f"{TABLE}.csv", _format_csv(summary))
-    kind = "PHANTOM films: " if summary.phantom else ""
+    kind = "PHANTOM images: " if summary.phantom else ""
     draw_differences(
         folder / f"{TABLE}.png",
         {row.arm: row.differences for row in summary.rows},
@@ -280,40 +280,40 @@ def format_summary(
     summary: Summary, plan: Plan, *, name: str, question: str, about: Mapping[str, str]
 ) -> str:
     """Returns table.md; arguments as of `write_summary`."""
-    n, positive = summary.films
+    n, positive = summary.samples
     kind = "PHANTOM " if summary.phantom else ""
     lines = {
         **about,
         **_tell_origin(plan),
         "date": time.strftime("%Y-%m-%d"),
-        "films": f"{n:,} {kind}films of Val, {positive:,} with the finding,"
+        "images": f"{n:,} {kind}images of Val, {positive:,} with the finding,"
         f" {summary.size} px",
     }
     notes = [
         "Epoch, operating point and these figures are all chosen and measured on Val;"
         " no figure of Test is computed. Each figure is at the run's operating point,"
-        " a mean over seeds with its 95 % interval: a bootstrap over films and seeds,"
+        " a mean over seeds with its 95 % interval: a bootstrap over images and seeds,"
         " paired by both for the differences (docs/experiments.md). Bold: the interval"
         " leaves out 0. Of twenty such differences that are none, one is bold by"
         " chance.",
     ]
     if any(len(row.seeds) == 1 for row in summary.rows):
         notes.append(
-            "With one seed, an interval is over films alone: what another seed would"
+            "With one seed, an interval is over images alone: what another seed would"
             " give is not in it."
         )
     if len({row.shown for row in summary.rows}) > 1:
         notes.append(
-            "The arms were shown different things of each film: the column “shown”."
+            "The arms were shown different things of each image: the column “shown”."
         )
     if summary.phantom:
         notes.append(
-            "The films are PHANTOM films: synthetic. They show that the code works,"
+            "The images are PHANTOM images: synthetic. They show that the code works,"
             " and nothing about patients."
         )
     if summary.missing:
         notes.append(f"**Missing**, not finished: {'; '.join(summary.missing)}.")
-    title = f"# {name}" + (" (PHANTOM films)" if summary.phantom else "")
+    title = f"# {name}" + (" (PHANTOM images)" if summary.phantom else "")
     return (
         "\n\n".join(
             [

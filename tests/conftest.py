@@ -36,7 +36,7 @@ for _name in ("JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64", "JAX_DISABLE_JIT"):
 # These would put colours and bars into what is printed, where no terminal is.
 for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(_name, None)
-# Films decoded once are kept there; tests keep theirs to themselves.
+# Images decoded once are kept there; tests keep theirs to themselves.
 os.environ["COVJAX_CACHE"] = tempfile.mkdtemp(prefix="covjax-tests-")
 atexit.register(shutil.rmtree, os.environ["COVJAX_CACHE"], ignore_errors=True)
 # Programs are compiled once for all processes of the tests: pytest's own, which are

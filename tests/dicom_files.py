@@ -1,4 +1,4 @@
-"""DICOM files of the tests: pydicom's own, and films written out of arrays."""
+"""DICOM files of the tests: pydicom's own, and images written out of arrays."""
 
 from pathlib import Path
 from typing import Any
@@ -18,48 +18,52 @@ SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 
 
-def make_film(pixels: np.ndarray | bytes, **elements: Any) -> FileDataset:
-    """Returns a film that has only what a picture needs; None takes an element away."""
+def make_image(pixels: np.ndarray | bytes, **elements: Any) -> FileDataset:
+    """Returns an image with the elements of a picture; None removes an element."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = UID(DX)
     meta.MediaStorageSOPInstanceUID = UID("1.2.3.4")
-    film = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    film.SOPClassUID, film.SOPInstanceUID = DX, "1.2.3.4"
-    film.Modality, film.PhotometricInterpretation = "DX", "MONOCHROME2"
-    film.SamplesPerPixel, film.PixelRepresentation = 1, 0
+    radiograph = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    radiograph.SOPClassUID, radiograph.SOPInstanceUID = DX, "1.2.3.4"
+    radiograph.Modality, radiograph.PhotometricInterpretation = "DX", "MONOCHROME2"
+    radiograph.SamplesPerPixel, radiograph.PixelRepresentation = 1, 0
     content = pixels
     if isinstance(pixels, np.ndarray):
-        film.Rows, film.Columns = pixels.shape[:2]
-        film.BitsAllocated = film.BitsStored = 8 * pixels.dtype.itemsize
-        film.PixelRepresentation = int(pixels.dtype.kind == "i")
+        radiograph.Rows, radiograph.Columns = pixels.shape[:2]
+        radiograph.BitsAllocated = radiograph.BitsStored = 8 * pixels.dtype.itemsize
+        radiograph.PixelRepresentation = int(pixels.dtype.kind == "i")
         if pixels.ndim == 3:
-            film.SamplesPerPixel, film.PhotometricInterpretation = 3, "RGB"
-            film.PlanarConfiguration = 0
+            radiograph.SamplesPerPixel, radiograph.PhotometricInterpretation = 3, "RGB"
+            radiograph.PlanarConfiguration = 0
         content = pixels.tobytes()
-    film.PixelData = content + bytes(len(content) % 2)
-    film["PixelData"].VR = "OB" if film.get("BitsAllocated") == 8 else "OW"
-    change(film, **elements)
-    film.HighBit = film.get("BitsStored", 8) - 1
-    return film
+    radiograph.PixelData = content + bytes(len(content) % 2)
+    radiograph["PixelData"].VR = "OB" if radiograph.get("BitsAllocated") == 8 else "OW"
+    change(radiograph, **elements)
+    radiograph.HighBit = radiograph.get("BitsStored", 8) - 1
+    return radiograph
 
 
-def change(film: pydicom.Dataset, **elements: Any) -> None:
+def change(radiograph: pydicom.Dataset, **elements: Any) -> None:
     for name, value in elements.items():
         if value is None:
-            delattr(film, name)
+            delattr(radiograph, name)
         else:
-            setattr(film, name, value)
+            setattr(radiograph, name, value)
 
 
-def save(film: FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path:
-    """Writes a film; one that is not to be little endian has its pixels turned here."""
-    film.file_meta.TransferSyntaxUID = UID(syntax)
+def save(
+    radiograph: FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian
+) -> Path:
+    """Writes an image; swaps the bytes of its pixels for big endian."""
+    radiograph.file_meta.TransferSyntaxUID = UID(syntax)
     implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
-    film.set_original_encoding(implicit, little)
-    if syntax == ExplicitVRBigEndian and film.BitsAllocated == 16:
-        film.PixelData = np.frombuffer(film.PixelData, "<u2").byteswap().tobytes()
-    film.save_as(
+    radiograph.set_original_encoding(implicit, little)
+    if syntax == ExplicitVRBigEndian and radiograph.BitsAllocated == 16:
+        radiograph.PixelData = (
+            np.frombuffer(radiograph.PixelData, "<u2").byteswap().tobytes()
+        )
+    radiograph.save_as(
         path,
         implicit_vr=implicit,
         little_endian=little,
@@ -68,12 +72,14 @@ def save(film: FileDataset, path: Path, syntax: str = ExplicitVRLittleEndian) ->
     return path
 
 
-def save_stream(film: FileDataset, stream: bytes, path: Path, syntax: str) -> Path:
-    """Writes a film whose pixels are compressed already."""
-    film.PixelData = encapsulate([stream])
-    film["PixelData"].is_undefined_length = True
-    film["PixelData"].VR = "OB"
-    return save(film, path, syntax)
+def save_stream(
+    radiograph: FileDataset, stream: bytes, path: Path, syntax: str
+) -> Path:
+    """Writes an image whose pixels are compressed already."""
+    radiograph.PixelData = encapsulate([stream])
+    radiograph["PixelData"].is_undefined_length = True
+    radiograph["PixelData"].VR = "OB"
+    return save(radiograph, path, syntax)
 
 
 def make_lut(

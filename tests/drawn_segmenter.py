@@ -30,7 +30,7 @@ class Drawn:
         return Origin({}, self.phantom)
 
     def look(self, given: list[np.ndarray]) -> list[Seen]:
-        self.looked.append([film.shape for film in given])
+        self.looked.append([radiograph.shape for radiograph in given])
         level = np.full((4, 4), 200, np.uint8)
         return [Seen(level, np.ones((4, 4), np.uint8), level, 0.5) for _ in given]
 

@@ -1,14 +1,14 @@
-"""A lung run and an infection run on drawn films, for tests of the evaluation.
+"""A lung run and an infection run on drawn images, for tests of the evaluation.
 
 Nothing is trained. The parameters are set by hand so that the network computes
 
     logit = SLOPE * (mean of 3x3 pixels - cut)
 
-of the film; lungs that it is shown beside it change nothing.
+of the image; lungs that it is shown beside it change nothing.
 
-On a film the outside of the body is dark, lungs are grey and infection is bright. Some
-films have a bright speck that is none, or a faint lesion, and those of COVID-19 a mark
-outside the lungs, so that every figure has something to tell.
+On an image the outside of the body is dark, lungs are grey and infection is bright.
+Some images have a bright speck that is none, or a faint lesion, and those of COVID-19 a
+mark outside the lungs, so that every figure has something to tell.
 """
 
 from pathlib import Path
@@ -35,21 +35,21 @@ from covjax.train.checkpoint import Checkpoints
 from covjax.train.train_state import create_train_state
 
 SIDE = 32
-FILMS = {"Train": (4, 2, 2), "Val": (8, 4, 4), "Test": (12, 7, 5)}  # of `CLASSES`
+SAMPLES = {"Train": (4, 2, 2), "Val": (8, 4, 4), "Test": (12, 7, 5)}  # of `CLASSES`
 STEP = 7
 SLOPE = 25.0
 CUTS = {"lung": 0.3, "infection": 0.6}
 
 
-def write_films(root: Path) -> None:
+def write_images(root: Path) -> None:
     """Writes both trees in the published layout."""
     root.mkdir(parents=True)
     (root / PHANTOM_MARKER).write_text("{}")
     rng = np.random.default_rng(0)
-    for split, counts in FILMS.items():
+    for split, counts in SAMPLES.items():
         for label, count in zip(CLASSES, counts, strict=True):
             for k in range(count):
-                film, lung_mask, sick = _draw(rng, label, k)
+                radiograph, lung_mask, sick = _draw(rng, label, k)
                 masks = {LUNG_MASKS: 255 * lung_mask, INFECTION_MASKS: 255 * sick}
                 for tree, names in (
                     ("lung", (LUNG_MASKS,)),
@@ -58,32 +58,32 @@ def write_films(root: Path) -> None:
                     folder = root / TREES[tree] / split / label
                     for name in (IMAGES, *names):
                         (folder / name).mkdir(parents=True, exist_ok=True)
-                        picture = film if name == IMAGES else masks[name]
+                        picture = radiograph if name == IMAGES else masks[name]
                         path = folder / name / f"{label.lower()}_{k}.png"
                         Image.fromarray(picture).save(path)
 
 
 def _draw(rng: np.random.Generator, label: str, k: int) -> tuple[np.ndarray, ...]:
-    """Returns a film and the masks of its lungs and its infection, uint8 [H, W]."""
+    """Returns an image and the masks of its lungs and its infection, uint8 [H, W]."""
     lung_mask, sick = np.zeros((2, SIDE, SIDE), np.uint8)
     top, bottom = rng.integers(3, 7), rng.integers(24, 30)
     lung_mask[top:bottom, 4:14] = lung_mask[top:bottom, 18:28] = 1
-    film = 20 + 95.0 * lung_mask
+    radiograph = 20 + 95.0 * lung_mask
     if label == "COVID-19":
         height, width = rng.integers(2, 22), rng.integers(3, 10)
         sick[top : top + height, 4 : 4 + width] = 1
         sick *= lung_mask
-        film += sick * (25 if k % 5 == 4 else 90)  # every fifth is too faint
-        film[:3, 28:] = 230  # a mark
+        radiograph += sick * (25 if k % 5 == 4 else 90)  # every fifth is too faint
+        radiograph[:3, 28:] = 230  # a mark
     if k % 3 == 1:
-        film[bottom - 4 : bottom - 1, 20:23] = 220  # a speck that is no infection
-    film += rng.normal(0, 12, film.shape)
-    return film.clip(0, 255).astype(np.uint8), lung_mask, sick
+        radiograph[bottom - 4 : bottom - 1, 20:23] = 220  # a speck that is no infection
+    radiograph += rng.normal(0, 12, radiograph.shape)
+    return radiograph.clip(0, 255).astype(np.uint8), lung_mask, sick
 
 
 def make_config(task: str, root: Path) -> ml_collections.ConfigDict:
     config = (lung if task == "lung" else infection).get_config("phantom")
-    config.data.phantom_films, config.data.root = (), str(root)
+    config.data.phantom_images, config.data.root = (), str(root)
     config.data.image_size = SIDE
     config.model.width, config.model.depth = 2, 1
     config.train.batch_size = 8
@@ -116,9 +116,9 @@ def write_run(workdir: Path, config: ml_collections.ConfigDict) -> Path:
 
 
 def write_two_runs(folder: Path) -> tuple[Path, Path]:
-    """Writes films, a run of lungs, one of infection from it; returns both runs."""
-    root = folder / "films"
-    write_films(root)
+    """Writes images, a run of lungs, one of infection from it; returns both runs."""
+    root = folder / "images"
+    write_images(root)
     of_lungs = write_run(folder / "lung", make_config("lung", root))
     config = make_config("infection", root)
     config.init_from = str(of_lungs)

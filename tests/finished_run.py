@@ -153,12 +153,12 @@ def make_full_results(start: float, **changes) -> dict:
 
 
 AUDIT = {
-    "root": "/somewhere/films",
+    "root": "/somewhere/images",
     "phantom": True,
     "trees": {
         "infection": {
             "folder": "Infection Segmentation Data",
-            "films": {
+            "images": {
                 "Train": dict(zip(CLASSES, (1861, 931, 933), strict=True)),
                 "Val": dict(zip(CLASSES, (466, 233, 233), strict=True)),
                 "Test": dict(zip(CLASSES, (583, 292, 291), strict=True)),
@@ -187,7 +187,7 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-# A film of Dice .75; one missed; one left blank; a false alarm where no lung is.
+# An image of Dice .75; one missed; one left blank; a false alarm where no lung is.
 ROWS = """
 a.png,COVID-19,30,10,10,50,.1,.75,.6,.9,80,.5,.5,3.0,.5
 b.png,COVID-19,0,0,8,92,.9,0.0,0.0,.2,80,.1,0.0,,
@@ -196,7 +196,7 @@ d.png,Normal,0,5,0,95,.3,0.0,0.0,.7,0,,,,
 """
 
 
-# The same films with true lungs: of Dice .9; missed; two left blank.
+# The same images with true lungs: of Dice .9; missed; two left blank.
 TRUE_ROWS = """
 a.png,COVID-19,36,4,4,56,.1,.9,.818,.9,80,.5,.5,3.0,.5
 b.png,COVID-19,0,0,8,92,.9,0.0,0.0,.2,80,.1,0.0,,
@@ -212,7 +212,7 @@ def write_regions(folder: Path, own: str, *, phantom: bool = True) -> None:
       folder: the run's `results`.
       own: what the network was trained on, "truth", "predicted" or "none": its files
         have the split for a stem, without the region.
-      phantom: whether the films are.
+      phantom: whether the images are.
     """
     starts = {"truth": 0.601, "predicted": 0.502, "none": 0.403, "outside": 0.444}
     for roi, start in starts.items():
@@ -269,18 +269,18 @@ _ADDED = {"all": 0.0412, "positive": 0.1, "pooled": 0.15}
 
 def _draw(folder: Path, title: str) -> None:
     draw_curves(folder / "curves.png", _lines(), title)
-    films = [_film(k) for k in range(10)]
+    samples = [_image(k) for k in range(10)]
     panels = [
-        Panel(f"{name}: covid_{k}.png", film, film, truth, output)
-        for k, (name, (film, truth, output)) in enumerate(
-            zip(("severe", "mild", "Normal"), films[:3], strict=True)
+        Panel(f"{name}: covid_{k}.png", sample, sample, truth, output)
+        for k, (name, (sample, truth, output)) in enumerate(
+            zip(("severe", "mild", "Normal"), samples[:3], strict=True)
         )
     ]
     draw_qualitative(folder / "qualitative.png", panels, title)
     for name in ("best", "median", "worst"):
         thumbnails = [
-            Thumbnail(f"covid_{1000 + k}.png", CLASSES[k % 3], 1 - k / 11, *film)
-            for k, film in enumerate(films)
+            Thumbnail(f"covid_{1000 + k}.png", CLASSES[k % 3], 1 - k / 11, *sample)
+            for k, sample in enumerate(samples)
         ]
         draw_sheet(folder / f"{name}.png", thumbnails, f"{title}, {name}")
     edges = np.linspace(0, 1, 11)
@@ -305,12 +305,12 @@ def _draw(folder: Path, title: str) -> None:
     )
 
 
-def _film(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _image(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two grey lobes, a disk for a truth and another, beside it, for an output."""
     y, x = np.mgrid[:64, :64]
     lobes = np.exp(-((np.abs(x - 32) - 12) ** 2 / 90 + (y - 34) ** 2 / 300))
-    film = (200 - 150 * lobes).clip(0, 255).astype(np.uint8)
+    sample = (200 - 150 * lobes).clip(0, 255).astype(np.uint8)
     disks = [
         ((x - 20 - d) ** 2 + (y - 20 - 2 * seed) ** 2 < 40 + 5 * seed) for d in (0, 3)
     ]
-    return film, disks[0].astype(np.uint8), disks[1].astype(np.uint8)
+    return sample, disks[0].astype(np.uint8), disks[1].astype(np.uint8)

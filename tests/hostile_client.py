@@ -16,7 +16,7 @@ from PIL import Image
 from covjax.app import __main__ as app
 from drawn_segmenter import drawn
 from processes import wait_until
-from tiny_networks import make_film
+from tiny_networks import make_image
 
 TOKEN = "a-token-of-the-tests"
 HOST = "images.hospital.example"
@@ -112,7 +112,7 @@ def files_of(*paths: str, **others: Any) -> list[dict[str, Any]]:
 
 def draw_png() -> bytes:
     file = io.BytesIO()
-    Image.fromarray(make_film()).save(file, "PNG")
+    Image.fromarray(make_image()).save(file, "PNG")
     return file.getvalue()
 
 

@@ -54,14 +54,14 @@ def touch_once(told: Path, path: Path) -> None:
 def read_or_die(asked: Any, sides: tuple[int, ...]) -> Any:
     if asked.name == "dies":
         os.kill(os.getpid(), signal.SIGSEGV)
-    return worker_tasks.read_film(asked, sides)
+    return worker_tasks.read_sample(asked, sides)
 
 
 def read_or_run_out(asked: Any, sides: tuple[int, ...]) -> Any:
     if asked.name == "dies":
         worker_tasks.squeeze = _too_much
     try:
-        return worker_tasks.read_film(asked, sides)
+        return worker_tasks.read_sample(asked, sides)
     finally:
         worker_tasks.squeeze = squeeze
 
@@ -74,7 +74,7 @@ def finish_or_run_out(asked: Any, *told: Any) -> Any:
     if asked.name == "dies":
         worker_tasks.write_outputs = _too_much_for_opencv
     try:
-        return worker_tasks.finish_film(asked, *told)
+        return worker_tasks.finish_image(asked, *told)
     finally:
         worker_tasks.write_outputs = write_outputs
 
@@ -86,12 +86,12 @@ def _too_much_for_opencv(*_: Any) -> Any:
 def finish_or_die(asked: Any, *told: Any) -> Any:
     if asked.name == "dies":
         os._exit(7)
-    return worker_tasks.finish_film(asked, *told)
+    return worker_tasks.finish_image(asked, *told)
 
 
 def finish_until_seg_has_no_room(*told: Any) -> Any:
     seg.write_whole = _full
-    return worker_tasks.finish_film(*told)
+    return worker_tasks.finish_image(*told)
 
 
 def _full(path: Path, _: bytes) -> None:

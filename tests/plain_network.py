@@ -1,6 +1,6 @@
 """U-Nets that hand every pixel on, so that NumPy knows their outputs.
 
-The logit of a pixel is slope * (pixel / 255 - 1 / 2) of the first channel, the film.
+The logit of a pixel is slope * (pixel / 255 - 1 / 2) of the first channel, the image.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def make_config(task: str, **data: Any) -> ml_collections.ConfigDict:
 def make_state(
     config: ml_collections.ConfigDict, slope: float | None = None, step: int = STEP
 ) -> TrainState:
-    """The first channel of the first level is the film; all else is 0."""
+    """The first channel of the first level is the image; all else is 0."""
     model, slope = make_model(config), slope or SLOPES[config.data.task]
     side = config.data.image_size
     image = np.zeros((1, side, side, make_region(config.data).channels), np.float32)
@@ -102,22 +102,22 @@ def _fingerprint(folder: Path) -> str:
     return fingerprint(folder / "checkpoints" / str(STEP))
 
 
-def probabilities(film: np.ndarray, task: str) -> np.ndarray:
-    """What the network gives for a film of its size, float64 [SIDE, SIDE]."""
-    return 1 / (1 + np.exp(-SLOPES[task] * (film / 255 - 0.5)))
+def probabilities(sample: np.ndarray, task: str) -> np.ndarray:
+    """What the network gives for an image of its size, float64 [SIDE, SIDE]."""
+    return 1 / (1 + np.exp(-SLOPES[task] * (sample / 255 - 0.5)))
 
 
-def draw_film() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A film of two dark lungs, of which the picture's left has a bright spot.
+def draw_image() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image of two dark lungs, of which the picture's left has a bright spot.
 
     Returns:
-      The film, uint8 [16, 16]; its lungs and the spot, uint8 [16, 16] in {0, 1}.
+      The image, uint8 [16, 16]; its lungs and the spot, uint8 [16, 16] in {0, 1}.
     """
     rows, columns = np.indices((SIDE, SIDE))
-    film = (180 + 8 * ((rows + columns) % 2)).astype(np.uint8)  # or it were a frame
-    lungs, spot = np.zeros_like(film), np.zeros_like(film)
+    sample = (180 + 8 * ((rows + columns) % 2)).astype(np.uint8)  # or it were a frame
+    lungs, spot = np.zeros_like(sample), np.zeros_like(sample)
     lungs[3:13, 2:7] = lungs[4:12, 9:14] = 1
-    film[lungs > 0] = 60
+    sample[lungs > 0] = 60
     spot[5:8, 3:6] = 1
-    film[spot > 0] = 240
-    return film, lungs, spot
+    sample[spot > 0] = 240
+    return sample, lungs, spot

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def read(files: dict, rows: list[dict]) -> dict[str, np.ndarray]:
-    """Returns what the figures are made of, one value or row a film.
+    """Returns what the figures are made of, one value or row an image.
 
     Args:
       files: results/<stem>.npz.
@@ -29,7 +29,7 @@ def read(files: dict, rows: list[dict]) -> dict[str, np.ndarray]:
         x["share"] = (o & seen).sum(1) / seen.sum(1)
     pairs = zip(files["truth"], files["output"], strict=True)
     x["hd95"], x["surface"] = np.array([outline(*pair) for pair in pairs]).T
-    # Of every film and bin of probability, inside the lungs: pixels, sum of p, of y.
+    # Of every image and bin of probability, inside the lungs: pixels, sum of p, of y.
     in_bin = [lung * (np.minimum(10 * p.astype(int) // 255, 9) == k) for k in range(10)]
     of_bin = [np.stack([m, m * p / 255, m * t]).sum(2).T for m in in_bin]
     return x | {"bins": np.stack(of_bin, axis=1)}  # [n, 10, 3]
@@ -51,7 +51,7 @@ def outline(truth: np.ndarray, output: np.ndarray) -> tuple[float, float]:
 
 
 def figures(x: dict[str, np.ndarray]) -> dict[str, np.floating]:
-    """Returns every figure of some films; a film may stand there more than once."""
+    """Returns every figure of some images; an image may stand there more than once."""
     tp, fp, fn, tn = (x[k].sum() for k in ("tp", "fp", "fn", "tn"))
     yes, off, bins = x["positive"], x["share"] - x["true"], x["bins"].sum(0)
     higher = np.sign(x["score"][yes][:, None] - x["score"][~yes])
@@ -87,7 +87,7 @@ def with_intervals(
 ) -> dict[str, tuple[np.floating, ...]]:
     """Returns every figure with its 95 % interval: mean, low, high."""
     n, found = len(x["label"]), figures(x)
-    films = np.random.default_rng(0).integers(n, size=(draws, n))
-    drawn = [list(figures({k: v[i] for k, v in x.items()}).values()) for i in films]
+    samples = np.random.default_rng(0).integers(n, size=(draws, n))
+    drawn = [list(figures({k: v[i] for k, v in x.items()}).values()) for i in samples]
     low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
     return dict(zip(found, zip(found.values(), low, high, strict=True), strict=True))

@@ -58,5 +58,5 @@ def make_weights(config: ml_collections.ConfigDict, seed: int = 0) -> Weights:
     return Weights(trained, {"predicted": POINT}, phantom=True)
 
 
-def films_of(config: ml_collections.ConfigDict) -> np.ndarray:
+def samples_of(config: ml_collections.ConfigDict) -> np.ndarray:
     return draw_samples(make_region(config.data), SIDE)

@@ -120,7 +120,7 @@ def test_a_run_of_stage_1_stands_before_those_that_need_it():
             before.add(run.folder)
 
 
-def test_the_share_of_films_is_of_stage_1_alone():
+def test_the_share_of_images_is_of_stage_1_alone():
     of_arm = plan("lung_data").of_arm
     shares = {
         arm: (runs[0].lung.config.data.train_share, runs[0].config.data.train_share)
@@ -233,8 +233,8 @@ def test_the_name_of_a_folder_is_of_the_run_and_not_of_where_it_lies():
     names = [run.folder.name for run in here.runs]
     assert names == [run.folder.name for run in there.runs]
     assert names[2].startswith("infection-laptop-roi=predicted-seed0-")
-    # Where the films lie, and how many threads read them, is no other run.
-    moved = plan("roi", settings={"data.root": "/films", "data.threads": "3"})
+    # Where the images lie, and how many threads read them, is no other run.
+    moved = plan("roi", settings={"data.root": "/images", "data.threads": "3"})
     assert names == [run.folder.name for run in moved.runs]
     other = plan("roi", settings={"lung:train.epochs": "3"})
     assert not set(names) & {run.folder.name for run in other.runs}

@@ -24,7 +24,7 @@ from covjax.app import __main__ as app
 from covjax.app import decoding, images, markup, viewer
 from covjax.app import sessions as sessions_file
 from covjax.app.decoding import Decoder
-from covjax.app.images import Film, look_at
+from covjax.app.images import ViewedImage, look_at
 from covjax.app.markup import figures_html, picture_html, remarks_of, told
 from covjax.app.sessions import Sessions
 from covjax.app.uploads import Uploads
@@ -37,20 +37,22 @@ from covjax.runtime.worker_process import Limits
 from drawn_segmenter import POINT, drawn
 from processes import wait_until
 from slow_decoders import read_in_time
-from tiny_networks import make_film, write_networks
+from tiny_networks import make_image, write_networks
 
 
 def whole(side: int) -> tuple[slice, slice]:
     return slice(0, side), slice(0, side)
 
 
-def hand_made(*, hung: bool = True, presence: float = 0.123, **others: Any) -> Film:
+def hand_made(
+    *, hung: bool = True, presence: float = 0.123, **others: Any
+) -> ViewedImage:
     """On the picture's left a lung of 200 pixels, on its right one of 100."""
     lungs = np.zeros((40, 40), np.uint8)
     lungs[5:25, 5:15], lungs[5:15, 25:35] = 1, 1
     seen = Seen(lungs, lungs, lungs, presence)
     image = np.full((40, 40), 128, np.uint8)
-    return Film("a.png", image, whole(40), seen, lungs, hung, **others)
+    return ViewedImage("a.png", image, whole(40), seen, lungs, hung, **others)
 
 
 def rows_of(html: str) -> dict[str, str]:
@@ -78,7 +80,7 @@ def decoder(uploads: Uploads) -> Iterator[Decoder]:
 def claim(uploads: Uploads, *names: str, content: bytes | None = None) -> list[str]:
     """Uploads images, or something else, and asks for them from the page "me"."""
     png = io.BytesIO()
-    Image.fromarray(make_film()).save(png, "PNG")
+    Image.fromarray(make_image()).save(png, "PNG")
     content = png.getvalue() if content is None else content
     files = [(name, io.BytesIO(content), len(content)) for name in names]
     keys = uploads.add(files, "browser")
@@ -90,11 +92,13 @@ def no_progress(done: int, of: int) -> None:
     pass
 
 
-def test_a_large_film_is_looked_at_in_full_and_shown_reduced(devices):
+def test_a_large_image_is_looked_at_in_full_and_shown_reduced(devices):
     image = np.zeros((1024, 3072), np.uint8)
-    film = Radiograph(image, (slice(0, 512), slice(768, 3072)), None, False, ("odd",))
+    radiograph = Radiograph(
+        image, (slice(0, 512), slice(768, 3072)), None, False, ("odd",)
+    )
     segmenter = drawn()
-    found = look_at(segmenter, film, "a.png")
+    found = look_at(segmenter, radiograph, "a.png")
     # One for each device, and what lies in the box alone.
     assert segmenter.looked == [[(512, 2304)] * len(devices)]
     assert found.image.shape == (341, 1024)  # a third of each side
@@ -106,21 +110,23 @@ def test_a_large_film_is_looked_at_in_full_and_shown_reduced(devices):
     assert infection[:85, 256:].all() and infection.sum() == 85 * 768
 
 
-def test_a_small_film_keeps_its_size_and_a_thin_one_its_pixels():
-    film = look_at(drawn(), Radiograph(np.ones((40, 30), np.uint8), whole(30)), "a")
-    assert film.image.shape == (40, 30)
+def test_a_small_image_keeps_its_size_and_a_thin_one_its_pixels():
+    radiograph = look_at(
+        drawn(), Radiograph(np.ones((40, 30), np.uint8), whole(30)), "a"
+    )
+    assert radiograph.image.shape == (40, 30)
     thin = np.ones((4, 8192), np.uint8)
-    film = look_at(drawn(), Radiograph(thin, (slice(3, 4), slice(8, 9))), "a")
-    assert film.image.shape == (1, 1024) and film.lungs.any()
+    radiograph = look_at(drawn(), Radiograph(thin, (slice(3, 4), slice(8, 9))), "a")
+    assert radiograph.image.shape == (1, 1024) and radiograph.lungs.any()
 
 
 @pytest.mark.parametrize("hung", [True, False])
 def test_shares_are_of_the_patients_own_sides(hung):
-    film = hand_made(hung=hung)
+    radiograph = hand_made(hung=hung)
     infection = np.zeros((40, 40), np.uint8)
     infection[5:10, 5:15] = 1  # 50 of 200 on the picture's left
     infection[30:, :] = 1  # outside of the lungs
-    html = figures_html(film, drawn(), infection, OperatingPoint(0.5))
+    html = figures_html(radiograph, drawn(), infection, OperatingPoint(0.5))
     on_left, on_right = ("Right", "Left") if hung else ("Left", "Right")
     assert rows_of(html) == {
         "Both lungs": "16.7 %", f"{on_left} lung": "25.0 %",
@@ -136,22 +142,22 @@ def test_little_is_not_none_and_much_not_all():
     assert markup._percent(0.99951) == "over 99.9 %"
 
 
-def test_a_film_without_lungs_has_no_shares():
-    film = dataclasses.replace(hand_made(), lungs=np.zeros((40, 40), np.uint8))
+def test_an_image_without_lungs_has_no_shares():
+    radiograph = dataclasses.replace(hand_made(), lungs=np.zeros((40, 40), np.uint8))
     nothing = np.zeros((40, 40), np.uint8)
-    html = figures_html(film, drawn(), nothing, OperatingPoint(0.5))
+    html = figures_html(radiograph, drawn(), nothing, OperatingPoint(0.5))
     assert set(rows_of(html).values()) == {"not found"}
-    assert "no lungs found: not a frontal chest film?" in html
+    assert "no lungs found: not a frontal chest X-ray?" in html
     # Nor can there be an infection in them, whatever the network makes of the picture.
     assert "<strong>not judged</strong>" in html and "12.3 %" not in html
     assert "threshold" not in html
 
 
 def test_names_and_remarks_cannot_become_markup():
-    film = hand_made(remarks=("<b>x",))
-    film = dataclasses.replace(film, name="<script>.png")
+    radiograph = hand_made(remarks=("<b>x",))
+    radiograph = dataclasses.replace(radiograph, name="<script>.png")
     nothing = np.zeros((40, 40), np.uint8)
-    html = figures_html(film, drawn(), nothing, OperatingPoint(0.5))
+    html = figures_html(radiograph, drawn(), nothing, OperatingPoint(0.5))
     html += told([("<i>", "<u>")], 1)
     assert not re.search("<(script|b|i|u)>", html) and "&lt;script&gt;.png" in html
 
@@ -165,11 +171,11 @@ def test_the_limit_stands_beside_the_probability(limit, said):
     assert ("is drawn from" in html) == (said is not None) and (said or "") in html
 
 
-def test_figures_of_a_synthetic_film_are_said_to_mean_nothing():
+def test_figures_of_a_synthetic_image_are_said_to_mean_nothing():
     def said(phantom: bool, networks: bool) -> bool:
-        film, some = hand_made(phantom=phantom), np.ones((40, 40), np.uint8)
-        remarks = remarks_of(film, drawn(phantom=networks), some, POINT)
-        return any("a synthetic film" in remark for remark in remarks)
+        radiograph, some = hand_made(phantom=phantom), np.ones((40, 40), np.uint8)
+        remarks = remarks_of(radiograph, drawn(phantom=networks), some, POINT)
+        return any("a synthetic image" in remark for remark in remarks)
 
     assert said(True, False)
     assert not said(True, True) and not said(False, False)
@@ -180,10 +186,10 @@ def test_remarks_tell_why_nothing_is_drawn():
     some = np.ones((40, 40), np.uint8)
 
     def said(presence: float, infection: np.ndarray) -> list[str]:
-        film = hand_made(presence=presence)
-        remarks = remarks_of(film, drawn(), infection, POINT)
+        radiograph = hand_made(presence=presence)
+        remarks = remarks_of(radiograph, drawn(), infection, POINT)
         assert remarks[:2] == ["40 x 40 pixels", "little contrast"]
-        (last,) = (k for k, one in enumerate(remarks) if one.endswith("chest film?"))
+        (last,) = (k for k, one in enumerate(remarks) if one.endswith("chest X-ray?"))
         return remarks[last + 1 :]
 
     assert said(0.25, some) == ["of another run"]  # at the limit it is drawn
@@ -192,12 +198,12 @@ def test_remarks_tell_why_nothing_is_drawn():
     assert len(said(0.249, nothing)) == len(said(0.5, nothing)) == 2
 
 
-def test_opacity_is_of_the_infection_and_the_film_stands_beside():
-    film, infection = hand_made(), np.zeros((40, 40), np.uint8)
+def test_opacity_is_of_the_infection_and_the_image_stands_beside():
+    radiograph, infection = hand_made(), np.zeros((40, 40), np.uint8)
     infection[10:20, 5:15] = 1
     shown = {
         opacity: pictures_of(
-            picture_html(film, drawn(), infection, opacity=opacity, beside=True)
+            picture_html(radiograph, drawn(), infection, opacity=opacity, beside=True)
         )
         for opacity in (0.0, 1.0)
     }
@@ -207,22 +213,22 @@ def test_opacity_is_of_the_infection_and_the_film_stands_beside():
     inside = [shown[opacity][1][13:17, 8:12].mean(axis=(0, 1)) for opacity in (0.0, 1)]
     assert np.abs(inside[0] - 128).max() < 15
     assert inside[1][0] - inside[1][2] > 60  # orange: more red than blue
-    alone = picture_html(film, drawn(), infection, opacity=0.5, beside=False)
+    alone = picture_html(radiograph, drawn(), infection, opacity=0.5, beside=False)
     assert len(pictures_of(alone)) == 1
 
 
 def test_phantoms_and_networks_of_phantoms_are_written_on():
-    film = Film("a", *look(200), np.zeros((200, 200), np.uint8))
+    radiograph = ViewedImage("a", *look(200), np.zeros((200, 200), np.uint8))
     nothing = np.zeros((200, 200), np.uint8)
 
-    def whites(film: Film, segmenter: Any) -> list[bool]:
-        html = picture_html(film, segmenter, nothing, opacity=0.3, beside=True)
+    def whites(radiograph: ViewedImage, segmenter: Any) -> list[bool]:
+        html = picture_html(radiograph, segmenter, nothing, opacity=0.3, beside=True)
         return [bool((picture > 200).any()) for picture in pictures_of(html)]
 
-    phantom = dataclasses.replace(film, phantom=True)
-    assert whites(film, drawn()) == [False, False]
+    phantom = dataclasses.replace(radiograph, phantom=True)
+    assert whites(radiograph, drawn()) == [False, False]
     assert whites(phantom, drawn()) == [True, True]
-    assert whites(film, drawn(phantom=True)) == [False, True]
+    assert whites(radiograph, drawn(phantom=True)) == [False, True]
     assert all(name.startswith("PHANTOM") for name, _ in images.draw_phantoms())
 
 
@@ -243,7 +249,7 @@ def test_a_drop_shows_what_can_be_read_and_leaves_no_file(uploads, decoder):
     assert not list(uploads._folder.iterdir())
     assert viewing.choices("me") == [("1: one.png", 0), ("2: two.png", 1)]
     assert viewing.choices("you") == []
-    assert "2 films are shown." in said and 'role="alert"' in said
+    assert "2 images are shown." in said and 'role="alert"' in said
     assert "&lt;broken&gt;.png: cannot be read as a picture" in said
     assert str(uploads._folder) not in said and said.count("Not shown") == 1
     # Nobody reads an upload twice, nor one that another page has claimed.
@@ -292,17 +298,17 @@ def test_what_is_being_decoded_does_not_keep_the_server_from_ending(
     assert not [*tmp_path.iterdir()]
 
 
-def test_films_beyond_the_most_are_deleted_unread(uploads, decoder, monkeypatch):
-    monkeypatch.setattr(viewer, "MOST_FILMS", 2)
+def test_images_beyond_the_most_are_deleted_unread(uploads, decoder, monkeypatch):
+    monkeypatch.setattr(viewer, "MOST_IMAGES", 2)
     segmenter = drawn()
     keys = claim(uploads, *"abcd")
     files = [uploads._waiting[key].file for key in keys]
     said = Viewer(segmenter, uploads, decoder).read(keys, "me", no_progress)
-    assert said.count("more than 2 films at a time") == 2 and "2 films are" in said
+    assert said.count("more than 2 images at a time") == 2 and "2 images are" in said
     assert len(segmenter.looked) == 2 and all(file.closed for file in files)
 
 
-def test_a_film_is_deleted_when_something_unforeseen_happens(uploads, decoder):
+def test_an_image_is_deleted_when_something_unforeseen_happens(uploads, decoder):
     segmenter = drawn()
     segmenter.look = None
     keys = claim(uploads, "a.png", "b.png")
@@ -328,10 +334,10 @@ def test_the_threshold_asks_no_network_and_the_runs_own_is_exact(uploads, decode
     assert [html[0].count("<img") for html in (own, other)] == [2, 1]
 
 
-def test_films_that_are_gone_are_asked_for_again(uploads, decoder):
+def test_images_that_are_gone_are_asked_for_again(uploads, decoder):
     viewing = Viewer(drawn(), uploads, decoder)
     assert "no longer kept" in viewing.show("me", 0, 0.5, 0.3, BESIDE)[0]
-    assert "No film yet" in viewing.show("me", None, 0.5, 0.3, BESIDE)[0]
+    assert "No image yet" in viewing.show("me", None, 0.5, 0.3, BESIDE)[0]
     with pytest.raises(ValueError, match="lungs alone"):
         Viewer(drawn(infection=None), uploads, decoder)
 
@@ -348,16 +354,18 @@ def test_a_page_in_use_keeps_its_images_whoever_else_comes(monkeypatch):
     now[0] += 899
     with pytest.raises(UsageError, match="4 pages show images already"):
         sessions.start("dora.1")
-    assert sessions.films("anna.1") == some  # which is used now
+    assert sessions.radiographs("anna.1") == some  # which is used now
     # Invented pages of one browser push out that browser's own alone.
     for k in range(9):
         sessions.start(f"anna.x{k}")
-    assert [sessions.films(f"anna.x{k}") for k in (7, 8)] == [[], []]
-    assert len(sessions._films) == 4 and sessions.films("anna.1") == []
-    assert sessions.films("carl.1") == some
+    assert [sessions.radiographs(f"anna.x{k}") for k in (7, 8)] == [[], []]
+    assert len(sessions._images) == 4 and sessions.radiographs("anna.1") == []
+    assert sessions.radiographs("carl.1") == some
     now[0] += 899  # since bert.1 was last used, 1798; since carl.1, 899
     sessions.start("dora.1")
-    assert sessions.films("bert.1") == [] and sessions.films("carl.1") == some
+    assert (
+        sessions.radiographs("bert.1") == [] and sessions.radiographs("carl.1") == some
+    )
 
 
 def test_a_session_keeps_no_more_than_is_shown():
@@ -365,10 +373,10 @@ def test_a_session_keeps_no_more_than_is_shown():
     sessions.start("a.1")
     sessions.keep("a.1", some)
     sessions.start("a.1")  # and drops another image on the page
-    assert sessions.films("a.1") == []
+    assert sessions.radiographs("a.1") == []
     sessions.drop("a.1")
     sessions.keep("a.1", some)  # its page was closed meanwhile
-    assert sessions.films("a.1") == []
+    assert sessions.radiographs("a.1") == []
 
 
 def test_names_are_short_and_printable():
@@ -394,7 +402,7 @@ def test_the_folder_of_uploads_is_private_and_gone_at_the_end(
 
     def served(made: Any, listening: socket.socket) -> None:
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
-        (folder / "left").write_bytes(b"film")
+        (folder / "left").write_bytes(b"image")
         seen["folder"], seen["mode"] = folder, folder.stat().st_mode & 0o777
         seen["at"] = listening.getsockname()
 
@@ -420,7 +428,7 @@ def test_a_terminal_that_is_closed_leaves_no_upload(networks, monkeypatch, ignor
 
     def served(made: Any, listening: socket.socket) -> None:
         seen.append(Path(os.environ["GRADIO_TEMP_DIR"]))
-        (seen[0] / "left").write_bytes(b"film")
+        (seen[0] / "left").write_bytes(b"image")
         os.kill(os.getpid(), signal.SIGHUP)
         seen.append("went on")
 

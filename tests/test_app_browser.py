@@ -1,4 +1,4 @@
-"""The page for films in a real browser, against a server of its own."""
+"""The page for images in a real browser, against a server of its own."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from processes import wait_until
-from tiny_networks import THRESHOLD, make_film, write_networks
+from tiny_networks import THRESHOLD, make_image, write_networks
 
 pytestmark = pytest.mark.browser
 
@@ -57,11 +57,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("films")
+def radiographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
     paths = [folder / "ward-one.png", folder / "ward-two.png"]
     for path, seed in zip(paths, (5, 6), strict=True):
-        Image.fromarray(make_film(seed, 300)).save(path)
+        Image.fromarray(make_image(seed, 300)).save(path)
     return paths
 
 
@@ -118,9 +118,9 @@ def tab_to(page: Page, selector: str) -> None:
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_page_fits_and_says_what_it_is(browser, server, films, width):
+def test_page_fits_and_says_what_it_is(browser, server, radiographs, width):
     page, told, asked = open_page(browser, server, width)
-    drop(page, films)
+    drop(page, radiographs)
     overflow = page.evaluate(
         "[document.documentElement.scrollWidth, document.body.scrollWidth]"
     )
@@ -136,23 +136,23 @@ def test_page_fits_and_says_what_it_is(browser, server, films, width):
     page.close()
 
 
-def test_films_are_shown_chosen_and_judged_by_keyboard(browser, server, films):
+def test_images_are_shown_chosen_and_judged_by_keyboard(browser, server, radiographs):
     page, told, _ = open_page(browser, server, 1280)
-    broken = films[0].with_name("broken.png")
-    broken.write_bytes(films[0].read_bytes()[:200])
-    drop(page, [films[0], broken, films[1]])
+    broken = radiographs[0].with_name("broken.png")
+    broken.write_bytes(radiographs[0].read_bytes()[:200])
+    drop(page, [radiographs[0], broken, radiographs[1]])
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("2 films are shown.")
+    expect(alert).to_contain_text("2 images are shown.")
     expect(alert).to_contain_text("broken.png: cannot be read as a picture")
     expect(page.locator("#figures h2")).to_have_text("ward-one.png")
     assert not [p for p in server.folder.rglob("*") if p.is_file() and p.stat().st_size]
 
     first, before = page.evaluate(LAST_PICTURE), shares(page)
-    tab_to(page, "#film label:nth-child(2) input")
+    tab_to(page, "#image label:nth-child(2) input")
     page.keyboard.press("Space")
     expect(page.locator("#figures h2")).to_have_text("ward-two.png")
     second = next_picture(page, first)
-    tab_to(page, "#film label:nth-child(1) input")
+    tab_to(page, "#image label:nth-child(1) input")
     page.keyboard.press("Space")
     assert next_picture(page, second) == first and shares(page) == before
 
@@ -197,14 +197,14 @@ def test_films_are_shown_chosen_and_judged_by_keyboard(browser, server, films):
     page.locator("#phantoms").click()
     expect(page.locator("#figures h2")).to_contain_text("PHANTOM")
     page.locator("#forget").click()
-    expect(page.locator("#picture")).to_contain_text("No film yet")
+    expect(page.locator("#picture")).to_contain_text("No image yet")
     assert told == []
     page.close()
 
 
-def test_a_closed_page_leaves_nothing_to_be_asked_for(browser, server, films):
+def test_a_closed_page_leaves_nothing_to_be_asked_for(browser, server, radiographs):
     page, _, asked = open_page(browser, server, 1280)
-    drop(page, films[:1])
+    drop(page, radiographs[:1])
     page.get_by_label("Overlay alone").check()
     expect(page.locator("#picture img")).to_have_count(1)
     body = [r for r in asked if r.url.endswith("/queue/join?")][-1].post_data
@@ -273,13 +273,13 @@ def test_the_server_offers_the_page_and_nothing_else(server):
         error.value.close()
 
 
-def test_it_ends_without_a_trace(browser, server, films):
+def test_it_ends_without_a_trace(browser, server, radiographs):
     page = open_page(browser, server, 1280).page  # which keeps its connection
-    drop(page, films)
+    drop(page, radiographs)
     process = server.process
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "covjax: ended; no film is kept\n" and "ward" not in out
+    assert err == "covjax: ended; no image is kept\n" and "ward" not in out
     assert list(server.folder.iterdir()) == []
     page.close()

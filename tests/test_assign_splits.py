@@ -1,4 +1,4 @@
-"""Splits by a hash: the shares, and that one patient's films stay together."""
+"""Splits by a hash: the shares, and that one patient's images stay together."""
 
 import collections
 import hashlib
@@ -11,7 +11,7 @@ from covjax.data.from_table.table import Row
 
 
 def row(name: str, patient: str = "", split: str = "") -> Row:
-    image = Path(f"/films/{name}.png")
+    image = Path(f"/images/{name}.png")
     return Row(1, image, image, None, True, "Normal", split, patient)
 
 
@@ -31,7 +31,7 @@ def test_eight_tenths_are_train(digest, split):
     assert split_of(bytes.fromhex(digest)) == split
 
 
-def test_a_patient_decides_whatever_the_films_are():
+def test_a_patient_decides_whatever_the_images_are():
     # SHA-256 of "abc" begins with ba, of "fox…" with d7, of "bar" with fc.
     fox = "The quick brown fox jumps over the lazy dog"
     rows = [row("1", "abc"), row("2", "bar"), row("3", fox), row("4", "bar")]
@@ -41,7 +41,7 @@ def test_a_patient_decides_whatever_the_films_are():
     assert said == "80 % Train, 10 % Val, 10 % Test, by a hash of the patient"
 
 
-def test_without_patients_a_film_s_bytes_decide():
+def test_without_patients_an_image_s_bytes_decide():
     rows = [row("1"), row("2")]
     digests = {rows[0].image: b"\xfc" + bytes(31), rows[1].image: b"\xba" + bytes(31)}
     given, said = assign_splits(rows, digests)

@@ -23,8 +23,8 @@ INFECTION[50:70, 15:35] = 255
 EMPTY = np.zeros_like(LUNGS)
 
 
-def make_film(seed: int, texture_share: float = 0.3) -> np.ndarray:
-    """One body for all films (dark lungs), and a texture of each one's own."""
+def make_image(seed: int, texture_share: float = 0.3) -> np.ndarray:
+    """One body for all images (dark lungs), and a texture of each one's own."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 24), np.uint8))
     texture = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
@@ -38,7 +38,7 @@ def write(path: Path, array: np.ndarray) -> None:
 
 @dataclasses.dataclass
 class Set:
-    """A data set under a folder, one film after another."""
+    """A data set under a folder, one image after another."""
 
     root: Path
 
@@ -50,13 +50,13 @@ class Set:
     def add(
         self,
         place: str,
-        film: np.ndarray,
+        sample: np.ndarray,
         lungs: np.ndarray = LUNGS,
         infection: np.ndarray | None = None,
     ) -> None:
         if infection is None:
             infection = INFECTION if "COVID-19" in place else EMPTY
-        write(self.path(place, "images"), film)
+        write(self.path(place, "images"), sample)
         write(self.path(place, "lung masks"), lungs)
         if place.startswith("infection"):
             write(self.path(place, "infection masks"), infection)
@@ -66,12 +66,12 @@ class Set:
 
 
 @pytest.fixture
-def films(tmp_path) -> Set:
-    """A clean set: 9 films that differ, one for every split and class."""
+def samples(tmp_path) -> Set:
+    """A clean set: 9 images that differ, one for every split and class."""
     data = Set(tmp_path / "set")
     for k, split in enumerate(covidqu.SPLITS):
         for n, label in enumerate(covidqu.CLASSES):
-            data.add(f"infection/{split}/{label}/film.png", make_film(3 * k + n))
+            data.add(f"infection/{split}/{label}/image.png", make_image(3 * k + n))
     return data
 
 
@@ -87,8 +87,8 @@ A = "infection/Train/COVID-19/a.png"
 B = "infection/Test/Normal/b.png"
 
 
-def test_clean_set_has_no_findings(films):
-    findings = audit.audit(films.root)
+def test_clean_set_has_no_findings(samples):
+    findings = audit.audit(samples.root)
     assert faults(findings) == {}
     assert findings["identical"] == {"pairs": [], "across_splits": []}
     assert findings["near"] == {"pairs": [], "across_splits": []}
@@ -96,7 +96,7 @@ def test_clean_set_has_no_findings(films):
     assert not findings["phantom"]
     assert list(findings["trees"]) == ["infection"]
     tree = findings["trees"]["infection"]
-    assert tree["films"]["Test"] == {"COVID-19": 1, "Non-COVID": 1, "Normal": 1}
+    assert tree["images"]["Test"] == {"COVID-19": 1, "Non-COVID": 1, "Normal": 1}
     assert tree["published"]["Test"] == {
         "COVID-19": 583,
         "Non-COVID": 292,
@@ -117,87 +117,91 @@ def test_published_counts_are_the_study_s():
     assert by_class == {"lung": [11956, 11263, 10701], "infection": [2913, 1457, 1456]}
 
 
-def test_broken_files_are_found_and_do_not_stop_it(films):
-    films.add(A, make_film(50))
-    films.add(B, make_film(51))
-    broken = films.path(A, "images"), films.path(B, "lung masks")
+def test_broken_files_are_found_and_do_not_stop_it(samples):
+    samples.add(A, make_image(50))
+    samples.add(B, make_image(51))
+    broken = samples.path(A, "images"), samples.path(B, "lung masks")
     broken[0].write_bytes(broken[0].read_bytes()[:200])
     broken[1].write_bytes(b"")
-    found = faults(audit.audit(films.root))
+    found = faults(audit.audit(samples.root))
     assert list(found) == ["unreadable"]
     paths = [what["path"] for what in found["unreadable"]]
-    assert paths == [films.below(A, "images"), films.below(B, "lung masks")]
+    assert paths == [samples.below(A, "images"), samples.below(B, "lung masks")]
     assert all("cannot be read" in what["reason"] for what in found["unreadable"])
 
 
-def test_missing_surplus_and_doubled_files_are_found(films):
-    films.add(A, make_film(50))
-    films.add(B, make_film(51))
-    films.path(A, "infection masks").unlink()
-    films.path(B, "images").unlink()
-    twice = films.path(A, "images").with_suffix(".jpg")
-    write(twice, make_film(52))
-    findings = audit.audit(films.root)
-    # a.jpg comes before a.png: the film is a.jpg, and a.png is the one too much.
+def test_missing_surplus_and_doubled_files_are_found(samples):
+    samples.add(A, make_image(50))
+    samples.add(B, make_image(51))
+    samples.path(A, "infection masks").unlink()
+    samples.path(B, "images").unlink()
+    twice = samples.path(A, "images").with_suffix(".jpg")
+    write(twice, make_image(52))
+    findings = audit.audit(samples.root)
+    # a.jpg comes before a.png: the image is a.jpg, and a.png is the one too much.
     assert faults(findings) == {
-        "same_name": [{"path": films.below(A, "images"), "other": "a.jpg"}],
+        "same_name": [{"path": samples.below(A, "images"), "other": "a.jpg"}],
         "missing_mask": [
             {
-                "path": twice.relative_to(films.root).as_posix(),
+                "path": twice.relative_to(samples.root).as_posix(),
                 "mask": "infection masks",
             }
         ],
         "surplus_mask": [
-            {"path": films.below(B, "lung masks")},
-            {"path": films.below(B, "infection masks")},
+            {"path": samples.below(B, "lung masks")},
+            {"path": samples.below(B, "infection masks")},
         ],
     }
-    assert findings["trees"]["infection"]["films"]["Train"]["COVID-19"] == 2
+    assert findings["trees"]["infection"]["images"]["Train"]["COVID-19"] == 2
 
 
-def test_masks_of_wrong_size_and_values_are_found(films):
+def test_masks_of_wrong_size_and_values_are_found(samples):
     grey = LUNGS.copy()
     grey[20, 10:13] = 128, 128, 1
-    films.add(A, make_film(50), lungs=grey)
-    films.add(B, make_film(51), lungs=LUNGS[:50])
-    assert faults(audit.audit(films.root)) == {
+    samples.add(A, make_image(50), lungs=grey)
+    samples.add(B, make_image(51), lungs=LUNGS[:50])
+    assert faults(audit.audit(samples.root)) == {
         "size_differs": [
-            {"path": films.below(B, "lung masks"), "size": [96, 50], "film": [96, 96]}
+            {
+                "path": samples.below(B, "lung masks"),
+                "size": [96, 50],
+                "image": [96, 96],
+            }
         ],
         "not_binary": [
-            {"path": films.below(A, "lung masks"), "pixels": 3, "values": [1, 128]}
+            {"path": samples.below(A, "lung masks"), "pixels": 3, "values": [1, 128]}
         ],
     }
 
 
-def test_infection_where_it_should_not_be_is_found(films):
+def test_infection_where_it_should_not_be_is_found(samples):
     outside = INFECTION.copy()
     outside[0, :7] = 255
-    films.add(A, make_film(50), infection=outside)
-    films.add(B, make_film(51), infection=INFECTION)
+    samples.add(A, make_image(50), infection=outside)
+    samples.add(B, make_image(51), infection=INFECTION)
     C = "infection/Val/COVID-19/c.png"
-    films.add(C, make_film(52), infection=EMPTY)
-    assert faults(audit.audit(films.root)) == {
+    samples.add(C, make_image(52), infection=EMPTY)
+    assert faults(audit.audit(samples.root)) == {
         "infection_outside_lungs": [
-            {"path": films.below(A, "infection masks"), "pixels": 7}
+            {"path": samples.below(A, "infection masks"), "pixels": 7}
         ],
-        "covid_without_infection": [{"path": films.below(C, "infection masks")}],
+        "covid_without_infection": [{"path": samples.below(C, "infection masks")}],
         "infection_in_others": [
-            {"path": films.below(B, "infection masks"), "pixels": 400}
+            {"path": samples.below(B, "infection masks"), "pixels": 400}
         ],
     }
 
 
-def test_identical_films_are_counted_by_where_they_stand(films):
-    film = make_film(0)  # also infection/Train/COVID-19/film.png
-    films.add("infection/Test/COVID-19/b.png", film)
-    films.add("infection/Train/COVID-19/c.png", film)
-    films.add("lung/Val/COVID-19/d.png", film)
+def test_identical_images_are_counted_by_where_they_stand(samples):
+    sample = make_image(0)  # also infection/Train/COVID-19/image.png
+    samples.add("infection/Test/COVID-19/b.png", sample)
+    samples.add("infection/Train/COVID-19/c.png", sample)
+    samples.add("lung/Val/COVID-19/d.png", sample)
     # The same pixels in another kind of file.
-    Image.fromarray(film).convert("RGB").save(
-        films.path("lung/Val/COVID-19/d.png", "images")
+    Image.fromarray(sample).convert("RGB").save(
+        samples.path("lung/Val/COVID-19/d.png", "images")
     )
-    findings = audit.audit(films.root)
+    findings = audit.audit(samples.root)
     assert pairs(findings["identical"]) == {
         ("lung/Val", "infection/Train"): (2, False),
         ("lung/Val", "infection/Test"): (1, True),
@@ -206,25 +210,25 @@ def test_identical_films_are_counted_by_where_they_stand(films):
     }
     assert findings["identical"]["across_splits"] == [
         {
-            "films": [
+            "images": [
                 "lung/Val/COVID-19/d.png",
                 "infection/Train/COVID-19/c.png",
-                "infection/Train/COVID-19/film.png",
+                "infection/Train/COVID-19/image.png",
                 "infection/Test/COVID-19/b.png",
             ]
         }
     ]
-    # b is one film, whichever of its three twins was seen.
+    # b is one image, whichever of its three twins was seen.
     assert findings["seen_before"] == {"infection/Test": {"identical": 1, "near": 0}}
     assert findings["near"]["pairs"] == []
 
 
-def test_same_split_of_both_trees_is_only_counted(films):
+def test_same_split_of_both_trees_is_only_counted(samples):
     for split in covidqu.SPLITS:
-        place = f"{split}/COVID-19/film.png"
-        film = np.asarray(Image.open(films.path(f"infection/{place}", "images")))
-        films.add(f"lung/{place}", film)
-    findings = audit.audit(films.root)
+        place = f"{split}/COVID-19/image.png"
+        sample = np.asarray(Image.open(samples.path(f"infection/{place}", "images")))
+        samples.add(f"lung/{place}", sample)
+    findings = audit.audit(samples.root)
     assert pairs(findings["identical"]) == {
         (f"lung/{split}", f"infection/{split}"): (1, False) for split in covidqu.SPLITS
     }
@@ -251,48 +255,48 @@ def test_what_leaks_into_what():
     }
 
 
-def compress(film: np.ndarray) -> np.ndarray:
+def compress(sample: np.ndarray) -> np.ndarray:
     buffer = io.BytesIO()
-    Image.fromarray(film).save(buffer, "JPEG", quality=50)
+    Image.fromarray(sample).save(buffer, "JPEG", quality=50)
     return np.asarray(Image.open(buffer))
 
 
 CHANGES = {
-    "brighter": lambda film: film + 30,
-    "contrast": lambda film: (film * 0.6 + 20).astype(np.uint8),
+    "brighter": lambda sample: sample + 30,
+    "contrast": lambda sample: (sample * 0.6 + 20).astype(np.uint8),
     "compressed": compress,
-    "one pixel aside": lambda film: np.roll(film, 1, axis=1),
-    "two pixels down": lambda film: np.roll(film, 2, axis=0),
-    "doubled in size": lambda film: np.kron(film, np.ones((2, 2), np.uint8)),
+    "one pixel aside": lambda sample: np.roll(sample, 1, axis=1),
+    "two pixels down": lambda sample: np.roll(sample, 2, axis=0),
+    "doubled in size": lambda sample: np.kron(sample, np.ones((2, 2), np.uint8)),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_near_twin_is_found(films, change):
+def test_near_twin_is_found(samples, change):
     twin = "infection/Test/Normal/twin.png"
-    film = change(make_film(2))  # infection/Train/Normal/film.png
-    size = film.shape[0]
-    films.add(twin, film, EMPTY if size == SIDE else np.zeros_like(film))
-    near = audit.audit(films.root)["near"]
+    sample = change(make_image(2))  # infection/Train/Normal/image.png
+    size = sample.shape[0]
+    samples.add(twin, sample, EMPTY if size == SIDE else np.zeros_like(sample))
+    near = audit.audit(samples.root)["near"]
     assert pairs(near) == {("infection/Train", "infection/Test"): (1, True)}
     (couple,) = near["across_splits"]
-    assert couple["first"] == ["infection/Train/Normal/film.png"]
+    assert couple["first"] == ["infection/Train/Normal/image.png"]
     assert couple["second"] == [twin]
     assert couple["correlation"] >= near_duplicates.MATCH
 
 
 def test_strangers_with_one_body_are_not_flagged():
-    strangers = np.stack([make_film(seed, 0.1) for seed in range(100)])
+    strangers = np.stack([make_image(seed, 0.1) for seed in range(100)])
     bodies = strangers.reshape(100, -1).astype(float)
     assert np.corrcoef(bodies).min() > 0.95  # a plain correlation would flag them
-    thumbnails = [near_duplicates.make_thumbnail(film) for film in strangers]
+    thumbnails = [near_duplicates.make_thumbnail(sample) for sample in strangers]
     assert near_duplicates.find_near_duplicates(np.stack(thumbnails)) == []
 
 
-def test_films_alike_only_when_blurred_are_not_flagged():
+def test_images_alike_only_when_blurred_are_not_flagged():
     noise = np.random.default_rng(0).normal(0, 1, (2, 64, 64))
-    film = near_duplicates.make_thumbnail(make_film(0)).astype(float)
-    quiet, loud = (np.clip(film + amount * noise, 0, 255) for amount in (2, 14))
+    sample = near_duplicates.make_thumbnail(make_image(0)).astype(float)
+    quiet, loud = (np.clip(sample + amount * noise, 0, 255) for amount in (2, 14))
     found = near_duplicates.find_near_duplicates(quiet.astype(np.uint8))
     assert [pair[:2] for pair in found] == [(0, 1)]
     assert near_duplicates.find_near_duplicates(loud.astype(np.uint8)) == []
@@ -322,7 +326,7 @@ def test_pairs_are_named_in_order_of_stage_and_split():
     }
 
 
-def test_noise_and_blank_films_are_not_flagged():
+def test_noise_and_blank_images_are_not_flagged():
     side = near_duplicates.SIDE
     noise = np.random.default_rng(0).integers(0, 256, (50, side, side), np.uint8)
     blank = np.stack([np.full((side, side), grey, np.uint8) for grey in (0, 9, 255)])
@@ -332,13 +336,15 @@ def test_noise_and_blank_films_are_not_flagged():
 
 
 def test_twins_are_found_across_blocks_of_rows(monkeypatch):
-    films = np.stack([near_duplicates.make_thumbnail(make_film(k)) for k in range(12)])
-    films[11] = films[1] + 5
-    films[7] = films[6] + 5
+    samples = np.stack(
+        [near_duplicates.make_thumbnail(make_image(k)) for k in range(12)]
+    )
+    samples[11] = samples[1] + 5
+    samples[7] = samples[6] + 5
     monkeypatch.setattr(near_duplicates, "_ROWS", 5)
-    monkeypatch.setattr(near_duplicates, "_FILMS", 5)
+    monkeypatch.setattr(near_duplicates, "_SAMPLES", 5)
     monkeypatch.setattr(near_duplicates, "_PAIRS", 1)
-    found = near_duplicates.find_near_duplicates(films)
+    found = near_duplicates.find_near_duplicates(samples)
     assert [pair[:2] for pair in found] == [(1, 11), (6, 7)]
 
 
@@ -350,15 +356,15 @@ def test_difference_hash_of_ramps():
     assert near_duplicates.difference_hash(ramp[:, ::-1]).tolist() == [0, 0]
 
 
-def test_command_prints_the_report_and_writes_json(films, tmp_path, capsys):
-    (films.root / covidqu.PHANTOM_MARKER).write_text("{}")
+def test_command_prints_the_report_and_writes_json(samples, tmp_path, capsys):
+    (samples.root / covidqu.PHANTOM_MARKER).write_text("{}")
     for k in range(audit.LISTED + 3):
-        films.add(
-            f"infection/Val/COVID-19/{k:02}.png", make_film(99 + k), infection=EMPTY
+        samples.add(
+            f"infection/Val/COVID-19/{k:02}.png", make_image(99 + k), infection=EMPTY
         )
     path = tmp_path / "out.json"
-    assert audit.main([str(films.root), "--json", str(path)]) == 0
-    findings = audit.audit(films.root)
+    assert audit.main([str(samples.root), "--json", str(path)]) == 0
+    findings = audit.audit(samples.root)
     assert json.loads(path.read_text()) == findings
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["out.json"]
     out = capsys.readouterr().out
@@ -366,26 +372,28 @@ def test_command_prints_the_report_and_writes_json(films, tmp_path, capsys):
     assert "phantom set" in out
     assert "Lung Segmentation Data: not there" in out
     assert "16 / 466" in out and "differs" not in out
-    assert "15  COVID-19 films with an empty infection mask" in out
+    assert "15  COVID-19 images with an empty infection mask" in out
     assert "11.png" in out and "12.png" not in out
     assert "and 3 more" in out
 
 
-def test_report_shows_leaks(films):
-    films.add("lung/Train/Normal/x.png", make_film(8) + 20)  # Test/Normal/film.png
-    films.add("infection/Test/COVID-19/y.png", make_film(0))  # Train/COVID-19/film.png
-    report = audit.format_report(audit.audit(films.root))
+def test_report_shows_leaks(samples):
+    samples.add("lung/Train/Normal/x.png", make_image(8) + 20)  # Test/Normal/image.png
+    samples.add(
+        "infection/Test/COVID-19/y.png", make_image(0)
+    )  # Train/COVID-19/image.png
+    report = audit.format_report(audit.audit(samples.root))
     assert report.count("differs") == 6  # of the splits in two trees: all
     assert "1  lung/Train - infection/Test  leak" in report
-    assert "lung/Train/Normal/x.png ~ infection/Test/Normal/film.png" in report
-    first = "infection/Train/COVID-19/film.png"
+    assert "lung/Train/Normal/x.png ~ infection/Test/Normal/image.png" in report
+    first = "infection/Train/COVID-19/image.png"
     assert f"{first} = infection/Test/COVID-19/y.png" in report
     assert "infection/Test: 1 identical, 1 near-identical, of 4" in report
 
 
-def test_progress_counts_films(films):
+def test_progress_counts_images(samples):
     seen = []
-    audit.audit(films.root, lambda done, total: seen.append((done, total)))
+    audit.audit(samples.root, lambda done, total: seen.append((done, total)))
     assert seen == [(k, 9) for k in range(1, 10)]
 
 
@@ -399,8 +407,10 @@ def test_nothing_to_audit_is_a_usage_error(tmp_path, capsys):
         audit.audit(tmp_path)
 
 
-def test_json_goes_nowhere_or_whole(films, tmp_path, capsys, monkeypatch):
-    assert audit.main([str(films.root), "--json", str(tmp_path / "no" / "f.json")]) == 2
+def test_json_goes_nowhere_or_whole(samples, tmp_path, capsys, monkeypatch):
+    assert (
+        audit.main([str(samples.root), "--json", str(tmp_path / "no" / "f.json")]) == 2
+    )
     assert capsys.readouterr().out == ""  # told before the reading
     path = tmp_path / "f.json"
     path.write_text("before")
@@ -409,7 +419,7 @@ def test_json_goes_nowhere_or_whole(films, tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    assert audit.main([str(films.root), "--json", str(path)]) == 2
+    assert audit.main([str(samples.root), "--json", str(path)]) == 2
     assert "No space left" in capsys.readouterr().err
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["f.json"]

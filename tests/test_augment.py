@@ -25,13 +25,13 @@ def make(**settings: float) -> Augment:
     return Augment(**(OFF | settings))
 
 
-def record_of(mask: np.ndarray, film: np.ndarray | None = None) -> dict:
-    film = 255 * mask if film is None else film
-    return {"image": film, "lung": mask.copy(), "infection": mask.copy()}
+def record_of(mask: np.ndarray, sample: np.ndarray | None = None) -> dict:
+    sample = 255 * mask if sample is None else sample
+    return {"image": sample, "lung": mask.copy(), "infection": mask.copy()}
 
 
 def rectangle(half_height: int, half_width: int) -> np.ndarray:
-    """A rectangle around the centre of the film."""
+    """A rectangle around the centre of the image."""
     mask = np.zeros((SIDE, SIDE), np.uint8)
     centre = SIDE // 2
     rows = slice(centre - half_height, centre + half_height)
@@ -100,7 +100,7 @@ def test_seeds_give_different_results():
     assert len(set(results)) == 20
 
 
-def test_film_and_masks_of_the_caller_stay_as_they_are():
+def test_image_and_masks_of_the_caller_stay_as_they_are():
     record = noise(0)
     for seed in range(10):
         Augment(**STUDY)(record, seed)
@@ -135,7 +135,7 @@ def test_lungs_that_a_model_found_move_as_true_ones_would(serial):
         assert is_same(result, serial[seed])  # and nothing else moves otherwise
 
 
-def test_masks_move_with_the_film():
+def test_masks_move_with_the_image():
     mask = rectangle(20, 8)
     mask[12:20, 40:44] = 1  # no symmetry
     moved = Augment(**(STUDY | {"tone_prob": 0.0, "affine_prob": 1.0}))
@@ -144,7 +144,7 @@ def test_masks_move_with_the_film():
         result = moved(record_of(mask) | {"found_lung": mask.copy()}, seed)
         assert np.array_equal(result["lung"], result["infection"])
         assert np.array_equal(result["lung"], result["found_lung"])
-        # Film and mask are sampled differently, so they may differ along the edge.
+        # Image and mask are sampled differently, so they may differ along the edge.
         assert np.mean((result["image"] > 127) != result["lung"]) < 0.015
         changed += np.mean(result["lung"] != mask) > 0.015
     assert changed > 80
@@ -219,12 +219,12 @@ def test_scale_is_the_same_along_both_axes_and_goes_to_both_limits():
     assert 1.2 < factors.max() <= 1.25 + 1.5 / 32
 
 
-def test_pixels_that_the_film_leaves_are_0():
+def test_pixels_that_the_image_leaves_are_0():
     white = np.ones((SIDE, SIDE), np.uint8)
     move = make(affine_prob=1.0, shift=0.5)
     for seed in range(20):
         result = move(record_of(white), seed)
-        # A film that were mirrored or stretched at its border would stay white.
+        # An image that were mirrored or stretched at its border would stay white.
         assert np.any(result["lung"] == 0)
         assert np.mean((result["image"] == 0) != (result["lung"] == 0)) < 0.04
         assert set(np.unique(result["infection"])) == {0, 1}
@@ -249,10 +249,10 @@ def test_tone_changes_up_to_its_limit_both_ways(strength, limit):
 
 
 def test_contrast_scales_and_brightness_adds():
-    film = np.tile(np.array([60, 120], np.uint8), (SIDE, SIDE // 2))
+    sample = np.tile(np.array([60, 120], np.uint8), (SIDE, SIDE // 2))
     for seed in range(20):
         bright, stark = (
-            make(tone_prob=1.0, **{name: 0.2})(record_of(film // 120, film), seed)
+            make(tone_prob=1.0, **{name: 0.2})(record_of(sample // 120, sample), seed)
             for name in ("brightness", "contrast")
         )
         low, high = bright["image"][0, :2].astype(int)
@@ -271,7 +271,7 @@ def test_too_bright_stays_white():
 
 
 def test_what_is_beyond_the_study_comes_after_it_and_leaves_it_as_it_was(serial):
-    # A run of the study has the films that it had before there were others.
+    # A run of the study has the images that it had before there were others.
     beyond = Augment(**(STUDY | {"gamma_prob": 0.6, "noise_prob": 0.6}))
     changed = 0
     for seed, record in enumerate(RECORDS):
@@ -279,12 +279,12 @@ def test_what_is_beyond_the_study_comes_after_it_and_leaves_it_as_it_was(serial)
         for name in ("lung", "infection"):
             assert np.array_equal(result[name], serial[seed][name])
         # The study's three alone, then what happened of the two.
-        film = serial[seed]["image"][..., None]
+        sample = serial[seed]["image"][..., None]
         *_, gamma, noise = beyond._local.compose.transforms
         for transform in (gamma, noise):
             if transform.params:
-                film = transform.apply(film, **transform.params)
-        assert np.array_equal(result["image"], film[..., 0])
+                sample = transform.apply(sample, **transform.params)
+        assert np.array_equal(result["image"], sample[..., 0])
         changed += bool(gamma.params) + bool(noise.params)
     assert 0.4 < changed / (2 * len(RECORDS)) < 0.8
 
@@ -321,7 +321,7 @@ def test_noise_is_of_every_pixel_and_up_to_its_limit():
     assert max(deviations) < 26.5 and max(deviations) > 24 and min(deviations) < 1.5
     assert abs(np.mean(deviations) - 12.75) < 3 * 25.5 / np.sqrt(12 * len(SEEDS))
     loud = np.array([z for z, d in zip(maps, deviations, strict=True) if d > 5])
-    # A normal distribution, without memory along rows, columns or from film to film.
+    # A normal distribution, without memory along rows, columns or from image to image.
     assert abs(np.mean(np.abs(loud) < 1) - 0.683) < 0.01
     for one, other in [
         (loud[:, 1:], loud[:, :-1]),
@@ -332,11 +332,11 @@ def test_noise_is_of_every_pixel_and_up_to_its_limit():
 
 
 def test_noise_stays_within_black_and_white():
-    film = np.tile(np.array([3, 252], np.uint8), (SIDE, SIDE // 2))
+    sample = np.tile(np.array([3, 252], np.uint8), (SIDE, SIDE // 2))
     for seed in range(20):
-        result = make(noise_prob=1.0, noise=0.1)(record_of(film % 2, film), seed)
+        result = make(noise_prob=1.0, noise=0.1)(record_of(sample % 2, sample), seed)
         # Five standard deviations: a level that wraps around is farther off.
-        assert np.abs(result["image"].astype(int) - film).max() < 140
+        assert np.abs(result["image"].astype(int) - sample).max() < 140
 
 
 @pytest.mark.parametrize("probability", [0.2, 0.8])
@@ -363,12 +363,12 @@ def test_transform_happens_as_often_as_asked(name, strength, probability):
 
 def test_transforms_happen_independently():
     half = Augment(**(STUDY | {"rotate": 0.0, "scale": 0.0}))
-    film = np.full((SIDE, SIDE), 100, np.uint8)
+    sample = np.full((SIDE, SIDE), 100, np.uint8)
     mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[28:36, 10:18] = 1
     events = []
     for seed in range(400):
-        result = half(record_of(mask, film), seed)
+        result = half(record_of(mask, sample), seed)
         flipped = centroid(result["lung"])[1] > SIDE / 2
         original = np.fliplr(mask) if flipped else mask
         moved = not np.array_equal(result["lung"], original)

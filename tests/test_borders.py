@@ -1,4 +1,4 @@
-"""The frame around a film, on arrays whose frame is known."""
+"""The frame around an image, on arrays whose frame is known."""
 
 import numpy as np
 import pytest
@@ -52,11 +52,11 @@ def test_more_than_two_fifths_of_a_side_are_no_frame():
     assert find_box(framed(13, 12, 4, 0)) == (slice(0, 60), slice(4, 80))
 
 
-def test_film_without_frame_is_kept():
+def test_image_without_frame_is_kept():
     assert find_box(NOISE) == WHOLE
-    film = make_phantom("Normal", np.random.default_rng(1), 96)["image"]
-    assert find_box(film) == (slice(0, 96), slice(0, 96))
+    radiograph = make_phantom("Normal", np.random.default_rng(1), 96)["image"]
+    assert find_box(radiograph) == (slice(0, 96), slice(0, 96))
 
 
-def test_uniform_film_is_kept():
+def test_uniform_image_is_kept():
     assert find_box(np.full((60, 80), 7, np.uint8)) == WHOLE

@@ -33,7 +33,7 @@ def test_histograms_count_pixel_by_pixel(high):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_the_highest_level_and_a_film_without_lungs_have_their_place():
+def test_the_highest_level_and_an_image_without_lungs_have_their_place():
     levels = np.array([[[255, 255, 0]], [[255, 128, 0]]], np.uint8)
     where = np.array([[[1, 1, 1]], [[0, 0, 0]]])
     found = calibration.histograms(levels, np.array([[[1, 0, 0]]] * 2), where)

@@ -1,4 +1,4 @@
-"""Two runs compared: figures by hand, a paired bootstrap done film by film, errors."""
+"""Two runs compared: figures by hand, a bootstrap paired by image, errors."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from covjax import compare
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.errors import UsageError
 from covjax.evaluation import results
 
@@ -72,13 +72,13 @@ def test_what_an_evaluation_writes_is_read(tmp_path):
     masks = np.zeros((2, 2, 3), np.uint8)
     counts = np.array([(1, 2, 3, 0), (0, 0, 0, 6)])
     evaluated = results.Evaluated(
-        films=[Film(x, "Normal", "Test", tmp_path, tmp_path, None) for x in names],
+        samples=[Sample(x, "Normal", "Test", tmp_path, tmp_path, None) for x in names],
         levels=masks,
         output=masks,
         truth=masks,
         lung=masks,
         seen_lung=masks,
-        # Most is not defined on most films: cells of columns that are not read.
+        # Most is not defined on most images: cells of columns that are not read.
         rows=dict.fromkeys(results.MEASURED, np.full(2, np.nan))
         | {"loss": np.array([0.25, 1e-9])},
         counts=counts,
@@ -86,7 +86,7 @@ def test_what_an_evaluation_writes_is_read(tmp_path):
     about = ABOUT | {"roi": "predicted"}
     results.write_results(tmp_path / "results", "test", evaluated, about)
     run = compare.read_run(tmp_path, "test")
-    assert run.films == [("Normal", x) for x in names]
+    assert run.samples == [("Normal", x) for x in names]
     np.testing.assert_array_equal(run.counts, counts)
     assert run.about == about
     found = compare_runs(tmp_path, tmp_path)
@@ -117,7 +117,7 @@ def test_figures_and_differences_by_hand(runs):
     assert found["dice"] == {"higher": 2, "lower": 1, "same": 1}
 
 
-def test_films_that_changed_are_listed_most_changed_first(runs):
+def test_images_that_changed_are_listed_most_changed_first(runs):
     found = compare_runs(*runs)
     worsened, improved = found["worsened"], found["improved"]
     assert [(x["class"], x["file"]) for x in worsened] == [("COVID-19", "2.png")]
@@ -130,7 +130,7 @@ def test_films_that_changed_are_listed_most_changed_first(runs):
     )
 
 
-def test_ten_films_are_listed_and_equal_changes_keep_their_order(tmp_path):
+def test_ten_images_are_listed_and_equal_changes_keep_their_order(tmp_path):
     names = [f"{k}.png" for k in range(12)]
     a = [(name, "Normal", (0, 0, 0, 9)) for name in names]
     b = [(name, "Normal", (0, 1, 0, 8)) for name in names]
@@ -191,7 +191,7 @@ def test_intervals_are_those_of_differences_computed_anew_from_every_draw():
         assert row["difference"]["high"] == pytest.approx(high, abs=1e-11), name
 
 
-def test_pairing_narrows_the_interval_of_runs_that_find_the_same_films_hard():
+def test_pairing_narrows_the_interval_of_runs_that_find_the_same_images_hard():
     rng = np.random.default_rng(2)
     tp = rng.integers(0, 90, 200)  # from hopeless to easy, for both runs
     a = np.stack([tp, 0 * tp, 100 - tp, 900 + 0 * tp], axis=1)
@@ -216,15 +216,15 @@ def test_pairing_narrows_the_interval_of_runs_that_find_the_same_films_hard():
 
 
 @pytest.mark.parametrize("n", [30, 61])
-def test_a_run_is_not_told_apart_from_itself_nor_by_a_single_film(n: int):
+def test_a_run_is_not_told_apart_from_itself_nor_by_a_single_image(n: int):
     a, _ = random_pair(n, seed=n)
     b = a.copy()
     for row in compare.compare_figures(a, b, resamples=2000).values():
         assert row["difference"] == {"mean": 0, "low": 0, "high": 0}
         assert row["verdict"] == "not told apart"
-    b[1] = (a[1, 0] + a[1, 2], 0, 0, a[1, 1] + a[1, 3])  # one film outlined perfectly
+    b[1] = (a[1, 0] + a[1, 2], 0, 0, a[1, 1] + a[1, 3])  # one image outlined perfectly
     for name, row in compare.compare_figures(a, b, resamples=2000).items():
-        # More than a third of the draws lack that film, and their difference is 0.
+        # More than a third of the draws lack that image, and their difference is 0.
         assert row["difference"]["low"] == 0, name
         assert row["verdict"] == "not told apart", name
 
@@ -250,7 +250,7 @@ def test_a_figure_without_anything_to_divide_by_is_a_dash(tmp_path):
     assert line.split() == ["blank", "rate", "–", "–", "–", "–", "–"]
 
 
-def test_films_are_paired_by_class_and_name_not_by_place(tmp_path, runs):
+def test_images_are_paired_by_class_and_name_not_by_place(tmp_path, runs):
     rows = hand(1)
     shuffled = write_run(tmp_path / "c", [rows[k] for k in (2, 3, 1, 0)])
     expected, found = compare_runs(*runs), compare_runs(runs[0], shuffled)
@@ -282,7 +282,7 @@ def test_another_split_is_read_from_the_folders(tmp_path, runs, capsys):
     for k, run in enumerate(runs):
         write_csv(Path(run) / "results" / "val.csv", hand(k)[:3])
     assert compare.main([*runs, "--split=val"]) == 0
-    assert "3 films, paired" in capsys.readouterr().out
+    assert "3 images, paired" in capsys.readouterr().out
 
 
 def test_another_image_size_is_compared_and_noted(tmp_path, runs):
@@ -303,7 +303,7 @@ def test_another_image_size_is_compared_and_noted(tmp_path, runs):
 def test_the_table_says_what_was_compared_and_what_came_out(runs, capsys):
     assert compare.main(runs) == 0
     out = capsys.readouterr().out
-    assert out.startswith("infection, test, 4 films, paired\n")
+    assert out.startswith("infection, test, 4 images, paired\n")
     assert f"  A  {runs[0]}/results/test.csv  image_size 10\n" in out
     for line in (
         "all Dice        0.5375   0.7556   +0.2181",
@@ -321,7 +321,7 @@ def test_phantoms_are_called_so_in_the_title(tmp_path):
         str(write_run(tmp_path / name, hand(0), phantom=True)) for name in ("a", "b")
     ]
     title = compare.format_comparison(compare_runs(*runs)).splitlines()[0]
-    assert title == "infection, test, 4 PHANTOM films, paired"
+    assert title == "infection, test, 4 PHANTOM images, paired"
 
 
 def test_json_holds_it_all(tmp_path, runs, capsys):
@@ -375,7 +375,7 @@ GOOD = "1.png,Normal,0,0,0,100,0.5,1.0,1.0\n"
         ("", "its columns do not begin with file,class,TP"),
         (HEAD.replace("FN,", "") + "\n" + GOOD, "its columns do not begin with"),
         (HEAD.replace("TP,FP", "FP,TP") + "\n" + GOOD, "its columns do not begin"),
-        (HEAD + "\n", "no film in it"),
+        (HEAD + "\n", "no image in it"),
         (f"{HEAD}\n{GOOD}2.png,Normal,0,0\n", "line 3: 4 values in 9 columns"),
         (f"{HEAD}\n{GOOD}{GOOD.strip()}", "torn"),
         (f"{HEAD}\n" + GOOD.replace("100", "x"), "line 2: TP, FP, FN and TN have to"),
@@ -427,7 +427,7 @@ def test_runs_of_another_kind_are_refused(tmp_path, runs, about: dict[str, Any])
         compare_runs(runs[0], other)
 
 
-def test_runs_of_other_films_are_refused(tmp_path, runs):
+def test_runs_of_other_images_are_refused(tmp_path, runs):
     fewer = write_run(tmp_path / "fewer", hand(1)[1:2])
     said = "COVID-19 1.png and 2 more are in .*/a/.* and not in .*/fewer/"
     with pytest.raises(UsageError, match=said):

@@ -86,7 +86,7 @@ def test_unknown_variant_is_refused_with_those_there_are():
 def test_fields_of_all_kinds_are_covered():
     flags = [name for name in CHECKED if type(FIELDS[name]) is bool]
     kinds = [*WHOLE, *REAL, *WORDS, *flags]
-    kinds += ["data.phantom_films", "data.positive_share"]
+    kinds += ["data.phantom_images", "data.positive_share"]
     kinds += ["transfer.fresh", "transfer.frozen"]
     assert sorted(kinds) == CHECKED
 
@@ -189,7 +189,7 @@ RANGES = [
     ("data.workers", [-2], [-1, 0], "at least -1"),
     ("data.prefetch", [0], [1], "at least 1"),
     (
-        "data.phantom_films",
+        "data.phantom_images",
         [(8,), (8, 8), (8, 8, 0), (8, 8, 2.5), (8, 8, True), 8, "abc"],
         [(), (1, 1, 1), [8, 8, 8]],
         "(Train, Val, Test)",
@@ -296,9 +296,9 @@ COMBINATIONS = [
     ),
     (
         {"model.presence": True, "loss.presence": 0.1},
-        ["model.presence", "every film has lungs"],
+        ["model.presence", "every image has lungs"],
     ),
-    ({"data.positive_share": (0.8, 0.4)}, ["positive_share", "every film has lungs"]),
+    ({"data.positive_share": (0.8, 0.4)}, ["positive_share", "every image has lungs"]),
     (
         INFECTION | {"loss.blank": 0.0},
         ["loss.blank = 0", "above 0 where config.model.presence is False"],
@@ -483,10 +483,10 @@ def test_differences_show_a_field_that_one_side_lacks():
 def test_tuples_are_the_lists_that_json_makes_of_them():
     config = lung.get_config("phantom")
     read = json.loads(json.dumps(config.to_dict()))
-    assert read["data"]["phantom_films"] == [320, 64, 128]
+    assert read["data"]["phantom_images"] == [320, 64, 128]
     assert differences(read, config) == {}
-    read["data"]["phantom_films"][2] = 127
-    assert list(differences(read, config)) == ["data.phantom_films"]
+    read["data"]["phantom_images"][2] = 127
+    assert list(differences(read, config)) == ["data.phantom_images"]
 
 
 def test_only_fields_without_effect_on_numbers_may_change():
@@ -532,7 +532,7 @@ def test_saved_config_is_read_back_the_same(tmp_path, stage):
     save_config(config, tmp_path / "config.json", {"commit": "abc"})
     read = read_config(tmp_path / "config.json")
     assert flatten(read) == flatten(config) | {
-        "data.phantom_films": [320, 64, 128],
+        "data.phantom_images": [320, 64, 128],
         "transfer.fresh": ["^params/head/"],
         "transfer.frozen": [],
         "data.positive_share": [],

@@ -1,4 +1,4 @@
-"""How many workers load films: the config's number, or the machine's."""
+"""How many workers load images: the config's number, or the machine's."""
 
 import os
 
@@ -9,7 +9,7 @@ from configs import infection
 from covjax import parallel
 from covjax.data import decode_limits
 from covjax.data.pipeline import make_eval_dataset
-from covjax.data.source import find_films
+from covjax.data.source import find_samples
 from covjax.runtime.cores import count_cores, count_workers
 from covjax.train import device_input
 
@@ -34,9 +34,9 @@ def test_a_number_in_the_config_stands(wanted):
 def test_pipelines_start_so_many_workers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = infection.get_config("phantom")
-    config.data.phantom_films, config.data.image_size = (4, 2, 2), 32
+    config.data.phantom_images, config.data.image_size = (4, 2, 2), 32
     config.train.batch_size = 2
-    films = find_films(config)[1]["Train"]
+    samples = find_samples(config)[1]["Train"]
     asked = []
     options = grain.MultiprocessingOptions
 
@@ -52,12 +52,12 @@ def test_pipelines_start_so_many_workers(tmp_path, monkeypatch):
         config.data.workers = workers
         for accelerated in (False, True):
             monkeypatch.setattr(parallel, "is_accelerated", lambda a=accelerated: a)
-            device_input.make_feed(films, config=config, steps=range(2))
+            device_input.make_feed(samples, config=config, steps=range(2))
             found[workers, accelerated], asked[:] = list(asked), []
-        make_eval_dataset(films, config=config)
+        make_eval_dataset(samples, config=config)
         found[workers, "evaluation"], asked[:] = list(asked), []
-        config.augment.where = "device"  # and the films, too: keys need none
-        device_input.make_feed(films, config=config, steps=range(2))
+        config.augment.where = "device"  # and the images, too: keys need none
+        device_input.make_feed(samples, config=config, steps=range(2))
         found[workers, "keys"], asked[:] = list(asked), []
         config.augment.where = "host"
     assert found == {

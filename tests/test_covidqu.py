@@ -1,4 +1,4 @@
-"""The published layout, and films with their masks."""
+"""The published layout, and images with their masks."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ def write(path: Path, array: np.ndarray) -> Path:
     return path
 
 
-def write_film(split: Path, label: str = "Normal", name: str = "a.png") -> None:
+def write_image(split: Path, label: str = "Normal", name: str = "a.png") -> None:
     write(split / label / "images" / name, RAMP)
     for kind in ("lung masks", "infection masks"):
         write(split / label / kind / name, (RAMP > 99).astype(np.uint8) * 255)
@@ -36,21 +36,21 @@ INFECTION = "Infection Segmentation Data"
 )
 def test_finds_the_tree_however_it_is_nested(tmp_path, above):
     tree = tmp_path / above / INFECTION
-    write_film(tree / "Val")
+    write_image(tree / "Val")
     assert covidqu.find_tree(tmp_path, "infection") == tree
-    assert len(covidqu.list_films(tmp_path, "infection", "Val")) == 1
+    assert len(covidqu.list_samples(tmp_path, "infection", "Val")) == 1
 
 
 def test_takes_the_newest_version_by_number(tmp_path):
     for version in ("2", "10", "9"):
-        write_film(tmp_path / "versions" / version / INFECTION / "Val")
+        write_image(tmp_path / "versions" / version / INFECTION / "Val")
     (tmp_path / "versions" / "old").mkdir()
     found = covidqu.find_tree(tmp_path, "infection")
     assert found == tmp_path / "versions" / "10" / INFECTION
 
 
 def test_missing_tree_names_what_was_looked_for(tmp_path):
-    write_film(tmp_path / INFECTION / "Val")
+    write_image(tmp_path / INFECTION / "Val")
     with pytest.raises(DataError, match="Lung Segmentation Data.*versions/N"):
         covidqu.find_tree(tmp_path, "lung")
 
@@ -63,7 +63,7 @@ def test_pairs_by_name_whatever_the_endings(tmp_path):
     write(folder / "lung masks" / "b.2.tif", RAMP)
     write(folder / "infection masks" / "a.bmp", RAMP)
     write(folder / "infection masks" / "b.2.png", RAMP)
-    first, second = covidqu.list_films(tmp_path, "infection", "Train")
+    first, second = covidqu.list_samples(tmp_path, "infection", "Train")
     assert (first.name, first.lung_mask.name) == ("a.JPEG", "a.png")
     assert (second.name, second.lung_mask.name) == ("b.2.jpg", "b.2.tif")
     assert first.infection_mask == folder / "infection masks" / "a.bmp"
@@ -71,10 +71,10 @@ def test_pairs_by_name_whatever_the_endings(tmp_path):
 
 
 def test_lung_tree_has_no_infection_masks(tmp_path):
-    write_film(tmp_path / "Lung Segmentation Data" / "Test")
-    (film,) = covidqu.list_films(tmp_path, "lung", "Test")
-    assert film.infection_mask is None
-    assert set(covidqu.read_film(film, 8)) == {"image", "lung"}
+    write_image(tmp_path / "Lung Segmentation Data" / "Test")
+    (sample,) = covidqu.list_samples(tmp_path, "lung", "Test")
+    assert sample.infection_mask is None
+    assert set(covidqu.read_sample(sample, 8)) == {"image", "lung"}
 
 
 def test_order_is_by_class_then_name(tmp_path):
@@ -85,57 +85,57 @@ def test_order_is_by_class_then_name(tmp_path):
         ("COVID-19", "covid_9.png"),
         ("COVID-19", "covid_10.png"),
     ):
-        write_film(split, label, name)
-    films = covidqu.list_films(tmp_path, "infection", "Test")
-    assert [film.name for film in films] == [
+        write_image(split, label, name)
+    samples = covidqu.list_samples(tmp_path, "infection", "Test")
+    assert [sample.name for sample in samples] == [
         "covid_10.png",
         "covid_9.png",
         "b.png",
         "a.png",
     ]
-    assert films == covidqu.list_films(tmp_path, "infection", "Test")
+    assert samples == covidqu.list_samples(tmp_path, "infection", "Test")
 
 
-def test_ignores_files_that_are_not_films(tmp_path):
+def test_ignores_files_that_are_not_images(tmp_path):
     split = tmp_path / INFECTION / "Test"
-    write_film(split)
+    write_image(split)
     for name in ("._a.png", "._b.png", ".DS_Store", "Thumbs.db", "notes.txt"):
         (split / "Normal" / "images" / name).write_bytes(b"\0\5\x16\7")
-    assert len(covidqu.list_films(tmp_path, "infection", "Test")) == 1
+    assert len(covidqu.list_samples(tmp_path, "infection", "Test")) == 1
 
 
-def test_missing_mask_is_told_to_whoever_reads_the_film(tmp_path):
+def test_missing_mask_is_told_to_whoever_reads_the_image(tmp_path):
     split = tmp_path / INFECTION / "Test"
-    write_film(split)
+    write_image(split)
     mask = split / "Normal" / "infection masks" / "a.png"
     mask.unlink()
-    (film,) = covidqu.list_films(tmp_path, "infection", "Test")
+    (sample,) = covidqu.list_samples(tmp_path, "infection", "Test")
     with pytest.raises(DataError, match=r"infection masks/a\.png: no such file"):
-        covidqu.read_film(film, 8)
+        covidqu.read_sample(sample, 8)
 
 
 @pytest.mark.parametrize("above", ["images", ""], ids=["folder", "class"])
 @pytest.mark.parametrize("to", ["nowhere", "Normal"], ids=["dangling", "circle"])
 def test_folder_that_cannot_be_listed_is_no_empty_class(tmp_path, above, to):
     split = tmp_path / INFECTION / "Test"
-    write_film(split, "COVID-19")
+    write_image(split, "COVID-19")
     if above:
         (split / "Normal").mkdir()
         (split / "Normal" / "images").symlink_to("images" if to == "Normal" else to)
     else:
         (split / "Normal").symlink_to(to)
     with pytest.raises(DataError) as caught:
-        covidqu.list_films(tmp_path, "infection", "Test")
+        covidqu.list_samples(tmp_path, "infection", "Test")
     assert str(caught.value).startswith(str(split / "Normal"))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_class_behind_a_link_may_lack_a_folder(tmp_path):
     split = tmp_path / INFECTION / "Test"
-    write_film(split, "COVID-19")
+    write_image(split, "COVID-19")
     (tmp_path / "elsewhere").mkdir()
     (split / "Normal").symlink_to(tmp_path / "elsewhere")
-    assert len(covidqu.list_films(tmp_path, "infection", "Test")) == 1
+    assert len(covidqu.list_samples(tmp_path, "infection", "Test")) == 1
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_class_behind_a_link_may_lack_a_folder(tmp_path):
 )
 def test_name_that_no_table_can_hold_is_refused_in_one_line(tmp_path, name):
     split = tmp_path / INFECTION / "Test"
-    write_film(split)
+    write_image(split)
     images = split / "Normal" / "images"
     os.rename(images / "a.png", os.fsencode(images) + b"/" + name)
     with pytest.raises(DataError, match=r"images/a.*b\.png: a name that no") as caught:
-        covidqu.list_films(tmp_path, "infection", "Test")
+        covidqu.list_samples(tmp_path, "infection", "Test")
     assert len(str(caught.value).encode().splitlines()) == 1
 
 
@@ -156,27 +156,27 @@ def test_name_that_no_table_can_hold_is_refused_in_one_line(tmp_path, name):
 )
 def test_names_of_other_scripts_are_read(tmp_path, name):
     split = tmp_path / INFECTION / "Test"
-    write_film(split, name=name)
-    (film,) = covidqu.list_films(tmp_path, "infection", "Test")
-    assert film.name == name
-    assert covidqu.read_film(film, 8)["lung"].any()
+    write_image(split, name=name)
+    (sample,) = covidqu.list_samples(tmp_path, "infection", "Test")
+    assert sample.name == name
+    assert covidqu.read_sample(sample, 8)["lung"].any()
 
 
-def test_two_films_of_one_name_are_refused(tmp_path):
+def test_two_images_of_one_name_are_refused(tmp_path):
     split = tmp_path / INFECTION / "Test"
-    write_film(split)
+    write_image(split)
     write(split / "Normal" / "images" / "a.jpg", RAMP)
     with pytest.raises(DataError, match=r"a\.png: same name as a\.jpg"):
-        covidqu.list_films(tmp_path, "infection", "Test")
+        covidqu.list_samples(tmp_path, "infection", "Test")
 
 
 @pytest.mark.parametrize("present", [False, True], ids=["missing", "empty"])
-def test_split_without_films_is_refused(tmp_path, present):
-    write_film(tmp_path / INFECTION / "Test")
+def test_split_without_images_is_refused(tmp_path, present):
+    write_image(tmp_path / INFECTION / "Test")
     if present:
         (tmp_path / INFECTION / "Val" / "Normal" / "images").mkdir(parents=True)
-    with pytest.raises(DataError, match="no films in .*Val"):
-        covidqu.list_films(tmp_path, "infection", "Val")
+    with pytest.raises(DataError, match="no images in .*Val"):
+        covidqu.list_samples(tmp_path, "infection", "Val")
 
 
 def test_data_root_prefers_config_then_environment(monkeypatch):
@@ -289,32 +289,32 @@ def test_mask_stays_binary_at_an_odd_ratio():
     assert small.sum() == 3
 
 
-def make_film(folder: Path, image: np.ndarray, mask: np.ndarray) -> covidqu.Film:
+def make_image(folder: Path, image: np.ndarray, mask: np.ndarray) -> covidqu.Sample:
     paths = [write(folder / name, a) for name, a in (("i.png", image), ("m.png", mask))]
-    return covidqu.Film("i.png", "Normal", "Val", paths[0], paths[1], paths[1])
+    return covidqu.Sample("i.png", "Normal", "Val", paths[0], paths[1], paths[1])
 
 
-def test_read_film_gives_square_arrays(tmp_path):
-    film = make_film(tmp_path, RAMP, (RAMP > 99).astype(np.uint8))  # stored 0 and 1
-    record = covidqu.read_film(film, 8)
+def test_read_image_gives_square_arrays(tmp_path):
+    sample = make_image(tmp_path, RAMP, (RAMP > 99).astype(np.uint8))  # stored 0 and 1
+    record = covidqu.read_sample(sample, 8)
     np.testing.assert_array_equal(record["image"], RAMP)
     np.testing.assert_array_equal(record["lung"], RAMP > 99)
     np.testing.assert_array_equal(record["infection"], RAMP > 99)
-    for array in covidqu.read_film(film, 5).values():
+    for array in covidqu.read_sample(sample, 5).values():
         assert (array.shape, array.dtype) == ((5, 5), np.uint8)
 
 
 def test_mask_of_16_bits_that_holds_0_and_1_is_not_emptied(tmp_path):
-    film = make_film(tmp_path, RAMP, (RAMP > 99).astype(np.uint16))
-    np.testing.assert_array_equal(covidqu.read_film(film, 8)["lung"], RAMP > 99)
+    sample = make_image(tmp_path, RAMP, (RAMP > 99).astype(np.uint16))
+    np.testing.assert_array_equal(covidqu.read_sample(sample, 8)["lung"], RAMP > 99)
 
 
 def test_mask_of_another_size_is_refused(tmp_path):
-    film = make_film(tmp_path, RAMP, np.zeros((8, 4), np.uint8))
+    sample = make_image(tmp_path, RAMP, np.zeros((8, 4), np.uint8))
     with pytest.raises(
-        DataError, match=r"m\.png: mask of 4x8 pixels for a film of 8x8"
+        DataError, match=r"m\.png: mask of 4x8 pixels for an image of 8x8"
     ):
-        covidqu.read_film(film, 8)
+        covidqu.read_sample(sample, 8)
 
 
 TRUE = (RAMP > 99).astype(np.uint8)
@@ -323,37 +323,37 @@ FOUND = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], np.ui
 
 
 @pytest.fixture
-def film(tmp_path) -> covidqu.Film:
-    """A film of the infection tree, whose three masks are unlike one another."""
+def sample(tmp_path) -> covidqu.Sample:
+    """An image of the infection tree, whose three masks are unlike one another."""
     names = {"i.png": RAMP, "lung.png": 255 * TRUE, "sick.png": 255 * SICK}
     paths = [write(tmp_path / name, array) for name, array in names.items()]
-    return covidqu.Film("i.png", "COVID-19", "Val", *paths)
+    return covidqu.Sample("i.png", "COVID-19", "Val", *paths)
 
 
-def with_found_lung(film: covidqu.Film, found: np.ndarray) -> covidqu.Film:
-    path = write(film.image.parent / "found.png", 255 * found)
-    return dataclasses.replace(film, found_lung=path)
+def with_found_lung(sample: covidqu.Sample, found: np.ndarray) -> covidqu.Sample:
+    path = write(sample.image.parent / "found.png", 255 * found)
+    return dataclasses.replace(sample, found_lung=path)
 
 
-def test_masks_are_read_without_the_film(film):
-    film.image.unlink()
-    masks = covidqu.read_masks(film, 8)
+def test_masks_are_read_without_the_image(sample):
+    sample.image.unlink()
+    masks = covidqu.read_masks(sample, 8)
     assert {kind: mask.tolist() for kind, mask in masks.items()} == {
         "lung": TRUE.tolist(),
         "infection": SICK.tolist(),
     }
     assert {mask.dtype.name for mask in masks.values()} == {"uint8"}
-    half = covidqu.read_masks(film, 4)
+    half = covidqu.read_masks(sample, 4)
     # Centres of the 4 cells fall on rows and columns 1, 3, 5 and 7.
     np.testing.assert_array_equal(half["lung"], TRUE[1::2, 1::2])
-    of_lung_tree = dataclasses.replace(film, infection_mask=None)
+    of_lung_tree = dataclasses.replace(sample, infection_mask=None)
     assert set(covidqu.read_masks(of_lung_tree, 8)) == {"lung"}
 
 
-def test_lungs_that_a_model_found_are_read_beside_the_true_ones(film):
-    shown = with_found_lung(film, TRUE.T)
+def test_lungs_that_a_model_found_are_read_beside_the_true_ones(sample):
+    shown = with_found_lung(sample, TRUE.T)
     expected = {"image": RAMP, "lung": TRUE, "infection": SICK, "found_lung": TRUE.T}
-    record = covidqu.read_film(shown, 8)
+    record = covidqu.read_sample(shown, 8)
     assert record.keys() == expected.keys()
     for kind, array in expected.items():
         np.testing.assert_array_equal(record[kind], array)
@@ -362,26 +362,26 @@ def test_lungs_that_a_model_found_are_read_beside_the_true_ones(film):
     np.testing.assert_array_equal(masks["found_lung"], TRUE.T)
 
 
-def test_found_lungs_of_another_size_are_resized_and_not_refused(film):
-    shown = with_found_lung(film, FOUND)  # found at half the size of the film
+def test_found_lungs_of_another_size_are_resized_and_not_refused(sample):
+    shown = with_found_lung(sample, FOUND)  # found at half the size of the image
     twice = FOUND.repeat(2, axis=0).repeat(2, axis=1)
-    for masks in (covidqu.read_film(shown, 8), covidqu.read_masks(shown, 8)):
+    for masks in (covidqu.read_sample(shown, 8), covidqu.read_masks(shown, 8)):
         np.testing.assert_array_equal(masks["found_lung"], twice)
-    same = covidqu.read_film(shown, 4)["found_lung"]
+    same = covidqu.read_sample(shown, 4)["found_lung"]
     np.testing.assert_array_equal(same, FOUND)
 
 
-def test_found_lungs_that_are_missing_are_named(film):
-    shown = with_found_lung(film, FOUND)
-    (film.image.parent / "found.png").unlink()
+def test_found_lungs_that_are_missing_are_named(sample):
+    shown = with_found_lung(sample, FOUND)
+    (sample.image.parent / "found.png").unlink()
     with pytest.raises(DataError, match=r"found\.png: no such file"):
-        covidqu.read_film(shown, 8)
+        covidqu.read_sample(shown, 8)
 
 
-def test_published_mask_needs_the_size_of_its_film_where_that_is_known(film):
-    write(film.image.parent / "sick.png", 255 * FOUND)
+def test_published_mask_needs_the_size_of_its_image_where_that_is_known(sample):
+    write(sample.image.parent / "sick.png", 255 * FOUND)
     with pytest.raises(DataError, match=r"sick\.png: mask of 4x4 pixels for .* 8x8"):
-        covidqu.read_film(film, 8)
+        covidqu.read_sample(sample, 8)
     with pytest.raises(DataError, match=r"lung\.png: mask of 8x8 pixels for .* 9x5"):
-        covidqu.read_masks(film, 8, film_shape=(5, 9))
-    assert covidqu.read_masks(film, 8)["infection"].shape == (8, 8)
+        covidqu.read_masks(sample, 8, image_shape=(5, 9))
+    assert covidqu.read_masks(sample, 8)["infection"].shape == (8, 8)

@@ -12,7 +12,7 @@ FORMULAS = [
     "=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n1", " =1", '"=1', "'=1",
     " '\"+1", "''-1", "＝1", "\xa0=1",
 ]  # fmt: skip
-TEXTS = ["", "a", "a=1", "film_1.png", "ward/-1.png", "'a", "''", " a", "Größe", "1-2"]
+TEXTS = ["", "a", "a=1", "image_1.png", "ward/-1.png", "'a", "''", " a", "Größe", "1-2"]
 
 
 @pytest.mark.parametrize("text", FORMULAS)

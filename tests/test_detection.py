@@ -12,8 +12,8 @@ SCORES = (7 * I * I + 3 * I) % 11 / 10  # six values: most pairs of images are n
 POSITIVE = I * I % 5 < 2  # 24 of 40
 
 
-def film(side: int, *surest: int, rest: int = 0) -> np.ndarray:
-    """Levels of a square film: a few pixels, scattered, and the rest of it."""
+def sample(side: int, *surest: int, rest: int = 0) -> np.ndarray:
+    """Levels of a square image: a few pixels, scattered, and the rest of it."""
     levels = np.full(side * side, rest, np.uint8)
     places = np.random.default_rng(side).permutation(side * side)
     levels[places[: len(surest)]] = surest
@@ -23,13 +23,13 @@ def film(side: int, *surest: int, rest: int = 0) -> np.ndarray:
 def test_presence_is_the_mean_of_one_pixel_in_256_by_hand():
     # Of 32x32 pixels, the four surest.
     levels = [
-        film(32, 102, 255, 51, 204, rest=51),  # (255 + 204 + 102 + 51) / 4 = 153
-        film(32, 255, rest=0),  # one stray pixel: a quarter of sure
-        film(32, 200, 100, 100, 100, 100, 100),  # of equals, as many as there is room
-        film(32, *range(60, 80)),  # (79 + 78 + 77 + 76) / 4 = 77.5
-        film(32, rest=0),
-        film(32, rest=255),
-        film(32, 7, rest=9),  # the least sure pixel is not looked at
+        sample(32, 102, 255, 51, 204, rest=51),  # (255 + 204 + 102 + 51) / 4 = 153
+        sample(32, 255, rest=0),  # one stray pixel: a quarter of sure
+        sample(32, 200, 100, 100, 100, 100, 100),  # of equals, as many as there is room
+        sample(32, *range(60, 80)),  # (79 + 78 + 77 + 76) / 4 = 77.5
+        sample(32, rest=0),
+        sample(32, rest=255),
+        sample(32, 7, rest=9),  # the least sure pixel is not looked at
     ]
     scores = detection.presence_scores(np.stack(levels))
     assert scores.dtype == np.float64
@@ -49,7 +49,7 @@ def test_presence_looks_at_one_pixel_at_least(side, taken):
     np.testing.assert_allclose(detection.presence_scores(levels), expected, rtol=1e-12)
 
 
-def test_presence_of_no_film_is_no_score():
+def test_presence_of_no_image_is_no_score():
     assert detection.presence_scores(np.zeros((0, 8, 8), np.uint8)).shape == (0,)
 
 

@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 48, 64  # what is confused shows
 
 
 def draws(strengths: dict[str, float], n: int, first: int = 0) -> Draw:
-    """What happens to n films of 64 pixels: numpy arrays [n]."""
+    """What happens to n images of 64 pixels: numpy arrays [n]."""
     draw = functools.partial(DeviceAugment(**strengths).draw, height=SIDE, width=SIDE)
     seeds = jnp.arange(first, first + n, dtype=jnp.uint32)
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(draw))(seeds))
@@ -129,7 +129,7 @@ def test_never_and_always_are_exact(happens: float):
 
 
 def test_what_is_beyond_the_study_leaves_its_draws_as_they_were():
-    # A run of the study has the films that it had before there were others.
+    # A run of the study has the images that it had before there were others.
     beyond = {"gamma_prob": 0.5, "noise_prob": 0.5, "noise": 0.1}
     alone, among = draws(STUDY, 50), draws(STUDY | beyond, 50)
     assert alone.gamma is None and alone.noise is None
@@ -153,11 +153,11 @@ def test_noise_is_drawn_as_albumentations_draws_it():
     drawn = jax.jit(jax.vmap(draw))(jnp.arange(3000, dtype=jnp.uint32))
     ours = np.asarray(drawn.noise, float)
     deviations = ours.std(axis=(1, 2))
-    # Uniform from 0 to the limit, whatever else happens to the film.
+    # Uniform from 0 to the limit, whatever else happens to the image.
     assert deviations.max() < 1.1 * 255 * noise
     assert abs(deviations.mean() - 255 * noise / 2) < 0.5
     assert abs(np.corrcoef(deviations, np.asarray(drawn.gamma))[0, 1]) < 0.06
-    # Normal, without memory along rows, columns or from film to film.
+    # Normal, without memory along rows, columns or from image to image.
     maps = ours / deviations[:, None, None]
     assert abs(np.mean(np.abs(maps) < 1) - 0.683) < 0.005
     for one, other in [
@@ -221,7 +221,7 @@ def moved(record: dict[str, np.ndarray], **what: Any) -> dict[str, np.ndarray]:
 
 
 def smooth(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A film without any symmetry, bright up to its border."""
+    """An image without any symmetry, bright up to its border."""
     y, x = np.mgrid[:height, :width]
     waves = 30 * np.sin(x / 5 + y / 17) + 25 * np.cos(y / 7) + x + 0.5 * y
     return (60 + waves).astype(np.uint8)
@@ -272,7 +272,7 @@ def moved_by_albumentations(
 
 
 @pytest.mark.parametrize("move", MOVES, ids=str)
-def test_film_and_masks_move_as_through_albumentations(move):
+def test_image_and_masks_move_as_through_albumentations(move):
     record = make_record()
     ours, theirs = moved(record, **move), moved_by_albumentations(record, move)
     levels = np.abs(ours["image"].astype(int) - theirs["image"])
@@ -298,13 +298,13 @@ def test_film_and_masks_move_as_through_albumentations(move):
     ],
 )
 def test_moves_by_hand(move, corner):
-    film = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
-    ours = moved({"image": film, "lung": film % 2}, **move)
+    sample = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
+    ours = moved({"image": sample, "lung": sample % 2}, **move)
     np.testing.assert_array_equal(ours["image"], corner)
 
 
 @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (15, 33), (64, 64)])
-def test_a_film_to_which_nothing_happens_keeps_every_bit(shape):
+def test_an_image_to_which_nothing_happens_keeps_every_bit(shape):
     rng = np.random.default_rng(0)
     record = make_record(*shape) | {"image": rng.integers(0, 256, shape, np.uint8)}
     for result in (
@@ -359,11 +359,11 @@ def test_gamma_is_the_table_of_albumentations(gamma):
 
 
 def test_tone_comes_first_then_gamma_then_noise_by_hand():
-    film = np.array([[100, 0, 255], [20, 200, 7]], np.uint8)
+    sample = np.array([[100, 0, 255], [20, 200, 7]], np.uint8)
     noise = np.array([[3.9, 5.5, -300], [-0.2, 0.2, 80]])
     # 100 + 55 = 155, 155^2 / 255 = 94.2, 94 + 3.9; 55^2 / 255 = 11.9, 11 + 5.5;
     # white, then black; 75^2 / 255 = 22.1, 22 - 0.2; white stays; 62^2 / 255 = 15.1.
-    toned = moved({"image": film}, brightness=55, gamma=2, noise=noise)
+    toned = moved({"image": sample}, brightness=55, gamma=2, noise=noise)
     assert toned["image"].tolist() == [[97, 16, 0], [21, 255, 95]]
 
 
@@ -375,7 +375,7 @@ def test_tone_leaves_masks_alone():
         np.testing.assert_array_equal(toned[name], record[name])
 
 
-def test_films_look_on_average_as_those_that_the_host_augments():
+def test_images_look_on_average_as_those_that_the_host_augments():
     record = make_record(32, 32)
     strong = ALWAYS | {"flip_prob": 0.3, "affine_prob": 0.7, "shift": 0.2}
     strong |= {"gamma": 0.6, "noise_prob": 0.7, "noise": 0.4}
@@ -392,23 +392,23 @@ def test_films_look_on_average_as_those_that_the_host_augments():
         ), name
 
 
-def test_a_film_is_the_same_alone_and_among_others():
+def test_an_image_is_the_same_alone_and_among_others():
     study = DeviceAugment(**STUDY | dict.fromkeys(PROBS, 0.8))
-    films = np.stack([np.roll(smooth(), 3 * k, axis=1) for k in range(12)])
+    samples = np.stack([np.roll(smooth(), 3 * k, axis=1) for k in range(12)])
     masks = np.stack([blocks(seed=k) for k in range(12)])
     seeds = jnp.arange(12, dtype=jnp.uint32) * 31
     many = jax.jit(jax.vmap(study))
-    whole = many({"image": films, "lung": masks}, seeds)
-    turned = many({"image": films[::-1], "lung": masks[::-1]}, seeds[::-1])
+    whole = many({"image": samples, "lung": masks}, seeds)
+    turned = many({"image": samples[::-1], "lung": masks[::-1]}, seeds[::-1])
     alone = jax.jit(study)
     for k in range(12):
-        one = alone({"image": films[k], "lung": masks[k]}, seeds[k])
+        one = alone({"image": samples[k], "lung": masks[k]}, seeds[k])
         for name in ("image", "lung"):
             np.testing.assert_array_equal(one[name], whole[name][k])
             np.testing.assert_array_equal(one[name], turned[name][11 - k])
 
 
-def test_another_mask_changes_nothing_of_film_and_lungs():
+def test_another_mask_changes_nothing_of_image_and_lungs():
     study = jax.jit(DeviceAugment(**ALWAYS))
     record = make_record()
     lungs_alone = {k: record[k] for k in ("image", "lung")}

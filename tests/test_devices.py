@@ -22,7 +22,7 @@ from covjax.train.metric_writer import read_metrics
 from experiments.faults.hosts import Group, check_equal, make_project, newest
 
 FLAGS = {
-    "data.phantom_films": (80, 8, 8),
+    "data.phantom_images": (80, 8, 8),
     "data.image_size": 32,
     "model.width": 2,
     "model.depth": 1,

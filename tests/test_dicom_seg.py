@@ -14,7 +14,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian
 from covjax.errors import DataError, UsageError
 from covjax.predict.dicom_seg import write_seg
 from covjax.predict.postprocess import Origin
-from dicom_files import DX, change, make_film, save
+from dicom_files import DX, change, make_image, save
 
 ROWS, COLUMNS = 9, 13  # a frame of 117 bits ends within a byte
 LUNGS = (np.random.default_rng(0).random((ROWS, COLUMNS)) < 0.6).astype(np.uint8)
@@ -40,20 +40,20 @@ PATIENT = {
 def source(
     path: Path, syntax: str = ExplicitVRLittleEndian, **elements: object
 ) -> Path:
-    film = make_film(np.zeros((ROWS, COLUMNS), np.uint16), **UIDS, **PATIENT)
-    change(film, **elements)
-    return save(film, path / "film.dcm", syntax)
+    radiograph = make_image(np.zeros((ROWS, COLUMNS), np.uint16), **UIDS, **PATIENT)
+    change(radiograph, **elements)
+    return save(radiograph, path / "image.dcm", syntax)
 
 
 def written(
     path: Path,
-    film: Path,
+    radiograph: Path,
     infection: np.ndarray | None = INFECTION,
     origin: Origin = ORIGIN,
     **given: str,
 ) -> pydicom.FileDataset:
     given = {"name": "covjax", "version": "0.1.0"} | given
-    write_seg(path / "seg.dcm", film, LUNGS, infection, origin, **given)
+    write_seg(path / "seg.dcm", radiograph, LUNGS, infection, origin, **given)
     return pydicom.dcmread(path / "seg.dcm")
 
 
@@ -78,10 +78,10 @@ def test_bits_are_the_masks(tmp_path):
 
 
 def test_values_are_as_the_standard_has_them(tmp_path, monkeypatch):
-    film = source(tmp_path)
+    radiograph = source(tmp_path)
     monkeypatch.setattr(config.settings, "reading_validation_mode", config.RAISE)
     for infection in (INFECTION, 0 * INFECTION, None):
-        assert list(written(tmp_path, film, infection).iterall())
+        assert list(written(tmp_path, radiograph, infection).iterall())
         hd.seg.segread(tmp_path / "seg.dcm")  # raises where it is no segmentation
 
 
@@ -108,10 +108,12 @@ def test_projection_has_no_geometry_in_space(tmp_path, told):
 
 
 @pytest.mark.parametrize("told", [["R", "F"], "", None])
-def test_orientation_is_the_films(tmp_path, told):
+def test_orientation_is_the_images(tmp_path, told):
     # PS3.3, C.7.6.1: of type 2C, required where there is no orientation in space.
-    film = source(tmp_path, **({} if told is None else {"PatientOrientation": told}))
-    assert written(tmp_path, film)["PatientOrientation"].value == (told or "")
+    radiograph = source(
+        tmp_path, **({} if told is None else {"PatientOrientation": told})
+    )
+    assert written(tmp_path, radiograph)["PatientOrientation"].value == (told or "")
 
 
 def test_file_says_what_it_is(tmp_path):
@@ -146,7 +148,7 @@ def test_segments_are_coded(tmp_path):
         assert segment.SegmentAlgorithmName == "covjax"
 
 
-def test_film_is_referred_to_in_its_study(tmp_path):
+def test_image_is_referred_to_in_its_study(tmp_path):
     seg = written(tmp_path, source(tmp_path))
     (series,) = seg.ReferencedSeriesSequence
     assert series.SeriesInstanceUID == "1.2.3.2"
@@ -173,10 +175,10 @@ def test_film_is_referred_to_in_its_study(tmp_path):
     ],
 )
 def test_name_in_any_script(tmp_path, told, name):
-    film = source(
+    radiograph = source(
         tmp_path, SpecificCharacterSet=told, PatientName=name, StudyDescription=name
     )
-    seg = written(tmp_path, film)
+    seg = written(tmp_path, radiograph)
     assert seg.PatientName == name and seg.StudyDescription == name
     assert name.encode() in (tmp_path / "seg.dcm").read_bytes()
     assert seg.SpecificCharacterSet == "ISO_IR 192"
@@ -223,10 +225,10 @@ def test_lungs_alone(tmp_path):
 
 
 def test_same_masks_are_the_same_instance(tmp_path):
-    film = source(tmp_path)
+    radiograph = source(tmp_path)
 
     def uids(infection: np.ndarray = INFECTION, **given: Any) -> tuple[str, str]:
-        seg = written(tmp_path, film, infection, **given)
+        seg = written(tmp_path, radiograph, infection, **given)
         return seg.SeriesInstanceUID, seg.SOPInstanceUID
 
     first = uids()
@@ -238,7 +240,7 @@ def test_same_masks_are_the_same_instance(tmp_path):
     # Other masks of the same network: another instance of the same series.
     series, instance = uids(0 * INFECTION)
     assert series == first[0] and instance != first[1]
-    film = source(tmp_path, SOPInstanceUID="1.2.3.4")
+    radiograph = source(tmp_path, SOPInstanceUID="1.2.3.4")
     assert not set(first) & set(uids())
 
 
@@ -264,26 +266,26 @@ def test_source_of_little_and_of_another_order(tmp_path):
 
 @pytest.mark.parametrize("name", [*UIDS, "SOPClassUID", "Rows"])
 def test_source_that_cannot_be_referred_to(tmp_path, name):
-    film = make_film(np.zeros((ROWS, COLUMNS), np.uint16), **UIDS, **PATIENT)
-    change(film, **{name: None})
-    film.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3.3")
-    path = save(film, tmp_path / "film.dcm")
-    with pytest.raises(DataError, match=f"film.dcm: without {name}, ") as caught:
+    radiograph = make_image(np.zeros((ROWS, COLUMNS), np.uint16), **UIDS, **PATIENT)
+    change(radiograph, **{name: None})
+    radiograph.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3.3")
+    path = save(radiograph, tmp_path / "image.dcm")
+    with pytest.raises(DataError, match=f"image.dcm: without {name}, ") as caught:
         written(tmp_path, path)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "seg.dcm").exists()
 
 
 def test_source_that_highdicom_refuses_is_not_quoted(tmp_path, caplog, capfd):
-    film = source(tmp_path, PatientSex="DOE")
+    radiograph = source(tmp_path, PatientSex="DOE")
     with pytest.raises(
-        DataError, match="film.dcm: none can refer to what it holds"
+        DataError, match="image.dcm: none can refer to what it holds"
     ) as caught:
-        written(tmp_path, film)
-    assert "DOE" not in str(caught.value) and str(film) in str(caught.value)
+        written(tmp_path, radiograph)
+    assert "DOE" not in str(caught.value) and str(radiograph) in str(caught.value)
     written(tmp_path, source(tmp_path, PatientName="doe"))
     assert not caplog.records and capfd.readouterr() == ("", "")
-    (tmp_path / "text.dcm").write_text("no film")
+    (tmp_path / "text.dcm").write_text("no image")
     with pytest.raises(DataError, match="no DICOM file"):
         written(tmp_path, tmp_path / "text.dcm")
 
@@ -298,14 +300,22 @@ def test_masks_that_do_not_fit(tmp_path, lungs):
 
 
 def test_file_that_cannot_be_written(tmp_path):
-    film = source(tmp_path)
-    with pytest.raises(OSError, match="exists: .*film.dcm"):
-        write_seg(film / "seg.dcm", film, LUNGS, None, ORIGIN, name="a", version="1")
+    radiograph = source(tmp_path)
+    with pytest.raises(OSError, match="exists: .*image.dcm"):
+        write_seg(
+            radiograph / "seg.dcm",
+            radiograph,
+            LUNGS,
+            None,
+            ORIGIN,
+            name="a",
+            version="1",
+        )
     out = tmp_path / "seg.dcm"
     out.write_text("before")
-    write_seg(out, film, LUNGS, None, ORIGIN, name="a", version="1")
+    write_seg(out, radiograph, LUNGS, None, ORIGIN, name="a", version="1")
     assert pydicom.dcmread(out).Modality == "SEG"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["film.dcm", "seg.dcm"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["image.dcm", "seg.dcm"]
 
 
 def test_highdicom_that_is_not_installed_is_named(tmp_path, monkeypatch):

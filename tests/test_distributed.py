@@ -254,9 +254,9 @@ import cv2, numpy as np
 from covjax.runtime import distributed as hosts
 began = threading.Event()
 def decode():
-    film = np.zeros((1000, 1000), np.uint8)
+    image = np.zeros((1000, 1000), np.uint8)
     while True:
-        cv2.GaussianBlur(film, (31, 31), 0)
+        cv2.GaussianBlur(image, (31, 31), 0)
         began.set()
 threading.Thread(target=decode, daemon=True).start()
 began.wait()

@@ -1,4 +1,4 @@
-"""The counts of films that are doubted, of a few phantoms."""
+"""The counts of images that are doubted, of a few phantoms."""
 
 import json
 
@@ -11,29 +11,34 @@ from plain_network import make_weights
 
 
 def test_a_quarter_and_a_half_turn_move_each_pixel_where_it_belongs():
-    film = np.random.default_rng(0).integers(0, 256, (6, 6), dtype=np.uint8)
+    radiograph = np.random.default_rng(0).integers(0, 256, (6, 6), dtype=np.uint8)
     for degrees, quarters in ((90, 1), (180, 2), (-90, 3)):  # to the left
-        assert np.array_equal(doubts.turn(film, degrees), np.rot90(film, quarters))
+        assert np.array_equal(
+            doubts.turn(radiograph, degrees), np.rot90(radiograph, quarters)
+        )
 
 
-def test_every_film_is_counted_under_each_change(tmp_path, monkeypatch, capsys):
-    root = tmp_path / "films"
-    write_phantoms(root, films={"Train": 5, "Val": 12}, size=32, seed=0)
+def test_every_image_is_counted_under_each_change(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "images"
+    write_phantoms(root, samples={"Train": 5, "Val": 12}, size=32, seed=0)
     monkeypatch.setattr(doubts, "shipped_network", make_weights)
     monkeypatch.setattr(doubts, "_AT_ONCE", 1)  # of eight devices
-    # In place of what is doubted: films that are darker above than below.
+    # In place of what is doubted: images that are darker above than below.
     monkeypatch.setattr(
-        doubts, "doubt", lambda film, _: film[:8].mean() < film[8:].mean()
+        doubts,
+        "doubt",
+        lambda radiograph, _: radiograph[:8].mean() < radiograph[8:].mean(),
     )
 
     def dark_above(split: str) -> float:
-        films = root.glob(f"Infection*/**/{split}/*/images/*")
+        radiographs = root.glob(f"Infection*/**/{split}/*/images/*")
         means = [
-            np.asarray(Image.open(path)).reshape(2, -1).mean(axis=1) for path in films
+            np.asarray(Image.open(path)).reshape(2, -1).mean(axis=1)
+            for path in radiographs
         ]
         return float(np.mean([above < below for above, below in means]))
 
-    assert doubts.main(["--films=99", f"--root={root}"]) == 0
+    assert doubts.main(["--images=99", f"--root={root}"]) == 0
     out = capsys.readouterr().out
     shares = json.loads(out.splitlines()[-1])
     assert shares.pop("Train, published lungs") == dark_above("Train")

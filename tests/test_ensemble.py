@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from covjax import compare, ensemble
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.split_masks import SplitMasks
 from covjax.ensemble import Member, merge
 from covjax.errors import UsageError
@@ -38,7 +38,7 @@ LUNGS = {"run": "lung", "step": 3, "fingerprint": "12345678", "threshold": 0.5}
 
 
 def truths_of(split: str) -> np.ndarray:
-    """Boxes in the films of COVID-19, each of another size."""
+    """Boxes in the images of COVID-19, each of another size."""
     truths = np.zeros((len(LABELS[split]), SIDE, SIDE), np.uint8)
     for k, truth in enumerate(truths):
         if LABELS[split][k] == "COVID-19":
@@ -70,7 +70,7 @@ def write_stem(run: Path, split: str, way: str = "", **changes: Any) -> None:
     found = np.roll(lungs_of(split), ord(run.name), axis=1)
     masks = SplitMasks(truths_of(split), lungs_of(split), found)
     evaluated = measure(
-        [film_of(f"={k}.png", label) for k, label in enumerate(LABELS[split])],
+        [sample_of(f"={k}.png", label) for k, label in enumerate(LABELS[split])],
         outputs_of(run.name, split, way), masks, OperatingPoint(0.5),
         task="infection", roi=roi,
     )  # fmt: skip
@@ -92,8 +92,8 @@ def write_stem(run: Path, split: str, way: str = "", **changes: Any) -> None:
     write_results(run / "results", split + way, evaluated, summary | changes)
 
 
-def film_of(name: str, label: str) -> Film:
-    return Film(name, label, "Test", Path(name), Path(name), None)
+def sample_of(name: str, label: str) -> Sample:
+    return Sample(name, label, "Test", Path(name), Path(name), None)
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +148,13 @@ def content(folder: Path) -> dict[str, bytes]:
 def member(
     levels: Any, *, presence: float = 0.5, loss: float = 0.0, found: Any = None
 ) -> Member:
-    """A run's one film."""
+    """A run's one image."""
     array = np.array([levels], np.uint8)
     about = dict.fromkeys(ensemble.SAME) | {"threshold": 0.5}
     return Member(
         Path("run/results/test.json"),
         about,
-        [film_of("a.png", "COVID-19")],
+        [sample_of("a.png", "COVID-19")],
         Outputs(array, np.array([loss]), np.array([presence])),
         SplitMasks(
             np.zeros_like(array),
@@ -294,7 +294,7 @@ def test_the_same_command_gives_the_same_bytes(runs, out, capsys):
     assert ensemble.main(command) == 0
     before, printed = content(out), capsys.readouterr()
     assert len(before) == 9 and printed.err == ""  # the lock is one
-    assert f"{out}: infection, test, 6 PHANTOM films" in printed.out
+    assert f"{out}: infection, test, 6 PHANTOM images" in printed.out
     assert ensemble.main(command) == 0
     assert content(out) == before and capsys.readouterr() == printed
     for run in runs:
@@ -369,7 +369,7 @@ def test_a_run_of_another_kind_is_named(runs, out, split, field, value):
 
 
 @pytest.mark.parametrize("what", ["file", "class", "order", "truth", "lung"])
-def test_a_run_of_other_films_or_masks_is_named(runs, out, what):
+def test_a_run_of_other_images_or_masks_is_named(runs, out, what):
     path = runs[2] / "results" / "test.csv"
     if what in ("truth", "lung"):
         arrays = read_arrays(runs[2], "test")
@@ -381,7 +381,7 @@ def test_a_run_of_other_films_or_masks_is_named(runs, out, what):
     else:
         old, new = {"file": ("5.png", "6.png"), "class": ("Normal", "Non-COVID")}[what]
         path.write_text(path.read_text().replace(old, new))
-    kind = "films" if what in ("file", "class", "order") else f"{what} masks"
+    kind = "images" if what in ("file", "class", "order") else f"{what} masks"
     assert refused(runs, out) == (
         f"{path.with_suffix('.json')}: not of the {kind} of"
         f" {runs[0] / 'results' / 'test.json'}"
@@ -513,10 +513,10 @@ def test_what_is_refused_is_said_in_a_line_and_status_2(runs, out, capsys):
 def test_compare_reads_an_ensemble_as_it_reads_a_run(written, together, capsys):
     assert compare.main([str(written / "a"), str(together), "--roi=truth"]) == 0
     text = capsys.readouterr().out
-    assert "infection, test, 6 PHANTOM films, paired" in text
+    assert "infection, test, 6 PHANTOM images, paired" in text
     assert "were found in two ways" not in text and "None" not in text
     a, b = (compare.read_run(run, "val") for run in (written / "a", together))
-    pixels = dict(zip(b.films, b.counts[:, [0, 2]].sum(axis=1), strict=True))
+    pixels = dict(zip(b.samples, b.counts[:, [0, 2]].sum(axis=1), strict=True))
     assert list(pixels.values()) == truths_of("val").sum(axis=(1, 2)).tolist()
     found = compare.compare(a, b)["figures"]["all dice"]["b"]["mean"]
     assert found == pytest.approx(read_points(together)["truth"]["reached"])

@@ -13,7 +13,7 @@ import pytest
 
 import recompute
 from covjax.config import read_config
-from covjax.data.covidqu import CLASSES, list_films, read_film
+from covjax.data.covidqu import CLASSES, list_samples, read_sample
 from covjax.data.split_masks import SplitMasks
 from covjax.evaluation import evaluate
 from covjax.evaluation.lung_masks import make_finder
@@ -27,7 +27,7 @@ from covjax.metrics.operating_point import (
 from covjax.run import _add_predicted_lungs, evaluate_run
 from covjax.train.eval_pass import Outputs
 from evaluated_run import (
-    FILMS,
+    SAMPLES,
     SIDE,
     STEP,
     expected_levels,
@@ -36,7 +36,7 @@ from evaluated_run import (
 )
 from test_page import Page
 
-N = {split: sum(counts) for split, counts in FILMS.items()}
+N = {split: sum(counts) for split, counts in SAMPLES.items()}
 
 
 class Runs(NamedTuple):
@@ -83,12 +83,12 @@ STEMS = {"test": "truth", "test-predicted": "predicted", "test-none": "none",
 
 
 @pytest.mark.parametrize(("stem", "roi"), STEMS.items())
-def test_each_way_shows_the_network_its_part_of_each_film(runs, stem, roi):
+def test_each_way_shows_the_network_its_part_of_each_image(runs, stem, roi):
     root = Path(read_config(runs.infection / "config.json").data.root)
-    films = list_films(root, "infection", "Test")
+    samples = list_samples(root, "infection", "Test")
     arrays = read_arrays(runs.infection, stem)
-    for i, film in enumerate(films):
-        record = read_film(film, SIDE)
+    for i, sample in enumerate(samples):
+        record = read_sample(sample, SIDE)
         inside = {
             "truth": record["lung"],
             "predicted": arrays["seen_lung"][i],
@@ -135,16 +135,16 @@ def test_json_begins_with_what_others_read(runs):
         ]  # fmt: skip
 
 
-def test_rows_are_of_every_film_in_order(runs):
+def test_rows_are_of_every_image_in_order(runs):
     rows = read_rows(runs.infection, "test")
     assert list(rows[0]) == [
         "file", "class", "TP", "FP", "FN", "TN", "loss", "dice", "iou",
         "presence", "lung", "true_share", "found_share", "hd95", "surface_dice",
     ]  # fmt: skip
     root = Path(read_config(runs.infection / "config.json").data.root)
-    films = list_films(root, "infection", "Test")
-    assert [row["file"] for row in rows] == [film.name for film in films]
-    assert [row["class"] for row in rows] == [film.label for film in films]
+    samples = list_samples(root, "infection", "Test")
+    assert [row["file"] for row in rows] == [sample.name for sample in samples]
+    assert [row["class"] for row in rows] == [sample.label for sample in samples]
     assert {sum(int(row[k]) for k in ("TP", "FP", "FN", "TN")) for row in rows} == {
         SIDE * SIDE
     }
@@ -183,7 +183,7 @@ def test_masks_are_the_levels_at_the_operating_point(runs, stem):
 
 
 class Anew(NamedTuple):
-    """The figures of a split by `recompute`: of all films, by class, by lesion size."""
+    """Figures of a split by `recompute`: all images, by class, by lesion size."""
 
     x: dict[str, np.ndarray]
     all: dict[str, tuple[np.floating, ...]]
@@ -193,11 +193,11 @@ class Anew(NamedTuple):
 
 @pytest.fixture(scope="module")
 def anew(runs) -> Anew:
-    """The headline's figures; thousands of draws of films take some seconds."""
+    """The headline's figures; thousands of draws of images take some seconds."""
     x = recomputed(runs.infection, "test-predicted")
     share = np.where(x["positive"], x["true"], np.nan)
     sizes = [share < 0.1, (share >= 0.1) & (share <= 0.5), share > 0.5]
-    with warnings.catch_warnings():  # where a draw holds films of one kind only
+    with warnings.catch_warnings():  # where a draw holds images of one kind only
         warnings.simplefilter("ignore", RuntimeWarning)
         of_groups = [
             recompute.with_intervals({k: v[chosen] for k, v in x.items()})
@@ -252,7 +252,7 @@ def test_every_figure_of_a_group_is_found_again_by_numpy(runs, anew):
     for of_size, expected in zip(some, anew.lesions, strict=True):
         for name, ours in names.items():
             check(of_size[name], expected[ours])
-    assert sum(of_size["n"] for of_size in some) == FILMS["Test"][0]
+    assert sum(of_size["n"] for of_size in some) == SAMPLES["Test"][0]
 
 
 @pytest.mark.parametrize("stem", ["test", "test-none", "test-outside"])
@@ -295,8 +295,8 @@ def test_every_number_of_the_page_is_found_again_by_numpy(runs, anew):
     headline = page.table("Test, family “all”")["covjax, lungs found by stage 1, tuned"]
     loss = f"{anew.all['loss'][0]:.4f}"
     assert headline == [loss, told("all.dice"), told("all.iou")]
-    blank = page.table("Blank rate: of 12 films")
-    assert blank["all empty films"][0] == told("blank_rate")
+    blank = page.table("Blank rate: of 12 images")
+    assert blank["all empty images"][0] == told("blank_rate")
     for label in ("Normal", "Non-COVID"):
         assert blank[label][0] == f"{anew.classes[label]['blank_rate'][0]:.4f}"
     pixels = page.table("Pixels and outlines")
@@ -306,13 +306,13 @@ def test_every_number_of_the_page_is_found_again_by_numpy(runs, anew):
         [told("pixels.specificity")], [told("surface.surface_dice")],
         [told("surface.hd95", digits=1)],
     ]  # fmt: skip
-    assert f"Surface Dice at 2 px ({surface} films)" in pixels
-    assert any(f"({hd95} films with both outlines)" in name for name in pixels)
-    detection = page.table("Films with infection (12 of 24)")
+    assert f"Surface Dice at 2 px ({surface} images)" in pixels
+    assert any(f"({hd95} images with both outlines)" in name for name in pixels)
+    detection = page.table("Images with infection (12 of 24)")
     assert list(detection.values()) == [
         [told(f"detection.{k}")] for k in ("auroc", "sensitivity", "specificity")
     ]
-    severity = page.table("Infected share of the lungs (0 to 1), 24 films; 0")
+    severity = page.table("Infected share of the lungs (0 to 1), 24 images; 0")
     names = ("mae", "bias", "limits.low", "limits.high")
     assert list(severity.values()) == [[told(f"severity.{k}")] for k in names]
     over = "calibration error over the pixels inside the true lungs"
@@ -321,9 +321,9 @@ def test_every_number_of_the_page_is_found_again_by_numpy(runs, anew):
     for row, (n, p, y) in zip(bins.values(), anew.x["bins"].sum(axis=0), strict=True):
         assert row == [f"{n:,.0f}", f"{p / n:.4f}", f"{y / n:.4f}"]
     classes = page.table("By class")
-    for label, (films, empty, *row) in classes.items():
+    for label, (samples, empty, *row) in classes.items():
         chosen = anew.x["label"] == label
-        assert films == str(chosen.sum())
+        assert samples == str(chosen.sum())
         assert empty == str((~anew.x["positive"][chosen]).sum())
         names = ("all.dice", "positive.dice", "blank_rate")
         of = anew.classes[label]
@@ -334,7 +334,7 @@ def test_every_number_of_the_page_is_found_again_by_numpy(runs, anew):
         assert row == [told(k, of) for k in names]
     missed = anew.x["positive"] & (anew.x["tp"] == 0)
     false = ~anew.x["positive"] & anew.x["found"]
-    for label, row in page.table("Films that failed").items():
+    for label, row in page.table("Images that failed").items():
         of = anew.x["label"] == label
         assert [cell.split(" of ")[0] for cell in row] == [
             str((of & missed).sum()), str((of & false).sum()),
@@ -345,7 +345,7 @@ def test_page_shows_the_three_ways_and_the_probe(runs):
     page = Page((runs.infection / "report.html").read_text())
     regions = page.table("Test by what the network is shown")
     names = {"true lungs": "test", "lungs found by stage 1": "test-predicted",
-             "whole film": "test-none"}  # fmt: skip
+             "whole image": "test-none"}  # fmt: skip
     for name, stem in names.items():
         x = recomputed(runs.infection, stem)
         means = recompute.figures(x)
@@ -354,16 +354,16 @@ def test_page_shows_the_three_ways_and_the_probe(runs):
         assert row[:4] == [f"{means[k]:.4f}" for k in keys]
         assert row[4] == f"{means['detection.auroc']:.4f}"
         assert f"{name}, threshold 0.5, untuned" in regions
-    # The mark beside the lungs of COVID-19 films gives each of them away.
+    # The mark beside the lungs of COVID-19 images gives each of them away.
     x = recomputed(runs.infection, "test-outside")
     assert recompute.figures(x)["detection.auroc"] == 1.0
-    probe = page.table("Detection of COVID-19 films, Test")
+    probe = page.table("Detection of COVID-19 images, Test")
     assert probe["outside the lungs alone"] == ["1.0000 [1.0000, 1.0000]"]
     assert "more than chance" in page.text
 
 
 def test_terminal_shows_the_three_ways_side_by_side(runs):
-    for name in ("true lungs", "lungs found by stage 1", "whole film", "only what"):
+    for name in ("true lungs", "lungs found by stage 1", "whole image", "only what"):
         assert re.search(rf"^  {name}.* [01]\.\d{{4}}", runs.printed, re.M), name
     assert "chosen on Val for “all dice”" in runs.printed
     assert "PHANTOM" in runs.printed and str(runs.infection) in runs.printed
@@ -421,9 +421,9 @@ def passes(monkeypatch) -> list[tuple[str, str]]:
     noted = []
     predict = evaluate.predict_split
 
-    def note(config, films, state):
-        noted.append((films[0].split, config.data.roi))
-        return predict(config, films, state)
+    def note(config, samples, state):
+        noted.append((samples[0].split, config.data.roi))
+        return predict(config, samples, state)
 
     monkeypatch.setattr(evaluate, "predict_split", note)
     return noted
@@ -541,7 +541,7 @@ def test_run_of_the_outside_is_evaluated_there_alone_and_tuned(copied):
     np.testing.assert_array_equal(arrays["seen_lung"], arrays["lung"])
 
 
-def test_run_that_is_shown_lungs_beside_the_film_is_never_shown_none(
+def test_run_that_is_shown_lungs_beside_the_image_is_never_shown_none(
     runs, tmp_path, monkeypatch
 ):
     config = read_config(runs.infection / "config.json")
@@ -553,13 +553,13 @@ def test_run_that_is_shown_lungs_beside_the_film_is_never_shown_none(
     assert set(read_points(run)) == {"truth", "predicted"}
     stems = {path.stem for path in (run / "results").glob("*.json")}
     assert stems == {"val", "val-predicted", "val-outside", "audit"}
-    films = list_films(Path(config.data.root), "infection", "Val")
-    for film, levels in zip(films, read_arrays(run, "val")["levels"], strict=True):
-        whole = expected_levels(read_film(film, SIDE)["image"], "infection")
+    samples = list_samples(Path(config.data.root), "infection", "Val")
+    for sample, levels in zip(samples, read_arrays(run, "val")["levels"], strict=True):
+        whole = expected_levels(read_sample(sample, SIDE)["image"], "infection")
         assert np.abs(levels.astype(int) - whole).max() <= 1
 
 
-def test_run_that_is_shown_whole_films_is_headed_by_them(copied, monkeypatch, capsys):
+def test_run_that_is_shown_whole_images_is_headed_by_them(copied, monkeypatch, capsys):
     path = copied / "config.json"
     settings = json.loads(path.read_text())
     settings["data"]["roi"] = "none"
@@ -575,21 +575,21 @@ def test_run_that_is_shown_whole_films_is_headed_by_them(copied, monkeypatch, ca
     assert stems == {"test", "test-truth", "test-predicted", "test-outside"}
     assert read_json(copied, "test")["roi"] == "none"
     [(region, title)] = drawn
-    assert region.roi == "none" and "shown: whole film;" in title
-    assert "\nregion of interest: whole film; threshold" in capsys.readouterr().out
+    assert region.roi == "none" and "shown: whole image;" in title
+    assert "\nregion of interest: whole image; threshold" in capsys.readouterr().out
     page = Page((copied / "report.html").read_text())
-    rows = page.table("Families, Test, region of interest: whole film")
+    rows = page.table("Families, Test, region of interest: whole image")
     mean = recomputed(copied, "test")["dice"].mean()
     assert list(rows.values())[0][0].startswith(f"{mean:.4f} [")
 
 
-def test_films_are_gated_by_the_presence_that_the_network_told(runs):
+def test_images_are_gated_by_the_presence_that_the_network_told(runs):
     arrays = read_arrays(runs.infection, "test")
     root = Path(read_config(runs.infection / "config.json").data.root)
-    films, n = list_films(root, "infection", "Test"), N["Test"]
+    samples, n = list_samples(root, "infection", "Test"), N["Test"]
     presence = np.where(np.arange(n) % 3, 0.8, 0.2)  # whatever the levels say
     measured = measure(
-        films,
+        samples,
         Outputs(arrays["levels"], np.zeros(n), presence),
         SplitMasks(arrays["truth"], arrays["lung"], None),
         OperatingPoint(0.5, presence=0.5),
@@ -665,23 +665,23 @@ def test_results_of_another_checkpoint_are_removed(copied):
     assert "flatter it" in page.text  # true lungs head it
 
 
-def test_audit_of_other_films_is_made_anew(copied):
+def test_audit_of_other_images_is_made_anew(copied):
     path = copied / "results" / "audit.json"
     path.write_text(json.dumps({"root": "/elsewhere"}))
     evaluate_run(copied, "Test")
-    assert json.loads(path.read_text())["root"].endswith("films")
+    assert json.loads(path.read_text())["root"].endswith("images")
 
 
 def test_training_is_shown_found_lungs_only_where_asked(runs):
     config = read_config(runs.infection / "config.json")
     root, finder = Path(config.data.root), make_finder(config)
-    films = {s: list_films(root, "infection", s) for s in FILMS}
-    assert _add_predicted_lungs(config, runs.infection, films, finder) is films
+    samples = {s: list_samples(root, "infection", s) for s in SAMPLES}
+    assert _add_predicted_lungs(config, runs.infection, samples, finder) is samples
     config.data.roi = "predicted"
-    shown = _add_predicted_lungs(config, runs.infection, films, finder)
+    shown = _add_predicted_lungs(config, runs.infection, samples, finder)
     for split, of_split in shown.items():
-        assert [f.name for f in of_split] == [f.name for f in films[split]]
+        assert [f.name for f in of_split] == [f.name for f in samples[split]]
         if split == "Test":  # is read by the evaluation alone
-            assert of_split is films[split]
+            assert of_split is samples[split]
             continue
         assert all(f.found_lung is not None and f.found_lung.exists() for f in of_split)

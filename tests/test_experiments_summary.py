@@ -19,7 +19,7 @@ from experiments.seeds import (
     FIGURES,
     Drawn,
     Scores,
-    draw_films,
+    draw_images,
     estimate_over_seeds,
 )
 from experiments.summary import format_table, summarize, write_summary
@@ -34,21 +34,21 @@ def make_scores(seed: int, n: int = 9) -> Scores:
     return Scores(counts, rng.integers(0, 4, n) / 4)  # few values: many ties
 
 
-def by_loops(scores: Scores, films: list[int]) -> dict[str, float]:
-    """Every figure of a list of films, in which one may stand several times."""
+def by_loops(scores: Scores, samples: list[int]) -> dict[str, float]:
+    """Every figure of a list of images, in which one may stand several times."""
     dice, positive, blank, tp2, below = [], [], [], 0, 0
     ours, theirs = [], []
-    for film in films:
-        tp, fp, fn, _ = map(int, scores.counts[film])
+    for sample in samples:
+        tp, fp, fn, _ = map(int, scores.counts[sample])
         value = 1.0 if tp + fp + fn == 0 else 2 * tp / (2 * tp + fp + fn)
         dice.append(value)
         tp2, below = tp2 + 2 * tp, below + 2 * tp + fp + fn
         if tp + fn:
             positive.append(value)
-            ours.append(scores.presence[film])
+            ours.append(scores.presence[sample])
         else:
             blank.append(tp + fp == 0)
-            theirs.append(scores.presence[film])
+            theirs.append(scores.presence[sample])
     won = [(a > b) + (a == b) / 2 for a in ours for b in theirs]
     return {
         "all dice": float(np.mean(dice)),
@@ -59,9 +59,9 @@ def by_loops(scores: Scores, films: list[int]) -> dict[str, float]:
     }
 
 
-def test_figures_of_a_draw_are_those_of_the_films_drawn():
+def test_figures_of_a_draw_are_those_of_the_images_drawn():
     scores = {"a": make_scores(0), "b": make_scores(1)}
-    found = draw_films(scores, resamples=40, seed=7)
+    found = draw_images(scores, resamples=40, seed=7)
     times = np.concatenate(list(draws(9, 40, 7))).astype(int)
     for key, of_run in scores.items():
         whole = by_loops(of_run, list(range(9)))
@@ -77,15 +77,15 @@ def test_figures_of_a_draw_are_those_of_the_films_drawn():
 def test_an_area_needs_scores_of_both_kinds():
     scores = make_scores(0)
     told = scores._replace(presence=np.full(9, np.nan))
-    assert np.isnan(draw_films({0: told}, resamples=3)[0]["auroc"].value)
+    assert np.isnan(draw_images({0: told}, resamples=3)[0]["auroc"].value)
     sick = Scores(np.array([[1, 0, 0, 1]] * 4), np.arange(4.0))
-    found = draw_films({0: sick}, resamples=3)[0]
+    found = draw_images({0: sick}, resamples=3)[0]
     assert np.isnan(found["auroc"].value) and np.isnan(found["blank_rate"].value)
     assert found["all dice"].value == 1
 
 
 def test_seeds_are_drawn_with_replacement_within_every_draw():
-    # Two seeds whose films never vary, 0 and 1: a draw of both is 0, 1/2 or 1, with
+    # Two seeds whose images never vary, 0 and 1: a draw of both is 0, 1/2 or 1, with
     # odds 1 : 2 : 1.
     flat = [Drawn(float(v), np.full(4000, float(v))) for v in (0, 1)]
     found = estimate_over_seeds(flat)
@@ -97,7 +97,7 @@ def test_seeds_are_drawn_with_replacement_within_every_draw():
     assert (found["mean"], found["low"], found["high"]) == (0.25, 0, 0.75)
 
 
-def test_with_one_seed_the_films_alone_vary():
+def test_with_one_seed_the_images_alone_vary():
     values = np.arange(1001.0)
     found = estimate_over_seeds([Drawn(500.0, values)])
     assert found == {"mean": 500, "low": 25, "high": 975, "of_seeds": [500]}
@@ -108,7 +108,7 @@ def test_differences_are_paired_by_draw_and_by_seed():
     base = [Drawn(float(s), s + rng.normal(size=500)) for s in range(3)]
     better = [Drawn(b.value + 0.25, b.draws + 0.25) for b in base]
     found = estimate_over_seeds(better, base)
-    # What the films and seeds do to both cancels: nothing is left but the constant.
+    # What the images and seeds do to both cancels: nothing is left but the constant.
     assert found["low"] == pytest.approx(0.25) and found["high"] == pytest.approx(0.25)
     assert found["of_seeds"] == pytest.approx([0.25] * 3)
     # With the seeds in another order it does not, though the mean is the same.
@@ -124,7 +124,7 @@ def test_a_draw_without_a_figure_is_left_out():
     assert (found["low"], found["high"]) == (1.0, pytest.approx(2.9))
 
 
-# Of four films, the first two positive, and the last two of another class: TP, FP, FN,
+# Of four images, the first two positive, and the last two of another class: TP, FP, FN,
 # TN of each, and how sure the run was.
 GOOD = {
     "a.png": (3, 0, 0, 5, 0.9),
@@ -177,12 +177,12 @@ def test_the_table_is_of_all_that_is_finished(plan, tmp_path):
     assert summarize(plan, "hybrid .5") is None
     for seed in (0, 1):
         finish(plan, "hybrid .5", seed, BAD)
-    # The films may stand in any order.
+    # The images may stand in any order.
     finish(plan, "BCE", 1, dict(reversed(GOOD.items())))
     summary = summarize(plan, "hybrid .5")
     assert summary is not None
     assert summary.missing == ["BCE, seed 0"]
-    assert (summary.phantom, summary.films, summary.size) == (True, (4, 2), 32)
+    assert (summary.phantom, summary.samples, summary.size) == (True, (4, 2), 32)
     base, bce = summary.rows
     assert (base.arm, base.seeds, base.minutes) == ("hybrid .5", (0, 1), 2.0)
     assert (bce.arm, bce.seeds, bce.minutes) == ("BCE", (1,), 2.5)
@@ -191,7 +191,7 @@ def test_the_table_is_of_all_that_is_finished(plan, tmp_path):
     def means(figures):
         return {name: figures[name]["mean"] for name in FIGURES}
 
-    # Dice of the films: 1/2, 2/3, 0, 0 and 1, 2/3, 1, 0.
+    # Dice of the images: 1/2, 2/3, 0, 0 and 1, 2/3, 1, 0.
     assert means(base.figures) == pytest.approx(
         {
             "all dice": (1 / 2 + 2 / 3) / 4,
@@ -225,14 +225,14 @@ def test_what_is_written_says_what_it_is(plan, tmp_path):
     )
     text = (tmp_path / "table.md").read_text()
     for said in (
-        "# smoke (PHANTOM films)", "Why?", "- seeds: 0, 1", "- commit: abc123",
-        "- machine: a machine", "4 PHANTOM films of Val, 2 with the finding, 32 px",
+        "# smoke (PHANTOM images)", "Why?", "- seeds: 0, 1", "- commit: abc123",
+        "- machine: a machine", "4 PHANTOM images of Val, 2 with the finding, 32 px",
         "measured on Val", "Missing**, not finished: BCE, seed 1.", "With one seed",
         "| hybrid .5 (baseline) |", "lungs found by stage 1", "1,234",
         "`" + str(plan.of_arm["BCE"][0].folder) + "`",
     ):  # fmt: skip
         assert said in text
-    # The blank rate is 0 and 1/2: no draw of films makes BCE worse, some the same.
+    # The blank rate is 0 and 1/2: no draw of images makes BCE worse, some the same.
     assert "+0.5000 [+0.0000, +1.0000]" in text
     assert "**+0.5000" not in text
     with (tmp_path / "table.csv").open(newline="") as file:
@@ -263,7 +263,7 @@ def test_a_difference_that_leaves_out_0_is_bold(plan):
     assert "| +0.0000 [+0.0000, +0.0000] |" in table  # blank rate
 
 
-def test_a_network_of_whole_films_is_judged_by_whole_films(tmp_path):
+def test_a_network_of_whole_images_is_judged_by_whole_images(tmp_path):
     experiment = EXPERIMENTS["roi"]
     plan = make_plan(
         experiment, arms=["truth", "none"], seeds=1, variant="phantom", settings={},
@@ -278,7 +278,7 @@ def test_a_network_of_whole_films_is_judged_by_whole_films(tmp_path):
     assert summary is not None
     assert [row.shown for row in summary.rows] == [
         "lungs found by stage 1",
-        "whole film",
+        "whole image",
     ]
     assert summary.rows[1].differences["positive dice"]["mean"] == pytest.approx(1 / 4)
 
@@ -302,7 +302,7 @@ def test_a_network_of_the_outside_is_judged_there_alone(tmp_path):
     ]
 
 
-def test_runs_of_other_films_are_not_put_side_by_side(plan):
+def test_runs_of_other_images_are_not_put_side_by_side(plan):
     finish(plan, "hybrid .5", 0, BAD)
     finish(plan, "BCE", 0, {k: v for k, v in GOOD.items() if k != "d.png"})
     with pytest.raises(Exception, match="Normal d.png"):

@@ -20,7 +20,7 @@ from covjax.data.pipeline import make_region
 from covjax.export import export
 from covjax.export.inference import make_inference
 from covjax.export.onnx import run_onnx
-from covjax.export.parity import FILMS, draw_samples
+from covjax.export.parity import SAMPLES, draw_samples
 from covjax.export.safetensors import pack_weights, read_weights
 from covjax.export.stablehlo import run_stablehlo
 from covjax.metrics.operating_point import FILE
@@ -67,7 +67,7 @@ def test_a_run_lies_beside_itself_with_the_points_of_its_checkpoint(run, capsys)
     path = run.with_name("infection.safetensors")
     size = f"{path.stat().st_size / 1e6:.1f} MB"
     said = capsys.readouterr().out
-    assert said.startswith(f"{path}: {size}; on 8 sample films at most ")
+    assert said.startswith(f"{path}: {size}; on 8 sample images at most ")
     assert re.search(r"most \d\.\de[-+]\d\d away from the run\n$", said)
     found = read_weights(path)
     assert (found.trained.step, found.phantom, found.commit) == (3, True, "1f3a")
@@ -82,7 +82,7 @@ def test_a_checkpoint_and_a_file_that_are_named_are_taken(run, tmp_path, monkeyp
     assert read_weights(out).points.keys() == {"predicted"}
 
 
-def test_films_of_an_earlier_run_are_told_by_its_results(tmp_path, capsys):
+def test_images_of_an_earlier_run_are_told_by_its_results(tmp_path, capsys):
     run = write_evaluated(tmp_path / "infection", {"commit": "1f3a"})
     assert export.main([str(run)]) == 2
     assert "results/val.json: no results there" in capsys.readouterr().err
@@ -122,11 +122,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def films_and_truth(packed: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Films that the check does not draw, and what the weights say of them."""
+def images_and_truth(packed: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Images that the check does not draw, and what the weights say of them."""
     trained = read_weights(packed).trained
-    films = draw_samples(make_region(trained.config.data), SIDE, seed=5)
-    return films, jax.device_get(make_inference(trained)(jnp.asarray(films)))
+    samples = draw_samples(make_region(trained.config.data), SIDE, seed=5)
+    return samples, jax.device_get(make_inference(trained)(jnp.asarray(samples)))
 
 
 def about_in_onnx(path: Path) -> str:
@@ -154,8 +154,8 @@ def test_a_file_of_weights_becomes_a_network_beside_it(
     assert export.main([str(packed), f"--format={form}"]) == 0
     said = re.search(r"at most (\S+) away from the run", capsys.readouterr().out)
     assert said and 0 <= float(said[1]) < 1e-5
-    films, expected = films_and_truth(packed)
-    found = run_file(path.read_bytes(), films)
+    samples, expected = images_and_truth(packed)
+    found = run_file(path.read_bytes(), samples)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=2e-5)
     about = json.loads(about_in(path))
@@ -180,8 +180,8 @@ def test_a_file_of_weights_is_not_made_of_itself(packed, capsys):
 
 def another(*_: Any) -> dict[str, np.ndarray]:
     return {
-        "probability": np.full((FILMS, SIDE, SIDE, 1), np.float32(0.5)),
-        "presence": np.full(FILMS, np.float32(0.5)),
+        "probability": np.full((SAMPLES, SIDE, SIDE, 1), np.float32(0.5)),
+        "presence": np.full(SAMPLES, np.float32(0.5)),
     }
 
 
@@ -208,7 +208,7 @@ def test_a_file_that_says_something_else_is_not_written(
     out.write_text("of before")
     assert export.main([str(tmp_path), f"--format={form}", f"--out={out}"]) == 2
     said = capsys.readouterr().err
-    assert re.search(rf"{out}: not written: on 8 sample films it is up to {far}", said)
+    assert re.search(rf"{out}: not written: on 8 sample images it is up to {far}", said)
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == [out] and out.read_text() == "of before"
 
@@ -218,7 +218,7 @@ def test_a_network_that_is_a_little_off_is_refused(packed, tmp_path, monkeypatch
     out = tmp_path / "infection.onnx"
     for by, status in ((2e-4, 2), (-2e-4, 2), (5e-5, 0)):
         told = another()
-        told["probability"][7, 3, 2, 0] += np.float32(by)  # one pixel of one film
+        told["probability"][7, 3, 2, 0] += np.float32(by)  # one pixel of one image
         monkeypatch.setattr("covjax.export.onnx.run_onnx", lambda *_, told=told: told)
         words = [str(packed), "--format=onnx", f"--out={out}"]
         assert export.main(words) == status

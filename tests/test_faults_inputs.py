@@ -48,13 +48,13 @@ def test_every_set_is_read_right_or_refused_in_a_line(
 
 
 def as_meant(whole: Whole) -> dict:
-    names = list(whole.films)
+    names = list(whole.samples)
     arrays = {
         f"{k}-{part}": np.asarray(array).copy()
         for k, name in enumerate(names)
-        for part, array in whole.films[name].items()
+        for part, array in whole.samples[name].items()
     }
-    return {"films": names, "arrays": arrays, "printed": ""}
+    return {"images": names, "arrays": arrays, "printed": ""}
 
 
 def test_what_is_read_wrong_is_a_failure(whole):
@@ -71,8 +71,8 @@ def test_what_is_read_wrong_is_a_failure(whole):
     outcome["arrays"]["2-lung"] = np.zeros((SIDE, SIDE + 1), np.uint8)
     assert "lung: uint8" in judge(whole, case, outcome)
     outcome = as_meant(whole)
-    del outcome["films"][-1]
-    assert "other films" in judge(whole, case, outcome)
+    del outcome["images"][-1]
+    assert "other images" in judge(whole, case, outcome)
     outcome = as_meant(whole) | {"printed": "a warning"}
     assert "printed" in judge(whole, case, outcome)
     refusing = Case("x", print, "refuse", "x.png")

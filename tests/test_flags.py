@@ -39,7 +39,7 @@ def test_what_was_typed_stands_in_the_config(config, parse_words):
     words = ["program", f"--config={CONFIG}:phantom", "--config.model.width=24"]
     assert parse_words(words) == ["program"]
     assert config.value.model.width == 24
-    assert config.value.data.phantom_films == (320, 64, 128)
+    assert config.value.data.phantom_images == (320, 64, 128)
 
 
 @pytest.mark.parametrize(

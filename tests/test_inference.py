@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from covjax.export.inference import make_inference
-from small_network import films_of, make_config, make_weights
+from small_network import make_config, make_weights, samples_of
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -17,8 +17,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def test_probabilities_are_of_levels_over_255_and_of_the_mean_logits(flip):
     config = make_config(presence=True, channel=True, flip=flip)
     trained = make_weights(config).trained
-    films = films_of(config)
-    pixels = films.astype(np.float32) / np.float32(255)
+    samples = samples_of(config)
+    pixels = samples.astype(np.float32) / np.float32(255)
     apply, variables = trained.state.apply_fn, trained.state.variables()
     seen = jax.device_get(apply(variables, pixels, train=False))
     logits, presence = seen.logits, seen.presence
@@ -27,7 +27,7 @@ def test_probabilities_are_of_levels_over_255_and_of_the_mean_logits(flip):
         mirrored = jax.device_get(apply(variables, turned, train=False))
         logits = (logits + np.flip(mirrored.logits, axis=2)) / 2
         presence = (presence + mirrored.presence) / 2
-    found = jax.device_get(make_inference(trained)(jnp.asarray(films)))
+    found = jax.device_get(make_inference(trained)(jnp.asarray(samples)))
     assert found.keys() == {"probability", "presence"}
     np.testing.assert_allclose(found["probability"], sigmoid(logits), atol=5e-6)
     np.testing.assert_allclose(found["presence"], sigmoid(presence), atol=5e-6)
@@ -35,13 +35,13 @@ def test_probabilities_are_of_levels_over_255_and_of_the_mean_logits(flip):
 
 
 def test_the_dtype_of_the_run_and_the_form_of_upsampling_change_nothing():
-    films = jnp.asarray(films_of(make_config()))
-    exact = make_inference(make_weights(make_config()).trained)(films)
+    samples = jnp.asarray(samples_of(make_config()))
+    exact = make_inference(make_weights(make_config()).trained)(samples)
     config = make_config(upsample="depth_to_space")
     config.model.dtype = "bfloat16"
     trained = make_weights(config).trained
     for form in (None, "transpose", "depth_to_space"):
-        found = make_inference(trained, form)(films)
+        found = make_inference(trained, form)(samples)
         assert found.keys() == {"probability"}
         np.testing.assert_allclose(
             found["probability"], exact["probability"], atol=1e-5

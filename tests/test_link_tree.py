@@ -13,12 +13,12 @@ from covjax.data.from_table.link_tree import Item, copy, drawn, lay_out, link
 from covjax.errors import DataError
 
 LUNG, INFECTION = "Lung Segmentation Data", "Infection Segmentation Data"
-TABLE = Path("films.csv")
+TABLE = Path("images.csv")
 
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    folder = tmp_path / "films"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in "abc":
         (folder / name).write_bytes(name.encode())
@@ -213,15 +213,15 @@ def test_what_is_not_its_own_is_neither_replaced_nor_removed(tmp_path, source):
     root = tmp_path / "root"
     lay_out(root, TABLE, first(source))
     (root / "notes.txt").write_text("mine")
-    films = {
+    samples = {
         "more": f"{LUNG}/Train/Normal/images/z.png",
         "changed": f"{LUNG}/Val/Normal/images/b.png",
         "a file for a link": f"{LUNG}/Train/Normal/images/a.png",
         "in the way": f"{LUNG}/Test/Normal/images/c.png",
         "half-made": ".part/thesis.txt",
     }
-    for name, film in films.items():
-        path = root / film
+    for name, sample in samples.items():
+        path = root / sample
         backup = os.readlink(path) if path.is_symlink() else None
         bytes_before = path.read_bytes() if path.exists() and not backup else None
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,14 +264,14 @@ def test_two_processes_do_not_write_at_once(tmp_path, source):
     lay_out(root, TABLE, first(source))
 
 
-@pytest.mark.parametrize("kind", ["files", "a film", "another table", "no marker"])
+@pytest.mark.parametrize("kind", ["files", "an image", "another table", "no marker"])
 def test_a_folder_of_something_else_is_refused(tmp_path, source, kind):
     root = tmp_path / "root"
     root.mkdir()
     said = "neither empty nor laid out by a table"
     if kind == "files":
         (root / "thesis.tex").write_text("")
-    elif kind == "a film":
+    elif kind == "an image":
         root.rmdir()
         root.write_text("")
         said = "Not a directory"

@@ -352,7 +352,7 @@ def test_a_presence_head_is_left_out_without_a_weight_and_missed_with_one():
         losses.presence_loss(jnp.zeros((1, 1)), images(LEFT))
 
 
-def test_films_without_foreground_weigh_less_in_the_pixel_losses_alone():
+def test_images_without_foreground_weigh_less_in_the_pixel_losses_alone():
     masks = images([0, 0, 0, 1], [0] * 4)
     coarse = (jnp.zeros((2, 1, 1, 1)),)  # cross entropies of ln 2, as at full size
     prediction = Prediction(jnp.zeros((2, 2, 2, 1)), jnp.zeros(2), coarse)
@@ -369,7 +369,7 @@ def test_films_without_foreground_weigh_less_in_the_pixel_losses_alone():
 @pytest.mark.parametrize(
     "wrong", [{"blank": -0.1}, {"blank": 1.1}, {"blank": 0.5, "over": "batch"}]
 )
-def test_a_weight_of_blank_films_that_cannot_be_is_refused(wrong: dict[str, Any]):
+def test_a_weight_of_blank_images_that_cannot_be_is_refused(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match="blank must be from 0 to 1, and 1 over the"):
         losses.make_objective(dice=1, bce=0, **wrong)
 
@@ -391,40 +391,40 @@ def test_evaluation_takes_the_pixel_losses_of_each_image_from_the_same_settings(
 SETTINGS = {"dice": 0.5, "bce": 0.25, "focal": 2.0, "tversky": 1.5, "presence": 0.3}
 
 
-def objective_in_numpy(slope: float, bias: float, films: Any, masks: Any) -> float:
+def objective_in_numpy(slope: float, bias: float, samples: Any, masks: Any) -> float:
     """The objective over a batch of 16, of a network of two parameters, in float64.
 
     A coarser level is judged by spreading its logits over their blocks: each of its
     pixels, those that are smooth as well, then counts as four.
     """
-    films, masks = np.float64(films), np.float64(masks)
-    blocks = films.reshape(16, 2, 2, 2, 2).mean(axis=(2, 4))
+    samples, masks = np.float64(samples), np.float64(masks)
+    blocks = samples.reshape(16, 2, 2, 2, 2).mean(axis=(2, 4))
     coarse = slope * blocks.repeat(2, axis=1).repeat(2, axis=2)[..., None] - bias
     total = 0.0
-    levels = [(slope * films + bias, 2 / 3, 1.0), (coarse, 1 / 3, 4.0)]
+    levels = [(slope * samples + bias, 2 / 3, 1.0), (coarse, 1 / 3, 4.0)]
     for logits, weight, smooth in levels:
         for name in ("dice", "tversky", "bce", "focal"):
             # One picture of all pixels of the batch has the sums of the batch.
             whole, truth = (x.reshape(1, -1, 1, 1) for x in (logits, masks))
             [value] = by_loops(whole, truth, smooth, name)
             total += weight * SETTINGS[name] * value
-    claims = slope * films.mean(axis=(1, 2, 3)) + bias
+    claims = slope * samples.mean(axis=(1, 2, 3)) + bias
     present = masks.any(axis=(1, 2, 3))
     p = 1 / (1 + np.exp(-claims))
     nats = -np.log(np.where(present, p, 1 - p)).mean()
     return total + SETTINGS["presence"] * nats
 
 
-def objective_of_share(params: jax.Array, films: jax.Array, masks: jax.Array):
+def objective_of_share(params: jax.Array, samples: jax.Array, masks: jax.Array):
     """The mean objective of one device's share and its gradient, as a step has them."""
     objective = losses.make_objective(over="batch", **SETTINGS)
 
     def mean_objective(params: jax.Array) -> jax.Array:
         slope, bias = params
         prediction = Prediction(
-            slope * films + bias,
-            slope * films.mean(axis=(1, 2, 3)) + bias,
-            (slope * losses.shares(films, 2) - bias,),
+            slope * samples + bias,
+            slope * samples.mean(axis=(1, 2, 3)) + bias,
+            (slope * losses.shares(samples, 2) - bias,),
         )
         return objective(prediction, masks).mean()
 
@@ -434,7 +434,7 @@ def objective_of_share(params: jax.Array, films: jax.Array, masks: jax.Array):
 
 @pytest.mark.parametrize("shares", [1, 8])
 def test_over_the_batch_devices_have_the_gradient_of_all(devices, shares: int):
-    films = np.random.default_rng(7).normal(0, 1, (16, 4, 4, 1)).astype(np.float32)
+    samples = np.random.default_rng(7).normal(0, 1, (16, 4, 4, 1)).astype(np.float32)
     # From no foreground to much, so that no device's share is like another's.
     chance = np.linspace(-0.3, 0.9, 16).reshape(-1, 1, 1, 1)
     masks = np.random.default_rng(8).random((16, 4, 4, 1)) < chance
@@ -442,16 +442,16 @@ def test_over_the_batch_devices_have_the_gradient_of_all(devices, shares: int):
     step = jax.pmap(
         objective_of_share, AXIS, in_axes=(None, 0, 0), devices=devices[:shares]
     )
-    split = (x.reshape(shares, -1, 4, 4, 1) for x in (films, masks))
+    split = (x.reshape(shares, -1, 4, 4, 1) for x in (samples, masks))
     values, slopes = step(jnp.array([1.5, -0.5]), *split)
-    expected = objective_in_numpy(1.5, -0.5, films, masks)
+    expected = objective_in_numpy(1.5, -0.5, samples, masks)
     np.testing.assert_allclose(values, np.full(shares, expected), rtol=1e-5)
     by = 1e-5
     rises = [
-        objective_in_numpy(1.5 + by, -0.5, films, masks)
-        - objective_in_numpy(1.5 - by, -0.5, films, masks),
-        objective_in_numpy(1.5, -0.5 + by, films, masks)
-        - objective_in_numpy(1.5, -0.5 - by, films, masks),
+        objective_in_numpy(1.5 + by, -0.5, samples, masks)
+        - objective_in_numpy(1.5 - by, -0.5, samples, masks),
+        objective_in_numpy(1.5, -0.5 + by, samples, masks)
+        - objective_in_numpy(1.5, -0.5 - by, samples, masks),
     ]
     expected = np.tile(np.array(rises) / (2 * by), (shares, 1))
     np.testing.assert_allclose(slopes, expected, rtol=1e-4)

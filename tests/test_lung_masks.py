@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from configs import infection, lung
 from covjax.config import save_config
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.errors import DataError, UsageError
 from covjax.evaluation import lung_masks
 from covjax.evaluation.lung_masks import make_finder, read_finder
@@ -62,39 +62,39 @@ def runs(written, tmp_path) -> Path:
 
 @pytest.fixture
 def predicted(monkeypatch) -> list[str]:
-    """Names of the films that went through a network, in that order."""
+    """Names of the images that went through a network, in that order."""
     names = []
     predict = lung_masks.predict_split
 
-    def recorded(config, films, state):
-        names.extend(film.name for film in films)
-        return predict(config, films, state)
+    def recorded(config, samples, state):
+        names.extend(sample.name for sample in samples)
+        return predict(config, samples, state)
 
     monkeypatch.setattr(lung_masks, "predict_split", recorded)
     return names
 
 
-def write_film(folder: Path, name: str, pixels: np.ndarray) -> Film:
-    """A film of Test with an empty mask, which says nothing of the lungs."""
+def write_image(folder: Path, name: str, pixels: np.ndarray) -> Sample:
+    """An image of Test with an empty mask, which says nothing of the lungs."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / name, folder / f"mask-{name}"
     for path, array in zip(paths, (pixels, np.zeros_like(pixels)), strict=True):
         Image.fromarray(array).save(path)
-    return Film(name, "Normal", "Test", *paths, None)
+    return Sample(name, "Normal", "Test", *paths, None)
 
 
-def write_films(folder: Path, n: int) -> list[Film]:
+def write_images(folder: Path, n: int) -> list[Sample]:
     """The first n of eleven clouds, no two of them the same."""
     clouds = np.random.default_rng(3).normal(size=(11, SIDE, SIDE))
     clouds = ndimage.gaussian_filter(clouds, (0, 1, 1))
     clouds = (127 + 110 * clouds / np.abs(clouds).max()).astype(np.uint8)[:n]
-    return [write_film(folder, f"{k}.png", cloud) for k, cloud in enumerate(clouds)]
+    return [write_image(folder, f"{k}.png", cloud) for k, cloud in enumerate(clouds)]
 
 
-def found(film: Film) -> np.ndarray:
+def found(sample: Sample) -> np.ndarray:
     """The mask on disk, bool [SIDE, SIDE]."""
-    assert film.found_lung is not None
-    with Image.open(film.found_lung) as picture:
+    assert sample.found_lung is not None
+    with Image.open(sample.found_lung) as picture:
         assert (picture.format, picture.mode) == ("PNG", "L")
         mask = np.asarray(picture)
     assert mask.shape == (SIDE, SIDE) and set(np.unique(mask)) <= {0, 255}
@@ -108,10 +108,10 @@ def numbered(mask: np.ndarray, *, corners: bool) -> np.ndarray:
 
 
 def expected(
-    film: Film, *, threshold: float = THRESHOLD, step: int = BEST, min_area: int = 0
+    sample: Sample, *, threshold: float = THRESHOLD, step: int = BEST, min_area: int = 0
 ) -> np.ndarray:
-    """The lungs, from the pixels of the film."""
-    with Image.open(film.image) as picture:
+    """The lungs, from the pixels of the image."""
+    with Image.open(sample.image) as picture:
         pixels = np.asarray(picture, np.float64)
     p = 1 / (1 + np.exp(-SLOPES[step] * (pixels / 255 - 0.5)))
     above = np.rint(255 * p) > 255 * threshold
@@ -126,13 +126,13 @@ def expected(
     return filled & (np.append(0, sizes)[number] >= max(second, 1))
 
 
-def assert_found(films: list[Film], **settings) -> None:
-    for film in films:
-        np.testing.assert_array_equal(found(film), expected(film, **settings))
+def assert_found(samples: list[Sample], **settings) -> None:
+    for sample in samples:
+        np.testing.assert_array_equal(found(sample), expected(sample, **settings))
 
 
-def find_lungs(path: str, films: list[Film], *, spare: Path) -> list[Film]:
-    return lung_masks.find_lungs(read_finder(path), films, spare=spare)
+def find_lungs(path: str, samples: list[Sample], *, spare: Path) -> list[Sample]:
+    return lung_masks.find_lungs(read_finder(path), samples, spare=spare)
 
 
 def pngs(folder: Path) -> set[Path]:
@@ -233,7 +233,7 @@ def test_what_is_no_run_is_refused_by_name(written, tmp_path):
 
 
 GREY = {".": 40, "+": 120, "#": 200}  # "+" is above .4 and below .5
-FILM = """
+IMAGE = """
     ................
     ..#####...####..
     ..#...#...####..
@@ -274,58 +274,62 @@ LUNGS = """
 
 
 def test_the_lungs_are_the_two_largest_areas_without_holes(runs, tmp_path):
-    pixels = np.array([[GREY[c] for c in row] for row in FILM.split()], np.uint8)
-    film = write_film(tmp_path / "films", "drawn.png", pixels)
-    dark = write_film(tmp_path / "films", "dark.png", np.zeros_like(pixels))
-    results = find_lungs(str(runs / "lung"), [film, dark], spare=tmp_path / "spare")
+    pixels = np.array([[GREY[c] for c in row] for row in IMAGE.split()], np.uint8)
+    sample = write_image(tmp_path / "images", "drawn.png", pixels)
+    dark = write_image(tmp_path / "images", "dark.png", np.zeros_like(pixels))
+    results = find_lungs(str(runs / "lung"), [sample, dark], spare=tmp_path / "spare")
     drawn = [[c == "#" for c in row] for row in LUNGS.split()]
     np.testing.assert_array_equal(found(results[0]), drawn)
     assert not found(results[1]).any()
 
 
-def test_every_film_has_its_own_lungs_and_is_else_the_same(runs, tmp_path):
-    films = write_films(tmp_path / "films", 11)  # the second batch is padded
+def test_every_image_has_its_own_lungs_and_is_else_the_same(runs, tmp_path):
+    samples = write_images(tmp_path / "images", 11)  # the second batch is padded
     before = pngs(runs)
-    results = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
+    results = find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare")
     assert_found(results)
-    assert [dataclasses.replace(film, found_lung=None) for film in results] == films
-    masks = {film.found_lung for film in results}
-    assert len(masks) == len(films)
+    assert [
+        dataclasses.replace(sample, found_lung=None) for sample in results
+    ] == samples
+    masks = {sample.found_lung for sample in results}
+    assert len(masks) == len(samples)
     assert pngs(runs) - before == masks
     folder = runs / "lung" / "lungs"
     assert all(mask and mask.is_relative_to(folder) for mask in masks)
     assert not (tmp_path / "spare").exists()
 
 
-def test_more_films_than_are_predicted_at_once(runs, tmp_path, monkeypatch, predicted):
+def test_more_images_than_are_predicted_at_once(runs, tmp_path, monkeypatch, predicted):
     monkeypatch.setattr(lung_masks, "_AT_ONCE", 3)
-    films = write_films(tmp_path / "films", 8)
-    assert_found(find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare"))
-    assert predicted == [film.name for film in films]
+    samples = write_images(tmp_path / "images", 8)
+    assert_found(find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare"))
+    assert predicted == [sample.name for sample in samples]
 
 
-def test_films_of_the_same_bytes_are_looked_at_once(runs, tmp_path, predicted):
-    films = write_films(tmp_path / "films", 3)
+def test_images_of_the_same_bytes_are_looked_at_once(runs, tmp_path, predicted):
+    samples = write_images(tmp_path / "images", 3)
     twin = tmp_path / "other tree" / "twin.png"
     twin.parent.mkdir()
-    shutil.copy(films[0].image, twin)
-    copied = dataclasses.replace(films[0], name="twin.png", image=twin, split="Val")
+    shutil.copy(samples[0].image, twin)
+    copied = dataclasses.replace(samples[0], name="twin.png", image=twin, split="Val")
     results = find_lungs(
-        str(runs / "lung"), [films[0], films[1], copied], spare=tmp_path / "spare"
+        str(runs / "lung"), [samples[0], samples[1], copied], spare=tmp_path / "spare"
     )
     assert len(predicted) == 2
     assert results[2] == dataclasses.replace(copied, found_lung=results[0].found_lung)
     assert_found(results)
     # Nor does a later call look at it again.
-    again = find_lungs(str(runs / "lung"), [copied, films[2]], spare=tmp_path / "spare")
-    assert predicted[2:] == [films[2].name]
+    again = find_lungs(
+        str(runs / "lung"), [copied, samples[2]], spare=tmp_path / "spare"
+    )
+    assert predicted[2:] == [samples[2].name]
     assert again[0] == results[2]
     assert_found(again)
 
 
 def test_what_was_found_is_not_looked_for_again(runs, tmp_path, monkeypatch):
-    films = write_films(tmp_path / "films", 4)
-    first = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
+    samples = write_images(tmp_path / "images", 4)
+    first = find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare")
     times = {path: path.stat().st_mtime_ns for path in pngs(runs)}
 
     def refuse(*_: object) -> None:
@@ -333,23 +337,23 @@ def test_what_was_found_is_not_looked_for_again(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lung_masks, "predict_split", refuse)
     monkeypatch.setattr(lung_masks, "_network", refuse)
-    again = find_lungs(str(runs / "lung"), films[::-1], spare=tmp_path / "spare")
+    again = find_lungs(str(runs / "lung"), samples[::-1], spare=tmp_path / "spare")
     assert again == first[::-1]
     # Whether the run or its best checkpoint was named.
     checkpoint = runs / "lung" / "checkpoints" / str(BEST)
-    assert find_lungs(str(checkpoint), films, spare=tmp_path / "spare") == first
+    assert find_lungs(str(checkpoint), samples, spare=tmp_path / "spare") == first
     assert {path: path.stat().st_mtime_ns for path in pngs(runs)} == times
 
 
-def test_a_film_that_changed_is_looked_at_again(runs, tmp_path, predicted):
-    films = write_films(tmp_path / "films", 3)
-    first = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
-    with Image.open(films[1].image) as picture:
+def test_an_image_that_changed_is_looked_at_again(runs, tmp_path, predicted):
+    samples = write_images(tmp_path / "images", 3)
+    first = find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare")
+    with Image.open(samples[1].image) as picture:
         pixels = np.asarray(picture)
-    Image.fromarray(pixels[::-1].copy()).save(films[1].image)
+    Image.fromarray(pixels[::-1].copy()).save(samples[1].image)
     predicted.clear()
-    again = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
-    assert predicted == [films[1].name]
+    again = find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare")
+    assert predicted == [samples[1].name]
     assert (again[0], again[2]) == (first[0], first[2])
     assert again[1].found_lung != first[1].found_lung
     assert_found(again)
@@ -363,7 +367,7 @@ def tuned(run: Path, step: int = BEST, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_operating_point_of_the_checkpoint_is_used_and_told_apart(runs, tmp_path):
-    run, films = runs / "lung", write_films(tmp_path / "films", 6)
+    run, samples = runs / "lung", write_images(tmp_path / "images", 6)
     folders, masks = [], []
     points: list[dict[str, Any]] = [
         {},
@@ -372,10 +376,10 @@ def test_the_operating_point_of_the_checkpoint_is_used_and_told_apart(runs, tmp_
     ]
     for point in points:
         write_points(run, {"none": tuned(run, **point)} if point else {})
-        results = find_lungs(str(run), films, spare=tmp_path / "spare")
+        results = find_lungs(str(run), samples, spare=tmp_path / "spare")
         assert_found(results, **point)
-        masks.append(np.stack([found(film) for film in results]))
-        folders += {film.found_lung.parent for film in results if film.found_lung}
+        masks.append(np.stack([found(sample) for sample in results]))
+        folders += {sample.found_lung.parent for sample in results if sample.found_lung}
     assert len(set(folders)) == len(folders) == 3
     for one, other in itertools.pairwise(masks):
         assert (one != other).any()  # or the lines above would say little
@@ -394,8 +398,8 @@ def test_the_operating_point_of_the_checkpoint_is_used_and_told_apart(runs, tmp_
 def test_another_operating_point_is_not_used(runs, tmp_path, region, changes):
     point = tuned(runs / "lung", **changes, threshold=0.6)
     write_points(runs / "lung", {region: point})
-    films = write_films(tmp_path / "films", 2)
-    assert_found(find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare"))
+    samples = write_images(tmp_path / "images", 2)
+    assert_found(find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare"))
 
 
 def test_an_operating_point_that_cannot_be_read_is_named(runs, tmp_path):
@@ -406,13 +410,15 @@ def test_an_operating_point_that_cannot_be_read_is_named(runs, tmp_path):
 
 
 def test_another_checkpoint_of_the_run_finds_its_own(runs, tmp_path):
-    films = write_films(tmp_path / "films", 2)
-    best = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
+    samples = write_images(tmp_path / "images", 2)
+    best = find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare")
     path = runs / "lung" / "checkpoints" / str(LAST)
-    last = find_lungs(str(path), films, spare=tmp_path / "spare")
+    last = find_lungs(str(path), samples, spare=tmp_path / "spare")
     assert_found(best)
     assert_found(last, step=LAST)
-    assert not {film.found_lung for film in best} & {film.found_lung for film in last}
+    assert not {sample.found_lung for sample in best} & {
+        sample.found_lung for sample in last
+    }
 
 
 def test_lungs_of_a_run_that_cannot_be_written_lie_with_the_run_that_asks(
@@ -426,27 +432,27 @@ def test_lungs_of_a_run_that_cannot_be_written_lie_with_the_run_that_asks(
         return not closed and may(path, mode, **settings)
 
     monkeypatch.setattr(os, "access", access)
-    before, films = pngs(runs), write_films(tmp_path / "films", 2)
-    results = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
+    before, samples = pngs(runs), write_images(tmp_path / "images", 2)
+    results = find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare")
     assert_found(results)
     # A copy of the run holds the same checkpoint, and needs no second look.
     for name in ("lung", "other"):
-        again = find_lungs(str(runs / name), films, spare=tmp_path / "spare")
+        again = find_lungs(str(runs / name), samples, spare=tmp_path / "spare")
         assert again == results
-    assert predicted == [film.name for film in films]
-    assert pngs(tmp_path / "spare") == {film.found_lung for film in results}
+    assert predicted == [sample.name for sample in samples]
+    assert pngs(tmp_path / "spare") == {sample.found_lung for sample in results}
     assert pngs(runs) == before
 
 
 def test_lungs_that_a_closed_run_already_holds_are_taken_from_there(
     runs, tmp_path, monkeypatch, predicted
 ):
-    films = write_films(tmp_path / "films", 3)
-    first = find_lungs(str(runs / "lung"), films[:2], spare=tmp_path / "spare")
+    samples = write_images(tmp_path / "images", 3)
+    first = find_lungs(str(runs / "lung"), samples[:2], spare=tmp_path / "spare")
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     predicted.clear()
-    all_three = find_lungs(str(runs / "lung"), films, spare=tmp_path / "spare")
-    assert all_three[:2] == first and predicted == [films[2].name]
+    all_three = find_lungs(str(runs / "lung"), samples, spare=tmp_path / "spare")
+    assert all_three[:2] == first and predicted == [samples[2].name]
     assert pngs(tmp_path / "spare") == {all_three[2].found_lung}
 
 
@@ -455,28 +461,28 @@ def test_a_lung_run_of_a_batch_for_other_devices_still_finds_lungs(runs):
     settings = json.loads(path.read_text())
     settings["train"]["batch_size"] = 12  # there are 8 devices
     path.write_text(json.dumps(settings))
-    [film] = write_films(runs, 1)
-    [shown] = find_lungs(str(runs / "lung"), [film], spare=runs)
+    [sample] = write_images(runs, 1)
+    [shown] = find_lungs(str(runs / "lung"), [sample], spare=runs)
     assert shown.found_lung is not None and shown.found_lung.exists()
 
 
-def test_a_film_that_is_gone_is_named(runs):
-    [film] = write_films(runs, 1)
-    film.image.unlink()
+def test_an_image_that_is_gone_is_named(runs):
+    [sample] = write_images(runs, 1)
+    sample.image.unlink()
     with pytest.raises(DataError, match="0.png: cannot be read"):
-        find_lungs(str(runs / "lung"), [film], spare=runs)
+        find_lungs(str(runs / "lung"), [sample], spare=runs)
 
 
 def test_a_checkpoint_of_another_name_than_its_step_is_named(runs):
     checkpoint = runs / "lung" / "checkpoints" / str(BEST)
     other = checkpoint.rename(checkpoint.with_name("finest"))
     with pytest.raises(UsageError, match="finest.*named by its step"):
-        find_lungs(str(other), write_films(runs, 1), spare=runs)
+        find_lungs(str(other), write_images(runs, 1), spare=runs)
 
 
 def test_masks_that_a_network_share_shows_late_are_waited_for(runs, monkeypatch):
     """A host that missed a file goes on missing it for a while (negative look-ups)."""
-    films, late = write_films(runs, 2), {}
+    samples, late = write_images(runs, 2), {}
     exists = Path.exists
 
     def stale(path: Path, **settings) -> bool:
@@ -487,9 +493,9 @@ def test_masks_that_a_network_share_shows_late_are_waited_for(runs, monkeypatch)
 
     monkeypatch.setattr(Path, "exists", stale)
     monkeypatch.setattr(lung_masks.time, "sleep", lambda _: None)
-    results = find_lungs(str(runs / "lung"), films, spare=runs / "spare")
-    assert {film.found_lung for film in results} == late.keys()
+    results = find_lungs(str(runs / "lung"), samples, spare=runs / "spare")
+    assert {sample.found_lung for sample in results} == late.keys()
     monkeypatch.setattr(Path, "exists", lambda *_: False)
     monkeypatch.setattr(lung_masks, "_PATIENCE", 0)
     with pytest.raises(DataError, match=r"\.png: another process has written it"):
-        find_lungs(str(runs / "lung"), films, spare=runs / "spare")
+        find_lungs(str(runs / "lung"), samples, spare=runs / "spare")

@@ -16,7 +16,7 @@ from covjax.errors import UsageError
 from covjax.export.inference import make_inference
 from covjax.export.onnx import make_onnx, run_onnx
 from covjax.export.safetensors import Weights, describe
-from small_network import POINT, films_of, make_config, make_weights
+from small_network import POINT, make_config, make_weights, samples_of
 
 # Settings that change the graph most, all with all; the others are drawn, so that every
 # two values meet (a test counts).
@@ -39,9 +39,9 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def said_by_jax(weights: Weights, films: np.ndarray) -> dict[str, np.ndarray]:
+def said_by_jax(weights: Weights, samples: np.ndarray) -> dict[str, np.ndarray]:
     # Not compiled as a whole: all settings share the programs of its operations.
-    return jax.device_get(make_inference(weights.trained)(jnp.asarray(films)))
+    return jax.device_get(make_inference(weights.trained)(jnp.asarray(samples)))
 
 
 def test_every_two_settings_meet():
@@ -56,17 +56,17 @@ def test_every_two_settings_meet():
 )
 def test_onnx_runtime_says_what_jax_says(settings):
     config = make_config(**settings)
-    weights, films = make_weights(config), films_of(config)
-    expected = said_by_jax(weights, films)
+    weights, samples = make_weights(config), samples_of(config)
+    expected = said_by_jax(weights, samples)
     content = make_onnx(weights)
-    found = run_onnx(content, films)
+    found = run_onnx(content, samples)
     assert found.keys() == expected.keys()
     assert ("presence" in found) == settings["presence"]
     assert expected["probability"].std() > 0.02  # there is something to be missed
     for name, values in expected.items():
         assert found[name].dtype == np.float32 and found[name].shape == values.shape
         np.testing.assert_allclose(found[name], values, atol=2e-5)
-    alone = run_onnx(content, films[2:3])  # a batch of another size
+    alone = run_onnx(content, samples[2:3])  # a batch of another size
     for name, values in expected.items():
         np.testing.assert_allclose(alone[name], values[2:3], atol=2e-5)
 

@@ -67,8 +67,8 @@ def test_areas_are_measured_above_the_threshold():
     assert not found.any()
 
 
-def test_a_film_below_the_presence_threshold_is_blank_and_the_others_are_not():
-    # The surest pixel of so small a film is its score: 1, .8 and .6.
+def test_an_image_below_the_presence_threshold_is_blank_and_the_others_are_not():
+    # The surest pixel of so small an image is its score: 1, .8 and .6.
     levels = np.full((3, 2, 2), 150, np.uint8)
     levels[:, 0, 0] = 255, 204, 153
     for presence, shown in ((0, 3), (0.6, 3), (0.61, 2), (0.8, 2), (0.9, 1), (1.1, 0)):
@@ -95,13 +95,13 @@ class Best(NamedTuple):
     dice: Fraction
     threshold: float
     area: int
-    kept: list[bool]  # films that the gate leaves
+    kept: list[bool]  # images that the gate leaves
 
 
 def dice_of(
     levels: np.ndarray, truth: np.ndarray, twentieths: int, area: int
 ) -> Fraction:
-    """Dice of one film that is shown."""
+    """Dice of one image that is shown."""
     found = levels * 20.0 > twentieths * 255
     labels: Any = ndimage.label(found, CORNERS)
     numbers, count = labels
@@ -117,7 +117,7 @@ def try_everything(
 ) -> Best:
     """Tries every gate, area and threshold, one after the other.
 
-    Films are gated by the scores, else by the sum of their surest levels.
+    Images are gated by the scores, else by the sum of their surest levels.
     """
     pixels = levels[0].size
     points = [
@@ -126,21 +126,21 @@ def try_everything(
         for twentieths in sorted(range(1, 20), key=lambda k: (abs(k - 10), k))
     ]
     shown = [
-        {point: dice_of(film, truth, point[1], point[0]) for point in points}
-        for film, truth in zip(levels, truths, strict=True)
+        {point: dice_of(sample, truth, point[1], point[0]) for point in points}
+        for sample, truth in zip(levels, truths, strict=True)
     ]
     blank = [Fraction(not truth.any()) for truth in truths]
     if scores is None:
         surest = max(1, pixels // 256)
-        scores = [int(np.sort(film, axis=None)[-surest:].sum()) for film in levels]
+        scores = [int(np.sort(sample, axis=None)[-surest:].sum()) for sample in levels]
     best = None
-    # A gate keeps the films from some score on: all of them first, none last.
+    # A gate keeps the images from some score on: all of them first, none last.
     for gate in [*sorted(set(scores)), max(scores) + 1]:
         kept = [score >= gate for score in scores]
         for point in points:
             dice = [
-                of_film[point] if keep else without
-                for of_film, without, keep in zip(shown, blank, kept, strict=True)
+                of_image[point] if keep else without
+                for of_image, without, keep in zip(shown, blank, kept, strict=True)
             ]
             mean = sum(dice, Fraction(0)) / len(dice)
             if best is None or mean > best.dice:  # so the first of equals stays
@@ -149,31 +149,31 @@ def try_everything(
     return best
 
 
-def random_films(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def random_images(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes of few levels, so that many points are equals; the surer, the truer."""
     rng = np.random.default_rng(seed)
     levels, truths = np.zeros((2, rng.integers(1, 6), 16, 32), np.uint8)
-    for film, truth in zip(levels, truths, strict=True):
+    for sample, truth in zip(levels, truths, strict=True):
         for _ in range(rng.integers(1, 6)):
             y, x, height, width = rng.integers((0, 0, 1, 1), (16, 32, 5, 9))
             box = np.s_[y : y + height, x : x + width]
-            film[box] = rng.choice([60, 110, 160, 210])
-            truth[box] = rng.random() < film[y, x] / 255
+            sample[box] = rng.choice([60, 110, 160, 210])
+            truth[box] = rng.random() < sample[y, x] / 255
         truth *= rng.random() < 0.7
-        film[truth > 0] += 20
+        sample[truth > 0] += 20
     return levels, truths
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_search_finds_what_trying_everything_finds(seed):
-    levels, truths = random_films(seed)
+    levels, truths = random_images(seed)
     before = levels.copy(), truths.copy()
     expected = try_everything(levels, truths)
     point, reached = calibrate(levels, truths)
     np.testing.assert_array_equal((levels, truths), before)
     assert reached == pytest.approx(float(expected.dice), rel=1e-12)
     assert (point.threshold, point.min_area) == (expected.threshold, expected.area)
-    # The point itself, used on the same films, keeps these and reaches that.
+    # The point itself, used on the same images, keeps these and reaches that.
     surest = np.sort(levels.reshape(len(levels), -1))[:, -2:].mean(axis=1) / 255
     assert (surest >= point.presence).tolist() == expected.kept
     assert (point.presence == 0) == all(expected.kept)
@@ -187,8 +187,8 @@ def test_search_finds_what_trying_everything_finds(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_search_goes_by_the_presence_that_is_given(seed):
-    levels, truths = random_films(seed)
-    # Few values, so that some films cannot be parted; the levels know nothing of them.
+    levels, truths = random_images(seed)
+    # Few values, so that some images cannot be parted; the levels know nothing of them.
     presence = np.random.default_rng((seed, 1)).choice([0.1, 0.4, 0.9], len(levels))
     expected = try_everything(levels, truths, presence.tolist())
     point, reached = calibrate(levels, truths, presence)
@@ -205,7 +205,7 @@ def test_search_goes_by_the_presence_that_is_given(seed):
 
 def test_of_two_thresholds_as_near_to_one_half_the_lower_is_taken():
     levels, truths = np.zeros((2, 2, 16, 16), np.uint8)
-    # .30 finds half of the first film's two pixels, Dice 2/3; .35 finds none, .25 a
+    # .30 finds half of the first image's two pixels, Dice 2/3; .35 finds none, .25 a
     # false one as well.
     truths[0, 0, :2] = 1
     levels[0, 0, 0], levels[0, 9, 9] = 80, 70
@@ -220,30 +220,30 @@ def test_equals_stay_equals_though_their_sums_differ_in_the_last_bit():
     # Dice .3, .2, .1 above .5 and .1, .2, .3 above .45: in floats, .1 + .2 + .3 is more
     # than .3 + .2 + .1. Above .55 there is nothing, above .40 too much.
     levels, truths = np.zeros((2, 3, 256), np.uint8)
-    for film, truth, found, hits in (
+    for sample, truth, found, hits in (
         (levels[0], truths[0], 50, [0, 1, 2]),
         (levels[1], truths[1], 10, [0, 1]),
         (levels[2], truths[2], 30, [0, 20, 21, 22, 23, 24]),
     ):
-        film[:200], film[:found], film[:10] = 110, 120, 130
+        sample[:200], sample[:found], sample[:10] = 110, 120, 130
         truth[hits], truth[246 + len(hits) :] = 1, 1  # ten pixels
     point, dice = calibrate(levels.reshape(3, 16, 16), truths.reshape(3, 16, 16))
     assert point == OperatingPoint(0.5)
     assert dice == pytest.approx(0.2)
 
 
-def squares(*films: list[tuple[int, int]]) -> np.ndarray:
-    """Films of 16x16 pixels; of each (side, level) a square, from left to right."""
-    levels = np.zeros((len(films), 16, 16), np.uint8)
-    for film, parts in zip(levels, films, strict=True):
+def squares(*samples: list[tuple[int, int]]) -> np.ndarray:
+    """Images of 16x16 pixels; of each (side, level) a square, from left to right."""
+    levels = np.zeros((len(samples), 16, 16), np.uint8)
+    for sample, parts in zip(levels, samples, strict=True):
         left = 0
         for side, level in parts:
-            film[:side, left : left + side] = level
+            sample[:side, left : left + side] = level
             left += side + 1
     return levels
 
 
-def test_a_gate_pays_where_an_empty_film_is_told_by_its_score_alone():
+def test_a_gate_pays_where_an_empty_image_is_told_by_its_score_alone():
     # The false area is larger and surer than the lesion, but for one pixel.
     levels = squares([(4, 150)], [(8, 180)])
     levels[0, 0, 0] = 250
@@ -253,8 +253,8 @@ def test_a_gate_pays_where_an_empty_film_is_told_by_its_score_alone():
     assert 180 / 255 < point.presence <= 250 / 255
 
 
-def test_a_gate_pays_where_the_given_presence_tells_the_empty_film():
-    # By its levels alone the empty film is the surer one, and no gate would pay.
+def test_a_gate_pays_where_the_given_presence_tells_the_empty_image():
+    # By its levels alone the empty image is the surer one, and no gate would pay.
     levels = squares([(4, 150)], [(8, 180)])
     levels[1, 0, 0] = 250
     truths = (squares([(4, 1)], []) > 0).astype(np.uint8)
@@ -264,7 +264,7 @@ def test_a_gate_pays_where_the_given_presence_tells_the_empty_film():
     assert not point.masks(levels, np.array([0.3, 0.1]))[1].any()
 
 
-def test_a_gate_does_not_pay_where_the_empty_film_scores_higher():
+def test_a_gate_does_not_pay_where_the_empty_image_scores_higher():
     levels = squares([(4, 150)], [(8, 180)])
     levels[1, 0, 0] = 250
     truths = (squares([(4, 1)], []) > 0).astype(np.uint8)
@@ -272,7 +272,7 @@ def test_a_gate_does_not_pay_where_the_empty_film_scores_higher():
     assert calibrate(levels, truths) == (OperatingPoint(0.5), 0.5)
 
 
-def test_films_of_one_score_are_not_parted():
+def test_images_of_one_score_are_not_parted():
     levels = squares([(4, 200)], [(8, 200)], [(4, 220)])
     truths = (squares([(4, 1)], [], [(4, 1)]) > 0).astype(np.uint8)
     # Between the first two there is no gate, or the mean would be 1.
@@ -280,8 +280,8 @@ def test_films_of_one_score_are_not_parted():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_film_is_gated_where_all_have_the_finding(seed):
-    levels, truths = random_films(seed)
+def test_no_image_is_gated_where_all_have_the_finding(seed):
+    levels, truths = random_images(seed)
     truths[:, -1, -1] = 1
     assert calibrate(levels, truths)[0].presence == 0
 

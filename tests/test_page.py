@@ -193,14 +193,15 @@ def test_families_stand_tuned_beside_untuned(full):
         "0.5222 [0.5022, 0.5422]", "0.5323 [0.5123, 0.5523]",
         "0.2222 [0.2022, 0.2422]", "0.2323 [0.2123, 0.2523]",
     ]  # fmt: skip
-    assert full.table("Blank rate: of 583 films") == {
-        "all empty films": ["0.5626 [0.5426, 0.5826]", "0.2626 [0.2426, 0.2826]"],
+    assert full.table("Blank rate: of 583 images") == {
+        "all empty images": ["0.5626 [0.5426, 0.5826]", "0.2626 [0.2426, 0.2826]"],
         "Normal": ["0.6120", "0.3120"],
         "Non-COVID": ["0.6220", "0.3220"],
     }
     assert (
         "above a probability of 0.62; areas below 40 pixels (at 256 px) are dropped; a"
-        " film stays blank where its presence score (the mean probability of its surest"
+        " image stays blank where its presence score (the mean probability of its"
+        " surest"
         " pixels, one in 256) is below 0.800. All of it was chosen on Val alone, for"
         " the highest “all dice”."
     ) in full.text
@@ -210,7 +211,7 @@ def test_regions_of_interest_stand_side_by_side_and_untuned_below(full):
     rows = full.table("Test by what the network is shown")
     assert list(rows) == [
         name + at
-        for name in ("true lungs", "lungs found by stage 1", "whole film")
+        for name in ("true lungs", "lungs found by stage 1", "whole image")
         for at in ("", ", threshold 0.5, untuned")
     ]
     assert {name: (row[0], row[4]) for name, row in rows.items()} == {
@@ -222,8 +223,8 @@ def test_regions_of_interest_stand_side_by_side_and_untuned_below(full):
         "lungs found by stage 1, threshold 0.5, untuned": (
             "0.2020 [0.1820, 0.2220]", "–",
         ),
-        "whole film": ("0.4030 [0.3830, 0.4230]", "0.6130 [0.5930, 0.6330]"),
-        "whole film, threshold 0.5, untuned": ("0.1030 [0.0830, 0.1230]", "–"),
+        "whole image": ("0.4030 [0.3830, 0.4230]", "0.6130 [0.5930, 0.6330]"),
+        "whole image, threshold 0.5, untuned": ("0.1030 [0.0830, 0.1230]", "–"),
     }  # fmt: skip
     # Dice of all, positive and pooled, then the blank rate: .0202 apart.
     assert [cell.split()[0] for cell in rows["lungs found by stage 1"][:4]] == [
@@ -233,7 +234,7 @@ def test_regions_of_interest_stand_side_by_side_and_untuned_below(full):
     assert [cell.split()[0] for cell in untuned[:4]] == [
         "0.2020", "0.2222", "0.2424", "0.2626",
     ]  # fmt: skip
-    # Film by film: .75, 0, 1, 0 with found lungs and .9, 0, 1, 1 with true ones.
+    # Image by image: .75, 0, 1, 0 with found lungs and .9, 0, 1, 1 with true ones.
     assert "Dice (all) changes by -0.2875 [" in full.text
 
 
@@ -241,7 +242,7 @@ def test_region_that_was_not_tuned_has_one_row(old):
     for roi in ("predicted", "none"):
         write_json(old / "results" / f"test-{roi}.json", make_results(roi=roi))
     rows = read_page(old).table("Test by what the network is shown")
-    assert list(rows) == ["true lungs", "lungs found by stage 1", "whole film"]
+    assert list(rows) == ["true lungs", "lungs found by stage 1", "whole image"]
     assert {row[0] for row in rows.values()} == {"0.6111 [0.5911, 0.6311]"}
     assert {row[4] for row in rows.values()} == {"–"}
 
@@ -265,8 +266,8 @@ def test_regions_are_found_if_the_run_was_trained_on_found_lungs(full, of_region
         "Test, family “all”",
         "Families, Test, region of interest: lungs found by stage 1",
         "Test by what the network is shown",
-        "Detection of COVID-19 films",
-        "Films that failed",
+        "Detection of COVID-19 images",
+        "Images that failed",
     ):
         assert of_regions.table(caption) == full.table(caption)
     splits = of_regions.table("Splits, region of interest: lungs found by stage 1")
@@ -276,25 +277,25 @@ def test_regions_are_found_if_the_run_was_trained_on_found_lungs(full, of_region
 
 
 @pytest.mark.parametrize("of_regions", ["none"], indirect=True)
-def test_run_that_was_trained_on_whole_films_is_headed_by_them(full, of_regions):
+def test_run_that_was_trained_on_whole_images_is_headed_by_them(full, of_regions):
     page = of_regions
-    assert "region of interest: whole film. Mean Dice" in page.text
+    assert "region of interest: whole image. Mean Dice" in page.text
     rows = page.table("Test, family “all”")
     assert [(name, row[1].split()[0]) for name, row in rows.items()] == [
-        ("covjax, whole film, tuned", "0.4030"),
-        ("covjax, whole film, threshold 0.5, untuned", "0.1030"),
+        ("covjax, whole image, tuned", "0.4030"),
+        ("covjax, whole image, threshold 0.5, untuned", "0.1030"),
         ("covjax, true lungs, tuned", "0.6010"),
         ("covjax, true lungs, threshold 0.5, untuned", "0.3010"),
     ]
-    families = page.table("Families, Test, region of interest: whole film")
+    families = page.table("Families, Test, region of interest: whole image")
     assert list(families.values())[0][0] == "0.4030 [0.3830, 0.4230]"
-    for caption in ("Test by what the network is shown", "Films that failed"):
+    for caption in ("Test by what the network is shown", "Images that failed"):
         assert page.table(caption) == full.table(caption)
-    assert page.table("Detection of COVID-19 films") == {
+    assert page.table("Detection of COVID-19 images") == {
         "outside the lungs alone": ["0.6540 [0.6340, 0.6740]"],
-        "whole film": ["0.6130 [0.5930, 0.6330]"],
+        "whole image": ["0.6130 [0.5930, 0.6330]"],
     }
-    splits = page.table("Splits, region of interest: whole film")
+    splits = page.table("Splits, region of interest: whole image")
     dice = [row[2].split()[0] for row in splits.values()]
     assert dice == ["0.6660", "0.3330", "0.4030"]
     assert "flatter it" not in page.text
@@ -311,7 +312,7 @@ def test_file_of_another_region_than_its_name_says_is_not_taken_for_it(old):
 
 def test_probe_says_what_its_figure_means(finished, full, tmp_path):
     assert "an AUROC of 0.6540 [0.6340, 0.6740]. That is more than chance" in full.text
-    assert full.table("Detection of COVID-19 films") == {
+    assert full.table("Detection of COVID-19 images") == {
         "outside the lungs alone": ["0.6540 [0.6340, 0.6740]"],
         "lungs found by stage 1": ["0.7120 [0.6920, 0.7320]"],
     }
@@ -327,8 +328,8 @@ def test_probe_says_what_its_figure_means(finished, full, tmp_path):
 @pytest.mark.parametrize(
     ("roi_as", "said", "unsaid"),
     [
-        ("cut", "learned the inside of lungs alone", "saw all of each film"),
-        ("channel", "saw all of each film", "learned the inside of lungs alone"),
+        ("cut", "learned the inside of lungs alone", "saw all of each image"),
+        ("channel", "saw all of each image", "learned the inside of lungs alone"),
     ],
 )
 def test_probe_says_what_the_network_had_seen(tmp_path, roi_as, said, unsaid):
@@ -354,7 +355,7 @@ def test_run_that_was_trained_outside_the_lungs_is_its_own_probe(old):
     write_json(old / "results" / "test.json", results)
     page = read_page(old)
     assert "an AUROC of 0.5100 [0.4900, 0.5300]. The interval does not" in page.text
-    assert page.table("Detection of COVID-19 films") == {
+    assert page.table("Detection of COVID-19 images") == {
         "outside the lungs alone": ["0.5100 [0.4900, 0.5300]"]
     }
     assert "regions" not in page.anchors()
@@ -363,11 +364,11 @@ def test_run_that_was_trained_outside_the_lungs_is_its_own_probe(old):
 def test_other_scores_stand_in_their_tables(full):
     pixels = full.table("Pixels and outlines")
     assert pixels["Precision"] == ["0.7171 [0.6971, 0.7371]"]
-    assert pixels["Surface Dice at 2 px (577 films)"] == ["0.3737 [0.3537, 0.3937]"]
+    assert pixels["Surface Dice at 2 px (577 images)"] == ["0.3737 [0.3537, 0.3937]"]
     assert ["17.2 [15.2, 19.2]"] in pixels.values()
-    detection = full.table("Films with infection (583 of 1,166)")
+    detection = full.table("Images with infection (583 of 1,166)")
     assert detection["Specificity"] == ["0.7320 [0.7120, 0.7520]"]
-    severity = full.table("Infected share of the lungs (0 to 1), 1,159 films; 7")
+    severity = full.table("Infected share of the lungs (0 to 1), 1,159 images; 7")
     assert severity["lower limit of agreement"] == ["-0.2345 [-0.2545, -0.2145]"]
     bins = full.table("Reliability, bin by bin")
     assert bins["0.4 to 0.5"] == ["100,004", "0.4512", "0.4213"]
@@ -388,8 +389,8 @@ def test_other_scores_stand_in_their_tables(full):
     ]  # fmt: skip
 
 
-def test_failed_films_are_counted_from_the_rows_of_the_headline(full):
-    assert full.table("Films that failed") == {
+def test_failed_images_are_counted_from_the_rows_of_the_headline(full):
+    assert full.table("Images that failed") == {
         "COVID-19": ["1 of 2", "0 of 0"],
         "Normal": ["0 of 0", "1 of 2"],
     }
@@ -403,32 +404,32 @@ def test_page_says_what_was_run(full):
     assert full.table("Every field")["model.width"] == ["8"]
 
 
-def test_audit_is_shown_without_the_folder_of_the_films(full):
-    found = full.table("Films found / published")
+def test_audit_is_shown_without_the_folder_of_the_images(full):
+    found = full.table("Images found / published")
     assert found["Infection Segmentation Data, Train"] == [
         "1,861 / 1,864", "931 / 932", "933 / 932",
     ]  # fmt: skip
     faults = full.table("Files and masks at fault")
     assert faults["masks with values besides 0 and 255"] == ["43"]
-    assert full.table("Films that stand twice") == {
+    assert full.table("Images that stand twice") == {
         "identical": ["infection/Train – infection/Test", "3", "yes"]
     }
-    assert full.table("Films with a twin") == {"infection/Test": ["3", "21"]}
+    assert full.table("Images with a twin") == {"infection/Test": ["3", "21"]}
     assert "/somewhere" not in full.text
 
 
 def test_page_reads_what_the_audit_writes(old, tmp_path):
-    root = tmp_path / "films"
-    write_phantoms(root, films={"Train": 4, "Val": 4, "Test": 4}, size=32, seed=0)
+    root = tmp_path / "images"
+    write_phantoms(root, samples={"Train": 4, "Val": 4, "Test": 4}, size=32, seed=0)
     write_json(old / "results" / "audit.json", audit(root))
     page = read_page(old)
-    assert len(page.table("Films found / published")) == 6
-    assert set(page.table("Files and masks at fault")) >= {"films without a mask"}
+    assert len(page.table("Images found / published")) == 6
+    assert set(page.table("Files and masks at fault")) >= {"images without a mask"}
     assert "audit" in page.anchors()
 
 
 def test_page_of_phantoms_says_so_first_and_shows_no_study(full):
-    assert full.text.index("These films are PHANTOMS") < full.text.index("0.5020")
+    assert full.text.index("These images are PHANTOMS") < full.text.index("0.5020")
     assert "the study" not in full.text.split("Checklists")[0]
     assert "0.6167" not in full.text
 
@@ -440,13 +441,13 @@ def test_page_of_phantoms_says_so_first_and_shows_no_study(full):
         ("lung", "none", ["0.0372", "0.9690", "0.9411"]),
     ],
 )
-def test_real_films_stand_beside_the_study(old, task, roi, study):
+def test_real_images_stand_beside_the_study(old, task, roi, study):
     config = (lung if task == "lung" else infection).get_config()
     save_config(config, old / "config.json", {})
     write_json(old / "results" / "test.json", make_results(task=task, roi=roi))
     page = read_page(old)
     rows = page.table("Test, family “all”, beside the study")
-    words = {"truth": "true lungs", "none": "whole film"}[roi]
+    words = {"truth": "true lungs", "none": "whole image"}[roi]
     assert rows == {
         f"covjax, {words}, threshold 0.5": [
             "0.3141", "0.6111 [0.5911, 0.6311]", "0.5611 [0.5411, 0.5811]",
@@ -460,7 +461,7 @@ def test_old_run_has_a_whole_page(old):
     page = read_page(old)
     assert "Nothing of it was tuned" in page.text
     assert page.table("Families, Test")[
-        "positive: mean over films whose truth is not empty"
+        "positive: mean over images whose truth is not empty"
     ] == ["0.7222 [0.7022, 0.7422]", "0.6222 [0.6022, 0.6422]"]
     assert "No audit lies in this run's folder" in page.text
     assert "flatter it" in page.text  # the true lungs
@@ -570,7 +571,7 @@ def test_checklist_answers_nothing_that_the_page_has_not(full, old):
     assert item.on({"limits"}).state == NO
     whole = full.table("CLAIM")
     assert whole["12"][1:] == [
-        "answered", "files that cannot be read, masks without films",
+        "answered", "files that cannot be read, masks without images",
         "Audit of the data",
     ]  # fmt: skip
     assert whole["33"][1] == "NOT answered"

@@ -35,9 +35,9 @@ def test_at_most_half_of_what_is_free_is_taken(monkeypatch, devices, need, fits)
 
 def test_what_is_put_on_all_devices_lies_there_as_replicas_do(devices, tmp_path):
     rng = np.random.default_rng(0)
-    np.save(tmp_path / "films.npy", rng.integers(0, 256, (5, 4, 4), np.uint8))
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (5, 4, 4), np.uint8))
     arrays = {
-        "image": np.load(tmp_path / "films.npy", mmap_mode="r"),
+        "image": np.load(tmp_path / "images.npy", mmap_mode="r"),
         "lung": rng.integers(0, 256, (5, 2), np.uint8),
     }
     found, expected = parallel.put_on_all(arrays), parallel.replicate(arrays)

@@ -1,4 +1,4 @@
-"""Sample films that tell networks apart, and how far two of them are."""
+"""Sample images that tell networks apart, and how far two of them are."""
 
 import math
 
@@ -6,38 +6,40 @@ import numpy as np
 import pytest
 
 from covjax.data.pipeline import Region
-from covjax.export.parity import FILMS, draw_samples, find_distance
+from covjax.export.parity import SAMPLES, draw_samples, find_distance
 
 
 @pytest.mark.parametrize("size", [16, 32, 48])
 def test_samples_are_of_the_size_of_the_network_and_no_two_alike(size):
-    films = draw_samples(Region(), size)
-    assert (films.shape, films.dtype) == ((FILMS, size, size, 1), np.uint8)
-    assert len({film.tobytes() for film in films}) == FILMS
-    assert (films.reshape(FILMS, -1).std(axis=1) > 0.5).all()  # none is of one level
-    np.testing.assert_array_equal(films, draw_samples(Region(), size))
-    assert not np.array_equal(films, draw_samples(Region(), size, seed=1))
+    samples = draw_samples(Region(), size)
+    assert (samples.shape, samples.dtype) == ((SAMPLES, size, size, 1), np.uint8)
+    assert len({sample.tobytes() for sample in samples}) == SAMPLES
+    assert (
+        samples.reshape(SAMPLES, -1).std(axis=1) > 0.5
+    ).all()  # none is of one level
+    np.testing.assert_array_equal(samples, draw_samples(Region(), size))
+    assert not np.array_equal(samples, draw_samples(Region(), size, seed=1))
 
 
-def test_samples_are_as_bright_as_films_and_as_dark():
-    films = draw_samples(Region(), 32)
-    assert films.max() > 250 and films[-1].max() < 4
+def test_samples_are_as_bright_as_images_and_as_dark():
+    samples = draw_samples(Region(), 32)
+    assert samples.max() > 250 and samples[-1].max() < 4
 
 
 @pytest.mark.parametrize("roi", ["truth", "predicted", "outside"])
-def test_a_cut_film_is_black_outside_of_what_is_shown(roi):
+def test_a_cut_image_is_black_outside_of_what_is_shown(roi):
     whole, cut = draw_samples(Region(), 48), draw_samples(Region(roi), 48)
     shown = cut > 0
     np.testing.assert_array_equal(cut[shown], whole[shown])
-    for k in range(FILMS):
+    for k in range(SAMPLES):
         assert 0.02 < shown[k].mean() < 0.98
 
 
-def test_lungs_stand_beside_the_film_where_the_network_is_shown_them():
-    films = draw_samples(Region("predicted", 0, "channel"), 48)
-    assert films.shape == (FILMS, 48, 48, 2)
-    np.testing.assert_array_equal(films[..., :1], draw_samples(Region(), 48))
-    for lungs in films[..., 1]:
+def test_lungs_stand_beside_the_image_where_the_network_is_shown_them():
+    samples = draw_samples(Region("predicted", 0, "channel"), 48)
+    assert samples.shape == (SAMPLES, 48, 48, 2)
+    np.testing.assert_array_equal(samples[..., :1], draw_samples(Region(), 48))
+    for lungs in samples[..., 1]:
         assert set(np.unique(lungs)) == {0, 255}
 
 

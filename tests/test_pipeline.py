@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from configs import infection
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.pipeline import (
     ReadKey,
     ReadUnaugmented,
@@ -37,26 +37,26 @@ KINDS = ("image", "lung", "infection", "found_lung")
 
 
 def picture(seed: int, kind: str) -> np.ndarray:
-    """Film or mask of one film; no film has a pixel of 0, no found lung is true."""
+    """Image or mask of one image; no image has a pixel of 0, no found lung is true."""
     rng = np.random.default_rng(seed)
-    film = rng.integers(80, 256, (SIDE, SIDE), np.uint8)
+    sample = rng.integers(80, 256, (SIDE, SIDE), np.uint8)
     lung = np.kron(rng.integers(0, 2, (4, 4), np.uint8), np.ones((4, 4), np.uint8))
     lung[0, 0] = 0  # by chance, none is to look like a negative
     sick = lung * rng.integers(0, 2, (SIDE, SIDE), np.uint8)
     found = np.kron(rng.integers(0, 2, (8, 8), np.uint8), np.ones((2, 2), np.uint8))
-    of_kind = {"image": film, "lung": lung, "infection": sick, "found_lung": found}
+    of_kind = {"image": sample, "lung": lung, "infection": sick, "found_lung": found}
     return of_kind[kind]
 
 
-def write_films(folder: Path, n: int) -> list[Film]:
-    films = []
+def write_images(folder: Path, n: int) -> list[Sample]:
+    samples = []
     for k in range(n):
         paths = [folder / f"{k}-{kind}.png" for kind in KINDS]
         arrays = [picture(k, kind) for kind in KINDS]
         for path, array, scale in zip(paths, arrays, (1, 255, 255, 255), strict=True):
             Image.fromarray(array * np.uint8(scale)).save(path)
-        films.append(Film(f"{k}.png", "COVID-19", "Train", *paths))
-    return films
+        samples.append(Sample(f"{k}.png", "COVID-19", "Train", *paths))
+    return samples
 
 
 def widen(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -69,18 +69,18 @@ def widen(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def shown(k: int, roi: str, dilate: int) -> np.ndarray:
-    """What the network is to see of a film as it lies on the disk."""
-    film = picture(k, "image")
+    """What the network is to see of an image as it lies on the disk."""
+    sample = picture(k, "image")
     if roi == "none":
-        return film
+        return sample
     lungs = widen(picture(k, "found_lung" if roi == "predicted" else "lung"), dilate)
-    return np.where(lungs == (roi != "outside"), film, 0)
+    return np.where(lungs == (roi != "outside"), sample, 0)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> list[Film]:
+def samples(tmp_path_factory) -> list[Sample]:
     """Seven, so that a batch of two or four leaves some over."""
-    return write_films(tmp_path_factory.mktemp("films"), 7)
+    return write_images(tmp_path_factory.mktemp("images"), 7)
 
 
 @pytest.fixture
@@ -97,8 +97,10 @@ def without_augmentation(config):
     return config
 
 
-def train(films, config, steps, **share) -> list[dict]:
-    return list(make_train_dataset(films, config=config, steps=range(*steps), **share))
+def train(samples, config, steps, **share) -> list[dict]:
+    return list(
+        make_train_dataset(samples, config=config, steps=range(*steps), **share)
+    )
 
 
 def assert_same(a: list[dict], b: list[dict]) -> None:
@@ -123,38 +125,38 @@ def is_as_on_disk(batches: list[dict]) -> bool:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 7])
-def test_epoch_holds_every_film_at_most_once(films, config, batch_size):
+def test_epoch_holds_every_image_at_most_once(samples, config, batch_size):
     config.train.batch_size = batch_size
     steps = 7 // batch_size
     for epoch in range(3):
-        batches = train(films, config, (epoch * steps, (epoch + 1) * steps))
+        batches = train(samples, config, (epoch * steps, (epoch + 1) * steps))
         seen = indices(batches)
         assert len(seen) == len(set(seen)) == steps * batch_size
         assert set(seen) <= set(range(7))
         assert all((batch["weight"] == 1).all() for batch in batches)
 
 
-SICK = (1, 4, 6)  # of the seven films below
+SICK = (1, 4, 6)  # of the seven images below
 
 
 @pytest.fixture
-def mixed(films) -> list[Film]:
-    """The seven films, of which some show COVID-19."""
+def mixed(samples) -> list[Sample]:
+    """The seven images, of which some show COVID-19."""
     labels = ["COVID-19" if k in SICK else "Normal" for k in range(7)]
     return [
-        dataclasses.replace(film, label=label)
-        for film, label in zip(films, labels, strict=True)
+        dataclasses.replace(sample, label=label)
+        for sample, label in zip(samples, labels, strict=True)
     ]
 
 
-def test_share_of_positive_films_goes_over_all_epochs(mixed, config):
-    # Four epochs of one batch: 4, 2.7, 1.3 and 0 of four films, rounded.
+def test_share_of_positive_images_goes_over_all_epochs(mixed, config):
+    # Four epochs of one batch: 4, 2.7, 1.3 and 0 of four images, rounded.
     config.train.batch_size, config.train.epochs = 4, 4
     config.data.positive_share = (1.0, 0.0)
     keys = train(mixed, config, (0, 4), read=ReadKey(config.seed))
     sick = [sum(int(k) in SICK for k in batch["index"]) for batch in keys]
     assert sick == [4, 3, 1, 0]
-    # Where each film stands, and in which pass it is augmented, is for the order.
+    # Where each image stands, and in which pass it is augmented, is for the order.
     expected = BalancedBatches(
         [k in SICK for k in range(7)], 4, config.seed, (1.0, 0.0), 4
     )
@@ -177,13 +179,13 @@ def test_balanced_run_goes_on_with_the_same_bits_and_is_shared(mixed, config):
             np.testing.assert_array_equal(other[name], batch[name][1::2])
 
 
-def test_share_of_films_that_the_split_lacks_is_refused(films, config):
+def test_share_of_images_that_the_split_lacks_is_refused(samples, config):
     config.data.positive_share = (0.5, 0.5)
-    with pytest.raises(UsageError, match="asks for other films"):
-        train(films, config, (0, 1))
+    with pytest.raises(UsageError, match="asks for other images"):
+        train(samples, config, (0, 1))
 
 
-def test_films_that_an_epoch_leaves_out_change():
+def test_images_that_an_epoch_leaves_out_change():
     order = ShuffledEpochs(7, 4, seed=0)
     kept = [
         frozenset(order(position)[1] for position in range(4 * epoch, 4 * epoch + 4))
@@ -198,18 +200,18 @@ def test_positions_are_numbered_by_epoch():
     assert [order(position)[0] for position in range(13)] == [0] * 6 + [1] * 6 + [2]
 
 
-def test_orders_differ_between_epochs_and_seeds(films, config):
+def test_orders_differ_between_epochs_and_seeds(samples, config):
     def orders(seed: int) -> list[tuple[int, ...]]:
         config.seed = seed
-        seen = indices(train(films, config, (0, 12)))
+        seen = indices(train(samples, config, (0, 12)))
         return [tuple(seen[k : k + 6]) for k in range(0, 24, 6)]
 
     assert len({*orders(0), *orders(1)}) == 8
     assert orders(0) == orders(0)
 
 
-def test_shape_and_type_of_a_batch(films, config):
-    (batch,) = train(films, config, (0, 1))
+def test_shape_and_type_of_a_batch(samples, config):
+    (batch,) = train(samples, config, (0, 1))
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "image": ((2, SIDE, SIDE, 1), "uint8"),
         "mask": ((2, SIDE, SIDE, 1), "uint8"),
@@ -218,7 +220,7 @@ def test_shape_and_type_of_a_batch(films, config):
     }
 
 
-def test_seed_of_a_record_depends_on_run_epoch_and_film():
+def test_seed_of_a_record_depends_on_run_epoch_and_image():
     keys = [(s, e, i) for s in range(4) for e in range(4) for i in range(4)]
     seeds = {record_seed(*key) for key in keys}
     assert len(seeds) == len(keys)
@@ -226,14 +228,14 @@ def test_seed_of_a_record_depends_on_run_epoch_and_film():
     assert record_seed(1, 2, 3) == record_seed(1, 2, 3)
 
 
-def test_film_is_augmented_otherwise_in_every_epoch_and_run(films, config):
+def test_image_is_augmented_otherwise_in_every_epoch_and_run(samples, config):
     config.augment.affine_prob = 1.0
 
     def looks(seed: int) -> list[bytes]:
         config.seed = seed
         return [
             image.tobytes()
-            for batch in train(films, config, (0, 18))
+            for batch in train(samples, config, (0, 18))
             for image, index in zip(batch["image"], batch["index"], strict=True)
             if index == 3
         ]
@@ -243,15 +245,15 @@ def test_film_is_augmented_otherwise_in_every_epoch_and_run(films, config):
     assert len({*first, *second}) == len(first) + len(second)
 
 
-def test_film_that_a_device_augments_comes_as_it_is_with_its_seed(films, config):
+def test_image_that_a_device_augments_comes_as_it_is_with_its_seed(samples, config):
     config.train.batch_size, config.seed = 4, 5
-    read = make_reader(films, config.data)
+    read = make_reader(samples, config.data)
     parts = ("image", "found_lung", "infection")
     unaugmented = train(
-        films, config, (0, 3), read=ReadUnaugmented(read, parts, config.seed)
+        samples, config, (0, 3), read=ReadUnaugmented(read, parts, config.seed)
     )
-    keys = train(films, config, (0, 3), read=ReadKey(config.seed))
-    on_host = train(films, config, (0, 3))
+    keys = train(samples, config, (0, 3), read=ReadKey(config.seed))
+    on_host = train(samples, config, (0, 3))
     for epoch, (batch, key, expected) in enumerate(
         zip(unaugmented, keys, on_host, strict=True)
     ):
@@ -271,26 +273,26 @@ def test_film_that_a_device_augments_comes_as_it_is_with_its_seed(films, config)
             assert batch[name].dtype == np.uint8
 
 
-def test_threads_do_not_change_a_bit(films, config):
+def test_threads_do_not_change_a_bit(samples, config):
     config.data.threads = 1
-    expected = train(films, config, (0, 24))
+    expected = train(samples, config, (0, 24))
     config.data.threads, config.data.prefetch = 4, 8
-    assert_same(train(films, config, (0, 24)), expected)
+    assert_same(train(samples, config, (0, 24)), expected)
 
 
-def test_run_that_starts_at_any_step_goes_on_with_the_same_bits(films, config):
-    whole = train(films, config, (0, 8))
+def test_run_that_starts_at_any_step_goes_on_with_the_same_bits(samples, config):
+    whole = train(samples, config, (0, 8))
     for start in (1, 3, 5, 8):  # within an epoch, and at its end
-        assert_same(train(films, config, (start, 8)), whole[start:])
+        assert_same(train(samples, config, (start, 8)), whole[start:])
 
 
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("world", [2, 4])
-def test_shares_of_all_processes_are_the_batch_of_one(films, config, world, start):
+def test_shares_of_all_processes_are_the_batch_of_one(samples, config, world, start):
     config.train.batch_size = 4
-    whole = train(films, config, (start, 5))
+    whole = train(samples, config, (start, 5))
     shares = [
-        train(films, config, (start, 5), rank=rank, world=world)
+        train(samples, config, (start, 5), rank=rank, world=world)
         for rank in range(world)
     ]
     joined = [
@@ -305,16 +307,16 @@ def test_shares_of_all_processes_are_the_batch_of_one(films, config, world, star
     assert_same(joined, whole)
 
 
-def test_batch_larger_than_the_split_is_refused(films, config):
+def test_batch_larger_than_the_split_is_refused(samples, config):
     config.train.batch_size = 8
-    with pytest.raises(UsageError, match="batch_size = 8: there are only 7 films"):
-        make_train_dataset(films, config=config, steps=range(1))
+    with pytest.raises(UsageError, match="batch_size = 8: there are only 7 images"):
+        make_train_dataset(samples, config=config, steps=range(1))
 
 
 @pytest.mark.parametrize("task", ["lung", "infection"])
-def test_target_is_the_mask_of_the_task(films, config, task):
+def test_target_is_the_mask_of_the_task(samples, config, task):
     config.data.task = task
-    for batch in make_eval_dataset(films, config=config):
+    for batch in make_eval_dataset(samples, config=config):
         for mask, index, weight in zip(
             batch["mask"], batch["index"], batch["weight"], strict=True
         ):
@@ -333,7 +335,7 @@ REGIONS = [
 ]
 
 
-def test_region_of_a_film_by_hand():
+def test_region_of_an_image_by_hand():
     record = {
         "image": np.array([[10, 20, 30, 40]], np.uint8),
         "lung": np.array([[1, 1, 0, 0]], np.uint8),
@@ -354,34 +356,34 @@ def test_region_of_a_film_by_hand():
     }
 
 
-def test_lungs_beside_a_film_by_hand():
+def test_lungs_beside_an_image_by_hand():
     record = {
         "image": np.array([[10, 20, 30, 40]], np.uint8),
         "lung": np.array([[1, 1, 0, 0]], np.uint8),
         "found_lung": np.array([[0, 0, 1, 0]], np.uint8),
     }
-    for region, film, lungs in [
+    for region, sample, lungs in [
         (("truth", 0), [10, 20, 30, 40], [255, 255, 0, 0]),
         (("truth", 1), [10, 20, 30, 40], [255, 255, 255, 0]),
         (("predicted", 0), [10, 20, 30, 40], [0, 0, 255, 0]),
-        # What the film gives away without its lungs, to a network that is told them.
+        # What the image gives away without its lungs, to a network that is told them.
         (("outside", 0), [0, 0, 30, 40], [255, 255, 0, 0]),
         (("outside", 1), [0, 0, 0, 40], [255, 255, 255, 0]),
     ]:
         region = Region(*region, "channel")
         seen = region.show(record)
         assert (seen.shape, seen.dtype) == ((1, 4, 2), np.uint8)
-        assert seen[0].T.tolist() == [film, lungs]
+        assert seen[0].T.tolist() == [sample, lungs]
         assert region.channels == 2
     assert Region("truth", 1, "cut").channels == Region().channels == 1
 
 
 @pytest.mark.parametrize(("roi", "dilate"), [("truth", 0), ("predicted", 1)])
-def test_lungs_stand_beside_the_film_in_every_batch(films, config, roi, dilate):
+def test_lungs_stand_beside_the_image_in_every_batch(samples, config, roi, dilate):
     config.data.roi, config.data.roi_dilate = roi, dilate
     config.data.roi_as, config.train.batch_size = "channel", 4
-    batches = train(films, without_augmentation(config), (0, 3))
-    padded = list(make_eval_dataset(films, config=config))
+    batches = train(samples, without_augmentation(config), (0, 3))
+    padded = list(make_eval_dataset(samples, config=config))
     assert not padded[-1]["image"][3].any() and not padded[-1]["mask"][3].any()
     kind = "found_lung" if roi == "predicted" else "lung"
     for batch in batches + padded:
@@ -396,33 +398,36 @@ def test_lungs_stand_beside_the_film_in_every_batch(films, config, roi, dilate):
                 np.testing.assert_array_equal(image[..., 1], lungs)
 
 
-def test_share_that_is_padding_alone_has_the_channels_of_the_others(films, config):
+def test_share_that_is_padding_alone_has_the_channels_of_the_others(samples, config):
     config.data.roi_as, config.train.batch_size = "channel", 4
     shares = [
-        list(make_eval_dataset(films[:5], config=config, rank=rank, world=4))[1]
+        list(make_eval_dataset(samples[:5], config=config, rank=rank, world=4))[1]
         for rank in range(4)
     ]
     assert [share["weight"].tolist() for share in shares] == [[1], [0], [0], [0]]
     assert {share["image"].shape for share in shares} == {(1, SIDE, SIDE, 2)}
 
 
-def test_lungs_move_with_the_film_that_they_stand_beside(films, config):
+def test_lungs_move_with_the_image_that_they_stand_beside(samples, config):
     # The lungs are made the target as well, which shows how they have moved.
-    films = [dataclasses.replace(film, infection_mask=film.lung_mask) for film in films]
+    samples = [
+        dataclasses.replace(sample, infection_mask=sample.lung_mask)
+        for sample in samples
+    ]
     config.augment.affine_prob = config.augment.tone_prob = 1.0
     config.data.roi, config.data.roi_as = "truth", "channel"
-    both = train(films, config, (0, 3))
+    both = train(samples, config, (0, 3))
     config.data.roi, config.data.roi_as = "none", "cut"
-    for one, whole in zip(both, train(films, config, (0, 3)), strict=True):
+    for one, whole in zip(both, train(samples, config, (0, 3)), strict=True):
         np.testing.assert_array_equal(one["image"][..., :1], whole["image"])
         np.testing.assert_array_equal(one["image"][..., 1:], 255 * whole["mask"])
 
 
 @pytest.mark.parametrize(("roi", "dilate"), REGIONS)
-def test_region_blackens_what_the_network_is_not_to_see(films, config, roi, dilate):
+def test_region_blackens_what_the_network_is_not_to_see(samples, config, roi, dilate):
     config.data.roi, config.data.roi_dilate = roi, dilate
-    batches = train(films, without_augmentation(config), (0, 3))
-    batches += make_eval_dataset(films[:6], config=config)
+    batches = train(samples, without_augmentation(config), (0, 3))
+    batches += make_eval_dataset(samples[:6], config=config)
     assert {int(index) for batch in batches for index in batch["index"]} >= {*range(6)}
     for batch in batches:
         for image, mask, index in zip(
@@ -434,47 +439,48 @@ def test_region_blackens_what_the_network_is_not_to_see(films, config, roi, dila
 
 
 @pytest.mark.parametrize(("roi", "dilate"), REGIONS[1:])
-def test_region_is_cut_after_the_augmentation(films, config, roi, dilate):
+def test_region_is_cut_after_the_augmentation(samples, config, roi, dilate):
     # The mask of the region is made the target as well, which shows how it has moved.
     name = "found_lung" if roi == "predicted" else "lung_mask"
-    films = [
-        dataclasses.replace(film, infection_mask=getattr(film, name)) for film in films
+    samples = [
+        dataclasses.replace(sample, infection_mask=getattr(sample, name))
+        for sample in samples
     ]
     for name in ("tone_prob", "affine_prob", "gamma_prob", "noise_prob"):
         config.augment[name] = 1.0
     config.data.roi, config.data.roi_dilate = roi, dilate
-    cut = train(films, config, (0, 6))
+    cut = train(samples, config, (0, 6))
     config.data.roi, config.data.roi_dilate = "none", 0
-    whole = train(films, config, (0, 6))
+    whole = train(samples, config, (0, 6))
     for one, other in zip(cut, whole, strict=True):
         np.testing.assert_array_equal(one["mask"], other["mask"])
-        for image, film, mask in zip(
+        for image, sample, mask in zip(
             one["image"][..., 0],
             other["image"][..., 0],
             one["mask"][..., 0],
             strict=True,
         ):
             hidden = widen(mask, dilate) == (roi == "outside")
-            assert (image[hidden] == 0).all() and (film[hidden] > 0).any()
-            np.testing.assert_array_equal(image[~hidden], film[~hidden])
+            assert (image[hidden] == 0).all() and (sample[hidden] > 0).any()
+            np.testing.assert_array_equal(image[~hidden], sample[~hidden])
 
 
-def test_no_region_keeps_the_whole_film(films, config):
+def test_no_region_keeps_the_whole_image(samples, config):
     config.data.roi = "none"
-    assert is_as_on_disk(train(films, without_augmentation(config), (0, 6)))
+    assert is_as_on_disk(train(samples, without_augmentation(config), (0, 6)))
 
 
-def test_film_is_augmented_in_training_only(films, config):
+def test_image_is_augmented_in_training_only(samples, config):
     config.data.roi = "none"
-    assert not is_as_on_disk(train(films, config, (0, 3)))
-    (batch, *_) = make_eval_dataset(films, config=config)
+    assert not is_as_on_disk(train(samples, config, (0, 3)))
+    (batch, *_) = make_eval_dataset(samples, config=config)
     assert is_as_on_disk([batch])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 7, 8, 16])
-def test_evaluation_takes_every_film_once_in_order(films, config, batch_size):
+def test_evaluation_takes_every_image_once_in_order(samples, config, batch_size):
     config.train.batch_size, config.data.roi = batch_size, "none"
-    batches = list(make_eval_dataset(films, config=config))
+    batches = list(make_eval_dataset(samples, config=config))
     assert all(batch["image"].shape[0] == batch_size for batch in batches)
     assert len(batches) == -(-7 // batch_size)
     weights = np.concatenate([batch["weight"] for batch in batches])
@@ -489,10 +495,10 @@ def test_evaluation_takes_every_film_once_in_order(films, config, batch_size):
 
 @pytest.mark.parametrize("batch_size", [4, 8, 16])
 @pytest.mark.parametrize("world", [2, 4])
-def test_processes_share_an_evaluation_evenly(films, config, world, batch_size):
+def test_processes_share_an_evaluation_evenly(samples, config, world, batch_size):
     config.train.batch_size = batch_size
     shares = [
-        list(make_eval_dataset(films, config=config, rank=rank, world=world))
+        list(make_eval_dataset(samples, config=config, rank=rank, world=world))
         for rank in range(world)
     ]
     assert {len(share) for share in shares} == {-(-7 // batch_size)}
@@ -504,47 +510,47 @@ def test_processes_share_an_evaluation_evenly(films, config, world, batch_size):
     assert sorted(seen) == list(range(7))
 
 
-def test_evaluation_can_be_run_again(films, config):
-    dataset = make_eval_dataset(films, config=config)
+def test_evaluation_can_be_run_again(samples, config):
+    dataset = make_eval_dataset(samples, config=config)
     assert_same(list(dataset), list(dataset))
 
 
-def test_split_of_whole_batches_has_no_padding(films, config):
-    batches = list(make_eval_dataset(films[:6], config=config))
+def test_split_of_whole_batches_has_no_padding(samples, config):
+    batches = list(make_eval_dataset(samples[:6], config=config))
     assert len(batches) == 3
     assert all((batch["weight"] == 1).all() for batch in batches)
 
 
-def broken(tmp_path: Path) -> tuple[list[Film], Path]:
-    """Eight films, of which the sixth cannot be read."""
-    films = write_films(tmp_path, 8)
-    films[5].image.write_bytes(films[5].image.read_bytes()[:60])
-    return films, films[5].image
+def broken(tmp_path: Path) -> tuple[list[Sample], Path]:
+    """Eight images, of which the sixth cannot be read."""
+    samples = write_images(tmp_path, 8)
+    samples[5].image.write_bytes(samples[5].image.read_bytes()[:60])
+    return samples, samples[5].image
 
 
 @pytest.mark.parametrize("make", [make_eval_dataset, make_train_dataset])
-def test_broken_film_is_named_through_threads(tmp_path, config, make):
-    films, path = broken(tmp_path)
+def test_broken_image_is_named_through_threads(tmp_path, config, make):
+    samples, path = broken(tmp_path)
     steps = {"steps": range(4)} if make is make_train_dataset else {}
     with pytest.raises(DataError) as caught:
-        list(make(films, config=config, **steps))
+        list(make(samples, config=config, **steps))
     assert str(caught.value).startswith(f"{path}: cannot be read as a picture")
 
 
-def test_workers_change_no_bit_name_a_broken_film_get_no_signals_and_end(
+def test_workers_change_no_bit_name_a_broken_image_get_no_signals_and_end(
     tmp_path, config
 ):
     # One test, because it takes seconds until workers have started.
-    films, path = broken(tmp_path)
-    config.data.cache = ""  # or the film would be named before there is a worker
-    config.seed = next(  # that comes to the broken film in the last batch
+    samples, path = broken(tmp_path)
+    config.data.cache = ""  # or the image would be named before there is a worker
+    config.seed = next(  # that comes to the broken image in the last batch
         seed
         for seed in range(99)
         if 5 in [ShuffledEpochs(8, 2, seed)(k)[1] for k in (6, 7)]
     )
-    expected = train(films, config, (0, 3))
+    expected = train(samples, config, (0, 3))
     config.data.workers = 2
-    iterator = iter(make_train_dataset(films, config=config, steps=range(4)))
+    iterator = iter(make_train_dataset(samples, config=config, steps=range(4)))
     assert isinstance(iterator, grain.DatasetIterator)
     batches = shield_workers(iterator)
     assert_same([next(batches) for _ in range(3)], expected)

@@ -13,7 +13,7 @@ from experiments.benchmarks import pipeline
 SCRIPT = """
 import json, sys
 told = json.loads(sys.stdin.readline())
-print(json.dumps({"films": len(told["films"]), "cut": told["cut"]}), flush=True)
+print(json.dumps({"images": len(told["images"]), "cut": told["cut"]}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     answer = {"rate": 2.0 ** -asked["workers"], "first_s": 1.0}
@@ -26,10 +26,10 @@ for line in sys.stdin:
 
 @pytest.fixture
 def flags(tmp_path, monkeypatch):
-    """Settings of a benchmark of two turns a round on a few films of 32 px."""
+    """Settings of a benchmark of two turns a round on a few images of 32 px."""
     monkeypatch.chdir(tmp_path)
     config = infection.get_config("phantom")
-    config.data.phantom_films, config.data.image_size = (17, 1, 1), 32
+    config.data.phantom_images, config.data.image_size = (17, 1, 1), 32
     config.train.batch_size = 8  # one for each device
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -49,7 +49,7 @@ def last_line(capsys) -> dict:
 
 def test_last_line_holds_the_ratios(flags, capsys):
     found = last_line(capsys)
-    assert found["peer"] == {"films": 17, "cut": True}
+    assert found["peer"] == {"images": 17, "cut": True}
     assert found["torch_images_per_s"] == 1.0
     for side in ("png", "packed"):
         assert found[f"ratio_{side}"] == found[f"{side}_images_per_s"] > 0

@@ -6,7 +6,7 @@ import pytest
 from covjax.metrics import pixels
 
 
-def test_three_films_by_hand():
+def test_three_images_by_hand():
     counts = [(30, 10, 10, 50), (2, 0, 6, 92), (0, 20, 0, 80)]  # 32, 30, 16, 222
     assert pixels.summarize_pixels(np.array(counts), resamples=0) == {
         "precision": {"mean": pytest.approx(32 / 62)},

@@ -110,7 +110,7 @@ def test_picture_of_a_few_pixels_is_left_to_others(size):
     assert decode_grey_png(saved(Image.new("L", (4, 4)))) is not None
 
 
-def test_no_room_is_made_for_more_pixels_than_a_film_has(monkeypatch):
+def test_no_room_is_made_for_more_pixels_than_an_image_has(monkeypatch):
     asked = []
     monkeypatch.setattr(
         kornia_rs.io, "decode_image_png_u8", lambda *args: asked.append(args)

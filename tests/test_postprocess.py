@@ -1,4 +1,4 @@
-"""What the networks saw of a film, as masks of its size."""
+"""What the networks saw of an image, as masks of its size."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Films of a user's own: masks, table and pictures, whatever stands among them.
+"""Images of a user's own: masks, table and pictures, whatever stands among them.
 
 The networks hand every pixel on (plain_network.py), so that NumPy knows what they find.
 """
@@ -26,13 +26,13 @@ from covjax.predict.inputs import Input
 from covjax.predict.predict import batch_size, main
 from covjax.predict.table import Additions
 from covjax.predict.writer import make_row
-from dicom_files import SHIPPED, make_film, save
+from dicom_files import SHIPPED, make_image, save
 from experiments.faults.hosts import hold_port
-from plain_network import SIDE, draw_film, write_files, write_run
+from plain_network import SIDE, draw_image, write_files, write_run
 from whole_runs import PROJECT
 
-FILM, LUNGS, SPOT = draw_film()
-TURNED = np.ascontiguousarray(FILM[:, ::-1])
+IMAGE, LUNGS, SPOT = draw_image()
+TURNED = np.ascontiguousarray(IMAGE[:, ::-1])
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "films"
+def radiographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "images"
     (folder / "ward").mkdir(parents=True)
-    Image.fromarray(FILM).save(folder / "a.png")
+    Image.fromarray(IMAGE).save(folder / "a.png")
     Image.fromarray(TURNED).save(folder / "ward" / "b.png")
     monkeypatch.chdir(tmp_path)
     return folder
@@ -63,11 +63,11 @@ def mask(kind: str, name: str, out: str = "out") -> np.ndarray:
     return (stored > 0).astype(np.uint8)
 
 
-def test_each_film_gets_masks_a_picture_and_a_row(films, networks, capsys):
-    assert main(["films", "--out=out", *networks]) == 0
+def test_each_image_gets_masks_a_picture_and_a_row(radiographs, networks, capsys):
+    assert main(["images", "--out=out", *networks]) == 0
     said = capsys.readouterr().out
     assert (
-        said.count("(PHANTOM weights, of no use") == 2 and "2 of 2 films: out" in said
+        said.count("(PHANTOM weights, of no use") == 2 and "2 of 2 images: out" in said
     )
     assert np.array_equal(mask("lungs", "a"), LUNGS)
     assert np.array_equal(mask("infection", "a"), SPOT)
@@ -80,7 +80,7 @@ def test_each_film_gets_masks_a_picture_and_a_row(films, networks, capsys):
     a, b = rows["a"], rows["ward/b"]
     # The picture's left is the patient's right: 50 pixels, of which nine are infected.
     wanted = {
-        "file": "films/a.png", "lung_pixels": "90", "lung_pixels_right": "50",
+        "file": "images/a.png", "lung_pixels": "90", "lung_pixels_right": "50",
         "lung_pixels_left": "40", "infected_pixels": "9", "infected_share": "0.1",
         "infected_share_right": "0.18", "infected_share_left": "0", "height": "16",
         "width": "16", "mm2_per_pixel": "", "lung_mm2": "", "infected_mm2": "",
@@ -92,8 +92,8 @@ def test_each_film_gets_masks_a_picture_and_a_row(films, networks, capsys):
     assert (b["infected_share_right"], b["infected_share_left"]) == ("0", "0.18")
 
 
-def test_lungs_alone(films, networks):
-    assert main(["films", "--out=out", networks[0], "--infection=none"]) == 0
+def test_lungs_alone(radiographs, networks):
+    assert main(["images", "--out=out", networks[0], "--infection=none"]) == 0
     assert np.array_equal(mask("lungs", "a"), LUNGS)
     assert not Path("out/infection").exists()
     row = table()["a"]
@@ -101,17 +101,17 @@ def test_lungs_alone(films, networks):
     assert row["presence"] == row["infected_share"] == row["infected_pixels"] == ""
 
 
-def test_runs_serve_as_files_do(films, tmp_path):
+def test_runs_serve_as_files_do(radiographs, tmp_path):
     lung = write_run(tmp_path / "lung", "lung")
     run = write_run(tmp_path / "infection", "infection", lung_run=str(lung))
-    assert main(["films", "--out=out", f"--infection={run}"]) == 0  # with its lungs
+    assert main(["images", "--out=out", f"--infection={run}"]) == 0  # with its lungs
     assert np.array_equal(mask("infection", "a"), SPOT)
 
 
 def write_dicom(path: Path, **elements) -> Path:
-    """A film of 12 bits within a frame of four pixels; the lungs are dark in it."""
+    """An image of 12 bits within a frame of four pixels; the lungs are dark in it."""
     framed = np.zeros((SIDE + 8, SIDE + 8), np.uint16)
-    framed[4:-4, 4:-4] = FILM.astype(np.uint16) * 16
+    framed[4:-4, 4:-4] = IMAGE.astype(np.uint16) * 16
     told = {
         "BitsStored": 12, "WindowCenter": 2040, "WindowWidth": 4081,
         "PixelSpacing": [0.5, 0.4], "StudyInstanceUID": "1.2.3",
@@ -119,14 +119,14 @@ def write_dicom(path: Path, **elements) -> Path:
         "PatientID": "SECRET-17",
     }  # fmt: skip
     told = {name: value for name, value in (told | elements).items() if value}
-    return save(make_film(framed, **told), path)
+    return save(make_image(framed, **told), path)
 
 
 def test_dicom_has_its_frame_left_out_its_size_told_and_a_segmentation(
-    films, networks, capfd
+    radiographs, networks, capfd
 ):
-    write_dicom(films / "IM01", PatientOrientation=["R", "F"])
-    assert main(["films/IM01", "--out=out", *networks]) == 0
+    write_dicom(radiographs / "IM01", PatientOrientation=["R", "F"])
+    assert main(["images/IM01", "--out=out", *networks]) == 0
     found = mask("infection", "IM01")
     assert found.shape == (SIDE + 8, SIDE + 8)
     assert np.array_equal(found, np.pad(SPOT, 4))
@@ -145,42 +145,44 @@ def test_dicom_has_its_frame_left_out_its_size_told_and_a_segmentation(
 
 
 def test_a_source_that_no_segmentation_can_refer_to_is_remarked(
-    films, networks, capsys
+    radiographs, networks, capsys
 ):
-    write_dicom(films / "c.dcm", StudyInstanceUID=None)
-    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    write_dicom(radiographs / "c.dcm", StudyInstanceUID=None)
+    assert main(["images/c.dcm", "--out=out", *networks]) == 0
     assert "no DICOM SEG" in table()["c"]["warnings"]
     assert not Path("out/seg/c.dcm").exists()
-    assert main(["films/c.dcm", "--out=out", *networks]) == 0
-    assert "1 of 1 films were done" in capsys.readouterr().out
+    assert main(["images/c.dcm", "--out=out", *networks]) == 0
+    assert "1 of 1 images were done" in capsys.readouterr().out
 
 
-def test_a_segmentation_that_has_gone_is_written_again(films, networks):
-    write_dicom(films / "c.dcm")
-    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+def test_a_segmentation_that_has_gone_is_written_again(radiographs, networks):
+    write_dicom(radiographs / "c.dcm")
+    assert main(["images/c.dcm", "--out=out", *networks]) == 0
     seg = Path("out/seg/c.dcm")
     written = seg.read_bytes()
     seg.unlink()
-    assert main(["films/c.dcm", "--out=out", *networks]) == 0
+    assert main(["images/c.dcm", "--out=out", *networks]) == 0
     assert (
         pydicom.dcmread(seg).PixelData == pydicom.dcmread(io.BytesIO(written)).PixelData
     )
 
 
 def test_a_disk_that_is_full_when_a_segmentation_comes_is_told_as_one(
-    films, networks, capsys, monkeypatch
+    radiographs, networks, capsys, monkeypatch
 ):
-    monkeypatch.setattr(predict, "finish_film", in_workers.finish_until_seg_has_no_room)
-    write_dicom(films / "c.dcm")
-    assert main(["films/c.dcm", "--out=out", *networks]) == 1
+    monkeypatch.setattr(
+        predict, "finish_image", in_workers.finish_until_seg_has_no_room
+    )
+    write_dicom(radiographs / "c.dcm")
+    assert main(["images/c.dcm", "--out=out", *networks]) == 1
     said = capsys.readouterr().err
     assert "c.dcm: No space left" in said and "the same command goes on" in said
 
 
-def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
+def test_a_hundred_broken_files_end_nothing(radiographs, networks, capfd):
     whole = {
-        ".png": (films / "a.png").read_bytes(),
-        ".dcm": write_dicom(films / "d.dcm").read_bytes(),
+        ".png": (radiographs / "a.png").read_bytes(),
+        ".dcm": write_dicom(radiographs / "d.dcm").read_bytes(),
     }
     rng = np.random.default_rng(0)
     for suffix, content in whole.items():
@@ -189,8 +191,8 @@ def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
             cut = content[: len(content) * k // 50]
             if k % 2:
                 cut = content[:start] + rng.bytes(len(content) - start)
-            (films / f"broken-{k}{suffix}").write_bytes(cut)
-    assert main(["films", "--out=out", *networks]) == 2
+            (radiographs / f"broken-{k}{suffix}").write_bytes(cut)
+    assert main(["images", "--out=out", *networks]) == 2
     rows = table()
     assert len(rows) == 103
     broken = [row for row in rows.values() if row["error"]]
@@ -206,117 +208,125 @@ def test_a_hundred_broken_files_end_nothing(films, networks, capfd):
 @pytest.mark.parametrize(
     ("function", "stand_in", "told"),
     [
-        ("read_film", in_workers.read_or_die, "read it ended by signal 11"),
-        ("read_film", in_workers.read_or_run_out, "too large for the memory"),
-        ("finish_film", in_workers.finish_or_run_out, "too large for the memory"),
-        ("finish_film", in_workers.finish_or_die, "masks ended with status 7"),
+        ("read_sample", in_workers.read_or_die, "read it ended by signal 11"),
+        ("read_sample", in_workers.read_or_run_out, "too large for the memory"),
+        ("finish_image", in_workers.finish_or_run_out, "too large for the memory"),
+        ("finish_image", in_workers.finish_or_die, "masks ended with status 7"),
     ],
 )
-def test_a_film_that_is_too_much_for_its_process_costs_no_other(
-    films, networks, capfd, monkeypatch, function, stand_in, told
+def test_an_image_that_is_too_much_for_its_process_costs_no_other(
+    radiographs, networks, capfd, monkeypatch, function, stand_in, told
 ):
     """Those that this process had read are read again by the next."""
     monkeypatch.setattr(predict, function, stand_in)
     monkeypatch.setattr(predict, "count_readers", lambda: 1)
     for name in ("b", "c", "d", "dies", "e", "f"):
-        Image.fromarray(TURNED).save(films / f"{name}.png")
-    assert main(["films", "--out=out", *networks]) == 2
+        Image.fromarray(TURNED).save(radiographs / f"{name}.png")
+    assert main(["images", "--out=out", *networks]) == 2
     rows = table()
     assert len(rows) == 8
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("covjax: films/dies.png: ") and told in line
+    assert line.startswith("covjax: images/dies.png: ") and told in line
     assert line == f"covjax: {rows.pop('dies')['error']}"
     assert {row["infected_pixels"] for row in rows.values()} == {"9"}
     monkeypatch.undo()
-    monkeypatch.chdir(films.parent)
-    assert main(["films", "--out=out", *networks]) == 0
+    monkeypatch.chdir(radiographs.parent)
+    assert main(["images", "--out=out", *networks]) == 0
     assert table()["dies"]["infected_pixels"] == "9"
 
 
 @pytest.mark.parametrize(
-    ("films", "expected"), [(1, 8), (8, 8), (9, 16), (32, 32), (1000, 32)]
+    ("radiographs", "expected"), [(1, 8), (8, 8), (9, 16), (32, 32), (1000, 32)]
 )
-def test_a_batch_is_four_films_of_a_device_or_as_few_as_there_are(films, expected):
-    assert batch_size(films) == expected  # on 8 devices
+def test_a_batch_is_four_images_of_a_device_or_as_few_as_there_are(
+    radiographs, expected
+):
+    assert batch_size(radiographs) == expected  # on 8 devices
 
 
-def test_what_is_done_is_not_done_again(films, networks, capsys):
-    flags = ["films", "--out=out", *networks]
-    (films / "c.png").write_bytes(b"no picture")
+def test_what_is_done_is_not_done_again(radiographs, networks, capsys):
+    flags = ["images", "--out=out", *networks]
+    (radiographs / "c.png").write_bytes(b"no picture")
     assert main(flags) == 2
     masks = {p: p.stat().st_mtime_ns for p in Path("out/lungs").rglob("*.png")}
     assert len(masks) == 2
-    Image.fromarray(TURNED).save(films / "c.png")  # mended
-    Image.fromarray(TURNED).save(films / "a.png")  # another film of that name
-    os.utime(films / "a.png", ns=(0, 0))
+    Image.fromarray(TURNED).save(radiographs / "c.png")  # mended
+    Image.fromarray(TURNED).save(radiographs / "a.png")  # another image of that name
+    os.utime(radiographs / "a.png", ns=(0, 0))
     capsys.readouterr()
     assert main(flags) == 0
-    assert "1 of 3 films were done" in capsys.readouterr().out
+    assert "1 of 3 images were done" in capsys.readouterr().out
     kept = {path for path, time in masks.items() if path.stat().st_mtime_ns == time}
     assert kept == {Path("out/lungs/ward/b.png")}
     assert np.array_equal(mask("infection", "a"), SPOT[:, ::-1])
     assert list(table()) == ["a", "c", "ward/b"]
     Path("out/infection/c.png").unlink()
-    (films / "ward" / "b.png").write_bytes(b"no picture")
+    (radiographs / "ward" / "b.png").write_bytes(b"no picture")
     assert main(flags) == 2 and np.array_equal(mask("infection", "c"), SPOT[:, ::-1])
-    assert not list(Path("out").rglob("ward/b.*"))  # a film that has gone
+    assert not list(Path("out").rglob("ward/b.*"))  # an image that has gone
 
 
-def test_a_row_is_never_taken_for_that_of_newer_masks(films, networks, monkeypatch):
-    assert main(["films", "--out=out", *networks]) == 0
-    Image.fromarray(np.pad(TURNED, (0, 4))).save(films / "a.png")
+def test_a_row_is_never_taken_for_that_of_newer_masks(
+    radiographs, networks, monkeypatch
+):
+    assert main(["images", "--out=out", *networks]) == 0
+    Image.fromarray(np.pad(TURNED, (0, 4))).save(radiographs / "a.png")
     later = time.time_ns()
-    os.utime(films / "a.png", ns=(later, later))
+    os.utime(radiographs / "a.png", ns=(later, later))
 
     def fail(*_):
         raise RuntimeError("as if it were killed when the masks are written")
 
     monkeypatch.setattr(predict.Additions, "add", fail)
-    assert main(["films", "--out=out", *networks]) == 1
+    assert main(["images", "--out=out", *networks]) == 1
     assert mask("lungs", "a").shape == (SIDE + 4, SIDE + 4)
     monkeypatch.undo()
-    monkeypatch.chdir(films.parent)
-    assert main(["films", "--out=out", *networks]) == 0
+    monkeypatch.chdir(radiographs.parent)
+    assert main(["images", "--out=out", *networks]) == 0
     assert table()["a"]["height"] == str(SIDE + 4)
 
 
-def test_the_newest_row_counts_whichever_process_added_it(films, networks):
-    assert main(["films", "--out=out", *networks]) == 0
+def test_the_newest_row_counts_whichever_process_added_it(radiographs, networks):
+    assert main(["images", "--out=out", *networks]) == 0
     wanted = table()
     Path("out/predictions.csv").unlink()  # as two leave it that were killed
     with Additions(Path("out"), 1) as additions:
-        additions.add(make_row(Input(Path("films/a.png"), "a"), error="gone"))
-    assert main(["films", "--out=out", *networks]) == 0
+        additions.add(make_row(Input(Path("images/a.png"), "a"), error="gone"))
+    assert main(["images", "--out=out", *networks]) == 0
     assert table() == wanted
 
 
-def test_a_film_whose_outputs_are_called_otherwise_now_has_one_row(films, networks):
-    assert main(["films", "--out=out", *networks]) == 0
-    Image.fromarray(TURNED).save(films / "a.bmp")
-    assert main(["films", "--out=out", *networks]) == 0
+def test_an_image_whose_outputs_are_called_otherwise_now_has_one_row(
+    radiographs, networks
+):
+    assert main(["images", "--out=out", *networks]) == 0
+    Image.fromarray(TURNED).save(radiographs / "a.bmp")
+    assert main(["images", "--out=out", *networks]) == 0
     assert list(table()) == ["a.bmp", "a.png", "ward/b"]
 
 
-def test_a_folder_of_something_else_is_left_alone(films, networks, capsys):
-    before = {path: path.read_bytes() for path in films.rglob("*.png")}
-    assert main(["films", "--out=films", *networks]) == 2
-    assert "no films in films; links" in capsys.readouterr().err
-    assert main(["films/a.png", "films/ward", "--out=films/ward", *networks]) == 2
+def test_a_folder_of_something_else_is_left_alone(radiographs, networks, capsys):
+    before = {path: path.read_bytes() for path in radiographs.rglob("*.png")}
+    assert main(["images", "--out=images", *networks]) == 2
+    assert "no images in images; links" in capsys.readouterr().err
+    assert main(["images/a.png", "images/ward", "--out=images/ward", *networks]) == 2
     assert "holds files that are no predictions" in capsys.readouterr().err
-    assert main(["films", "--out=out", *networks]) == 0
+    assert main(["images", "--out=out", *networks]) == 0
     written = Path("out/predictions.csv").read_bytes()
-    assert main(["films", "--out=out", networks[0], "--infection=none"]) == 2
+    assert main(["images", "--out=out", networks[0], "--infection=none"]) == 2
     assert "--out=out holds predictions of other networks" in capsys.readouterr().err
     assert Path("out/predictions.csv").read_bytes() == written
-    assert {path: path.read_bytes() for path in films.rglob("*.png")} == before
+    assert {path: path.read_bytes() for path in radiographs.rglob("*.png")} == before
 
 
-def test_another_film_of_a_name_that_is_there_costs_nothing(films, networks, capsys):
-    assert main(["films/a.png", "--out=out", *networks]) == 0
-    Image.fromarray(TURNED).save(films.parent / "a.png")
-    os.utime(films.parent / "a.png", ns=(0, 0))  # older than what was found
+def test_another_image_of_a_name_that_is_there_costs_nothing(
+    radiographs, networks, capsys
+):
+    assert main(["images/a.png", "--out=out", *networks]) == 0
+    Image.fromarray(TURNED).save(radiographs.parent / "a.png")
+    os.utime(radiographs.parent / "a.png", ns=(0, 0))  # older than what was found
     assert main(["a.png", "--out=out", *networks]) == 2
-    assert "holds a of films/a.png, not of a.png" in capsys.readouterr().err
+    assert "holds a of images/a.png, not of a.png" in capsys.readouterr().err
     assert np.array_equal(mask("infection", "a"), SPOT)
 
 
@@ -324,12 +334,12 @@ def test_another_film_of_a_name_that_is_there_costs_nothing(films, networks, cap
     ("flags", "said"),
     [
         (["nowhere", "--out=out"], "nowhere: no such file or folder"),
-        (["films", "--out=out", "--lung=nowhere"], "nowhere: neither a run"),
-        (["films", "--out=films/a.png"], "--out=films/a.png"),
-        (["films", "--out=out", "--num_processes=2"], "--coordinator"),
+        (["images", "--out=out", "--lung=nowhere"], "nowhere: neither a run"),
+        (["images", "--out=images/a.png"], "--out=images/a.png"),
+        (["images", "--out=out", "--num_processes=2"], "--coordinator"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(films, networks, capsys, flags, said):
+def test_what_is_wrong_is_told_in_a_line(radiographs, networks, capsys, flags, said):
     assert main(flags if "--lung" in flags[-1] else flags + networks) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
@@ -343,10 +353,12 @@ def start(cwd: Path, *flags: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_a_signal_leaves_what_is_whole_and_the_rest_is_done_later(films, networks):
+def test_a_signal_leaves_what_is_whole_and_the_rest_is_done_later(
+    radiographs, networks
+):
     for k in range(1500):
-        Image.fromarray(TURNED).save(films / f"{k}.png")
-    process = start(films.parent, "films", "--out=out", *networks)
+        Image.fromarray(TURNED).save(radiographs / f"{k}.png")
+    process = start(radiographs.parent, "images", "--out=out", *networks)
     rows = Path("out/.rows-0.csv")
     while process.poll() is None and not (rows.exists() and rows.stat().st_size > 999):
         time.sleep(0.01)
@@ -356,50 +368,52 @@ def test_a_signal_leaves_what_is_whole_and_the_rest_is_done_later(films, network
     assert "stopped by signal 15" in said and "Traceback" not in said
     done = rows.read_text().count("\n")
     assert 0 < done < 1502 and not Path("out/predictions.csv").exists()
-    process = start(films.parent, "films", "--out=out", *networks)
+    process = start(radiographs.parent, "images", "--out=out", *networks)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert f"{done:,} of 1,502 films were done" in said
+    assert f"{done:,} of 1,502 images were done" in said
     found = table()
     assert len(found) == 1502
     assert {row["infected_pixels"] for row in found.values()} == {"9"}
 
 
-def test_processes_share_the_films(films, networks):
+def test_processes_share_the_images(radiographs, networks):
     for k in range(10):
-        Image.fromarray(TURNED).save(films / f"{k}.png")
-    flags = ["films", "--out=out", *networks, "--num_processes=2"]
+        Image.fromarray(TURNED).save(radiographs / f"{k}.png")
+    flags = ["images", "--out=out", *networks, "--num_processes=2"]
     with hold_port() as held:
         flags.append(f"--coordinator=127.0.0.1:{held.getsockname()[1]}")
-        processes = [start(films.parent, *flags, f"--process_id={k}") for k in range(2)]
+        processes = [
+            start(radiographs.parent, *flags, f"--process_id={k}") for k in range(2)
+        ]
         said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "12 of 12 films: out" in said[0] and "films" not in said[1]
-    assert main(["films", "--out=alone", *networks]) == 0
+    assert "12 of 12 images: out" in said[0] and "images" not in said[1]
+    assert main(["images", "--out=alone", *networks]) == 0
     assert table() == table("alone")
     for name in table():
         assert np.array_equal(mask("infection", name), mask("infection", name, "alone"))
 
 
-def test_one_command_leads_from_a_film_to_its_masks(tmp_path):
-    """With the weights that come with covjax, on a film of no patient."""
-    film = make_phantom("COVID-19", np.random.default_rng(4), 300)
-    Image.fromarray(film["image"]).save(tmp_path / "film.png")
-    process = start(tmp_path, "film.png", "--out=out")
+def test_one_command_leads_from_an_image_to_its_masks(tmp_path):
+    """With the weights that come with covjax, on an image of no patient."""
+    radiograph = make_phantom("COVID-19", np.random.default_rng(4), 300)
+    Image.fromarray(radiograph["image"]).save(tmp_path / "image.png")
+    process = start(tmp_path, "image.png", "--out=out")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "PHANTOM" not in said  # the weights are of patients, if the film is not
-    lungs = np.asarray(Image.open(tmp_path / "out" / "lungs" / "film.png")) > 0
-    both = (lungs & (film["lung"] > 0)).sum()
-    assert 2 * both / (lungs.sum() + film["lung"].sum()) > 0.8
+    assert "PHANTOM" not in said  # the weights are of patients, if the image is not
+    lungs = np.asarray(Image.open(tmp_path / "out" / "lungs" / "image.png")) > 0
+    both = (lungs & (radiograph["lung"] > 0)).sum()
+    assert 2 * both / (lungs.sum() + radiograph["lung"].sum()) > 0.8
     told = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert told["phantom"] is False and len(told["networks"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of what it wrote itself
-def test_dicom_of_every_encoding_has_masks_of_its_size(films, networks, capfd):
+def test_dicom_of_every_encoding_has_masks_of_its_size(radiographs, networks, capfd):
     """On all files of one frame that come with pydicom, whatever they show."""
-    folder, sizes, syntaxes = films / "dicom", {}, {}
+    folder, sizes, syntaxes = radiographs / "dicom", {}, {}
     folder.mkdir()
     for path in sorted(SHIPPED.glob("*.dcm")):
         told = pydicom.dcmread(path, force=True)
@@ -412,7 +426,7 @@ def test_dicom_of_every_encoding_has_masks_of_its_size(films, networks, capfd):
             ):
                 sizes[f"dicom/{path.stem}"] = told.Rows, told.Columns
                 syntaxes[f"dicom/{path.stem}"] = told.file_meta.TransferSyntaxUID
-    main(["films", "--out=out", *networks])
+    main(["images", "--out=out", *networks])
     rows = table()
     good = [name for name in sizes if not rows[name]["error"]]
     assert len(good) >= 30 and len({syntaxes[name] for name in good}) >= 8
@@ -426,4 +440,4 @@ def test_dicom_of_every_encoding_has_masks_of_its_size(films, networks, capfd):
             (instance,) = series.ReferencedInstanceSequence
             assert instance.ReferencedSOPInstanceUID == source.SOPInstanceUID
     said = capfd.readouterr().err.splitlines()
-    assert all(line.startswith("covjax: films/dicom/") for line in said)
+    assert all(line.startswith("covjax: images/dicom/") for line in said)

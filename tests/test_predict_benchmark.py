@@ -19,10 +19,10 @@ from covjax.export.inference import make_inference
 from covjax.export.safetensors import pack_weights
 from experiments.benchmarks import network_alone, predict
 from experiments.benchmarks.raw_tensors import read_tensors
-from small_network import films_of, make_config, make_weights
+from small_network import make_config, make_weights, samples_of
 from tiny_networks import write_networks
 
-# Answers as torch_network.py does; what it says of the films was prepared.
+# Answers as torch_network.py does; what it says of the images was prepared.
 SCRIPT = """
 import json, shutil, sys
 told = json.loads(sys.stdin.readline())
@@ -47,8 +47,8 @@ def test_last_line_holds_share_ratios_and_starts(tmp_path, monkeypatch, capsys):
     flags = [f"--lung={lung}", f"--infection={infection}"]
     asked = []
 
-    def time_start(film: Path, networks: list[str], cache: Path) -> float:
-        asked.append((film.suffix, networks))
+    def time_start(radiograph: Path, networks: list[str], cache: Path) -> float:
+        asked.append((radiograph.suffix, networks))
         kept = cache / "program"
         seconds = 0.25 if kept.exists() else 2.0
         kept.touch()
@@ -64,15 +64,15 @@ def test_last_line_holds_share_ratios_and_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict, "compare_whole", compare_whole)
     monkeypatch.setattr(predict, "time_start", time_start)
     status = predict.main(
-        [*flags, "--films=16", "--batch=8", "--rounds=2", "--peer=none"]
+        [*flags, "--images=16", "--batch=8", "--rounds=2", "--peer=none"]
     )
     assert status == 0
     found = last_line(capsys)
     assert found["shares"] == [0.75, 0.9]
     assert found["share"] == pytest.approx(0.825)
-    assert found["predict_films_per_s"] == 6 and found["forward_films_per_s"] == 7
-    assert found["films"] == 16 and found["batch"] == found["devices"] == 8
-    assert found["film_size"] == found["image_size"] == 32
+    assert found["predict_images_per_s"] == 6 and found["forward_images_per_s"] == 7
+    assert found["images"] == 16 and found["batch"] == found["devices"] == 8
+    assert found["source_size"] == found["image_size"] == 32
     assert len(found["ratios_onnx"]) == 2
     assert found["ratio_onnx"] == np.median(found["ratios_onnx"])
     assert found["onnx_distance"] < 1e-5
@@ -82,14 +82,14 @@ def test_last_line_holds_share_ratios_and_starts(tmp_path, monkeypatch, capsys):
     assert asked == [(".png", flags)] * 4
 
 
-def test_both_sides_see_every_film_once_a_turn(monkeypatch):
+def test_both_sides_see_every_image_once_a_turn(monkeypatch):
     seen: dict[str, list[int]] = {"lung": [], "infection": [], "predict": []}
 
     def network(name):
         return lambda pictures: seen[name].append(pictures.shape[-1])
 
     def whole(inputs, out, segmenter, about):
-        assert not out.exists()  # else films would count as done
+        assert not out.exists()  # else images would count as done
         seen["predict"].append(len(inputs))
         return len(inputs), 0
 
@@ -101,21 +101,21 @@ def test_both_sides_see_every_film_once_a_turn(monkeypatch):
     segmenter: Any = SimpleNamespace(
         lung=network("lung"), infection=network("infection")
     )
-    films: list[Any] = [None] * 16
+    radiographs: list[Any] = [None] * 16
     shown = [np.zeros((4, 8, 8, 1)), np.zeros((4, 8, 8, 2))]
-    rates = predict.compare_whole(segmenter, films, shown, 2)
+    rates = predict.compare_whole(segmenter, radiographs, shown, 2)
     assert rates == {"forward": [4.0, 4.0], "predict": [2.0, 1.0]}
     assert predict._ratios(rates["predict"], rates["forward"]) == [0.5, 0.25]
     assert seen["lung"] == [1] * 9 and seen["infection"] == [2] * 9  # 1 to compile
     assert seen["predict"] == [16] * 3
 
 
-def test_films_that_fail_are_no_figure(monkeypatch):
+def test_images_that_fail_are_no_figure(monkeypatch):
     monkeypatch.setattr(predict.predicting, "predict", lambda *_: (4, 1))
     segmenter: Any = SimpleNamespace(lung=lambda _: None, infection=None)
-    films: list[Any] = [None] * 4
-    with pytest.raises(UsageError, match="1 of 4 films failed"):
-        predict.compare_whole(segmenter, films, [np.zeros((4, 8, 8, 1))], 1)
+    radiographs: list[Any] = [None] * 4
+    with pytest.raises(UsageError, match="1 of 4 images failed"):
+        predict.compare_whole(segmenter, radiographs, [np.zeros((4, 8, 8, 1))], 1)
 
 
 def test_start_that_fails_is_told_with_its_last_line(tmp_path):
@@ -126,14 +126,14 @@ def test_start_that_fails_is_told_with_its_last_line(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--films=0"], "0: at least 1"),
+        (["--images=0"], "0: at least 1"),
         (["--rounds=two"], "--rounds: invalid _count value: 'two'"),
         (["--peer=tf"], "--peer: invalid choice: 'tf'"),
         (["--lung=nowhere"], "nowhere"),
         (["--infection=none"], "none"),
-        (["--films=12", "--batch=12"], "--batch=12: must be divisible by 8 devices"),
-        (["--films=8", "--batch=16"], "--films=8: must be whole batches of 16"),
-        (["--films=16", "--size=16"], "--size=16: phantoms have 32 px or more"),
+        (["--images=12", "--batch=12"], "--batch=12: must be divisible by 8 devices"),
+        (["--images=8", "--batch=16"], "--images=8: must be whole batches of 16"),
+        (["--images=16", "--size=16"], "--size=16: phantoms have 32 px or more"),
     ],
 )
 def test_flags_are_refused_in_a_line(flags, said, tmp_path, monkeypatch, capsys):
@@ -146,10 +146,10 @@ def test_flags_are_refused_in_a_line(flags, said, tmp_path, monkeypatch, capsys)
 
 @pytest.fixture(scope="module")
 def measured():
-    """A small network of two channels, and what it says of the sample films."""
+    """A small network of two channels, and what it says of the sample images."""
     config = make_config(presence=True, channel=True)
-    weights, films = make_weights(config), jnp.asarray(films_of(config))
-    return weights, jax.device_get(make_inference(weights.trained)(films))
+    weights, radiographs = make_weights(config), jnp.asarray(samples_of(config))
+    return weights, jax.device_get(make_inference(weights.trained)(radiographs))
 
 
 @pytest.fixture
@@ -162,12 +162,12 @@ def alone(measured, tmp_path, monkeypatch):
     weights, said = measured
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # as the peer has
     monkeypatch.setattr(network_alone, "make_inference", lambda _: lambda _: said)
-    films = films_of(weights.trained.config)
+    radiographs = samples_of(weights.trained.config)
 
     def network(pictures):
         assert len(pictures) == 3  # else it would be compiled once more
-        # Which of the films these are: all of them differ.
-        same = (pictures[:, None] == films[None]).all(axis=(2, 3, 4))
+        # Which of the images these are: all of them differ.
+        same = (pictures[:, None] == radiographs[None]).all(axis=(2, 3, 4))
         which = same.argmax(axis=1)
         levels = np.rint(255 * said["probability"][which, ..., 0]).astype(np.uint8)
         return levels, said["presence"][which]
@@ -226,7 +226,7 @@ def test_a_peer_may_sum_in_another_order(alone):
     assert sides["torch"].distance == pytest.approx(3e-5, rel=0.01)
 
 
-def test_a_peer_that_tells_of_fewer_films_is_not_timed(alone):
+def test_a_peer_that_tells_of_fewer_images_is_not_timed(alone):
     with pytest.raises(UsageError, match="tells of something else"):
         alone(lambda said: said.update(presence=said["presence"][1:]))
 

@@ -55,20 +55,20 @@ def test_rows_are_not_added_through_a_link(tmp_path):
     assert (tmp_path / "precious").read_text() == "not whole"
 
 
-def test_the_row_of_a_film_that_is_called_as_a_column_is_one(tmp_path):
-    film = row("file") | {"file": "file"}
-    write_table(tmp_path, [film, row("b")])
-    assert read_rows(tmp_path) == {"file": film, "b": row("b")}
+def test_the_row_of_an_image_that_is_called_as_a_column_is_one(tmp_path):
+    radiograph = row("file") | {"file": "file"}
+    write_table(tmp_path, [radiograph, row("b")])
+    assert read_rows(tmp_path) == {"file": radiograph, "b": row("b")}
 
 
-def test_the_newest_row_of_a_film_counts(tmp_path):
+def test_the_newest_row_of_an_image_counts(tmp_path):
     write_table(tmp_path, [row("a", error="broken"), row("b")])
     with Additions(tmp_path, 0) as additions:
         additions.add(row("a", presence="0.5"))
     assert read_rows(tmp_path) == {"a": row("a", presence="0.5"), "b": row("b")}
 
 
-def test_the_table_has_a_row_a_film_in_the_order_that_is_asked(tmp_path):
+def test_the_table_has_a_row_an_image_in_the_order_that_is_asked(tmp_path):
     with Additions(tmp_path, 0) as additions:
         for name in ("d", "b", "a"):
             additions.add(row(name))

@@ -1,4 +1,4 @@
-"""What is said of films that are no frontal chest films, and of lungs that are none."""
+"""Warnings for images that are not frontal chest X-rays, and for bad lungs."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def lungs(*boxes: tuple[int, int, int, int], lean: int = 0) -> np.ndarray:
     return mask
 
 
-def film_of(mask: np.ndarray) -> np.ndarray:
+def sample_of(mask: np.ndarray) -> np.ndarray:
     return np.where(mask > 0, 60, 160).astype(np.uint8)
 
 
@@ -24,37 +24,37 @@ def film_of(mask: np.ndarray) -> np.ndarray:
 # whose tangent is 2 s h / (h * h - w * w - s * s): of these two by 15.6 degrees.
 LEFT, RIGHT = (40, 160, 40, 80), (40, 160, 120, 160)
 PAIR = lungs(LEFT, lean=-30) + lungs(RIGHT, lean=30)
-FILM = film_of(PAIR)
+IMAGE = sample_of(PAIR)
 
 
-def test_a_chest_film_raises_no_doubts():
-    assert doubt(FILM, PAIR) == []
+def test_a_chest_image_raises_no_doubts():
+    assert doubt(IMAGE, PAIR) == []
     wide = lungs(LEFT, lean=-36) + lungs(RIGHT, lean=36)  # by 18.5 degrees each
-    assert doubt(film_of(wide), wide) == []
+    assert doubt(sample_of(wide), wide) == []
 
 
 def test_levels_that_are_inverted_are_doubted():
-    (told,) = doubt(255 - FILM, PAIR)
+    (told,) = doubt(255 - IMAGE, PAIR)
     assert told.startswith("lungs no darker than what lies between")
     # Of a range of 255 levels, 3 % are 7.65.
-    film = FILM.copy()
-    film[:5], film[-5:] = 0, 255
-    assert doubt(np.where(PAIR > 0, 150, film), PAIR) == []
-    (told,) = doubt(np.where(PAIR > 0, 155, film), PAIR)
+    radiograph = IMAGE.copy()
+    radiograph[:5], radiograph[-5:] = 0, 255
+    assert doubt(np.where(PAIR > 0, 150, radiograph), PAIR) == []
+    (told,) = doubt(np.where(PAIR > 0, 155, radiograph), PAIR)
     assert told.startswith("lungs no darker")
 
 
 def test_lungs_that_are_upside_down_are_doubted():
-    (told,) = doubt(FILM[::-1], PAIR[::-1])
-    assert told == "lungs no farther apart below than above: not a frontal chest film?"
-    assert doubt(FILM[:, ::-1], PAIR[:, ::-1]) == []  # a mirror image is none
+    (told,) = doubt(IMAGE[::-1], PAIR[::-1])
+    assert told == "lungs no farther apart below than above: not a frontal chest X-ray?"
+    assert doubt(IMAGE[:, ::-1], PAIR[:, ::-1]) == []  # a mirror image is none
 
 
 def test_lungs_that_lie_across_are_doubted():
     # Axes of 78.3 degrees each: h = 40, w = 70, s = 20 as above.
     mask = lungs((80, 120, 10, 80), lean=-20) + lungs((80, 120, 120, 190), lean=20)
-    (told,) = doubt(film_of(mask), mask)
-    assert told == "lungs that lie across: not a frontal chest film?"
+    (told,) = doubt(sample_of(mask), mask)
+    assert told == "lungs that lie across: not a frontal chest X-ray?"
 
 
 @pytest.mark.parametrize("lean", [70, -70])
@@ -64,32 +64,32 @@ def test_lungs_that_are_turned_are_doubted_by_how_much(lean):
     upright, leaning = (LEFT, RIGHT) if lean > 0 else (RIGHT, LEFT)
     mask = lungs(upright) + lungs(leaning, lean=lean)
     for pair in (mask, mask.repeat(3, axis=0).repeat(2, axis=1)):  # as of a square
-        (told,) = doubt(film_of(pair), pair)
-        assert told == "lungs turned by 16 degrees: not a frontal chest film?"
+        (told,) = doubt(sample_of(pair), pair)
+        assert told == "lungs turned by 16 degrees: not a frontal chest X-ray?"
     mask = lungs(upright) + lungs(leaning, lean=lean * 5 // 7)  # 25 degrees
-    assert doubt(film_of(mask), mask) == []
+    assert doubt(sample_of(mask), mask) == []
 
 
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
-        (lungs(), "no lungs found: not a frontal chest film?"),
+        (lungs(), "no lungs found: not a frontal chest X-ray?"),
         (lungs((40, 160, 30, 80)), "one area in place of two lungs: not a frontal"),
-        (lungs((40, 60, 30, 50), (40, 60, 110, 130)), "lungs of 2% of the film"),
-        (lungs((0, 190, 0, 95), (0, 190, 100, 195)), "lungs of 90% of the film"),
+        (lungs((40, 60, 30, 50), (40, 60, 110, 130)), "lungs of 2% of the image"),
+        (lungs((0, 190, 0, 95), (0, 190, 100, 195)), "lungs of 90% of the image"),
         (lungs((40, 160, 30, 80), (50, 60, 110, 150)), "one lung of 7% of the other"),
     ],
 )
 def test_lungs_that_are_none_are_doubted(mask, said):
-    (told,) = doubt(FILM, mask)
-    assert told.startswith(said) and told.endswith("not a frontal chest film?")
+    (told,) = doubt(IMAGE, mask)
+    assert told.startswith(said) and told.endswith("not a frontal chest X-ray?")
 
 
-def test_films_that_are_none_are_doubted():
-    (told,) = doubt(FILM // 3 + 100, PAIR)
+def test_images_that_are_none_are_doubted():
+    (told,) = doubt(IMAGE // 3 + 100, PAIR)
     assert told.startswith("little contrast")
     thin = PAIR.repeat(2, axis=0)
-    (told,) = doubt(film_of(thin), thin)
+    (told,) = doubt(sample_of(thin), thin)
     assert told.startswith("200 x 400 pixels")
-    (told,) = doubt(FILM[::4, ::4], PAIR[::4, ::4])
+    (told,) = doubt(IMAGE[::4, ::4], PAIR[::4, ::4])
     assert told.startswith("50 x 50 pixels")

@@ -8,7 +8,7 @@ import pytest
 
 from whole_runs import (
     BATCH,
-    FILMS,
+    SAMPLES,
     SMALL,
     TWO_EPOCHS,
     finish,
@@ -62,7 +62,7 @@ def best_runs(cwd: Path) -> tuple[Path, Path, tuple[str, ...]]:
 def test_a_run_of_the_recipe_that_is_judged_on_val_reads_no_test(best_runs):
     for run, stems in (
         (best_runs[0], {"val"}),
-        # Lungs stand beside the film: it is never shown without any.
+        # Lungs stand beside the image: it is never shown without any.
         (best_runs[1], {"val", "val-truth", "val-outside"}),
     ):
         found = {path.stem for path in (run / "results").iterdir()}
@@ -72,11 +72,11 @@ def test_a_run_of_the_recipe_that_is_judged_on_val_reads_no_test(best_runs):
             "curves", "qualitative-val",
         }  # fmt: skip
     results = json.loads((best_runs[1] / "results" / "val.json").read_text())
-    assert (results["roi"], results["n"]) == ("predicted", FILMS["val"])
+    assert (results["roi"], results["n"]) == ("predicted", SAMPLES["val"])
 
 
 def test_the_recipe_keeps_the_averages_of_the_epoch_that_is_best_once_tuned(best_runs):
-    run, per_epoch = best_runs[1], FILMS["train"] // BATCH
+    run, per_epoch = best_runs[1], SAMPLES["train"] // BATCH
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     dice = [line["tuned_all_dice"] for line in lines if line["split"] == "val"]
     # Of equals the later: six steps may teach the head nothing between two epochs.
@@ -95,7 +95,7 @@ def test_the_recipe_keeps_the_averages_of_the_epoch_that_is_best_once_tuned(best
 
 def test_the_recipe_goes_on_to_the_same_bits(cwd: Path, best_runs):
     _, calm, flags = best_runs
-    run, per_epoch = cwd / "runs" / "best-stopped", FILMS["train"] // BATCH
+    run, per_epoch = cwd / "runs" / "best-stopped", SAMPLES["train"] // BATCH
     flags = (*flags, f"--workdir={run}")
     stopping = start(cwd, *flags, command=stopped_after(per_epoch + 1))
     _, err = finish(stopping, 143)

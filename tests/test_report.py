@@ -12,7 +12,7 @@ from tensorboardX.proto import event_pb2
 
 from covjax.evaluation.results import ROI_NAMES, headline_roi, roi_name
 from covjax.report import tables
-from covjax.report.figures import Panel, choose_films, draw_curves, draw_qualitative
+from covjax.report.figures import Panel, choose_samples, draw_curves, draw_qualitative
 from covjax.report.reliability import draw_reliability
 from covjax.report.severity import draw_severity
 from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
@@ -153,10 +153,10 @@ def rows_of(text: str) -> dict[str, str]:
     return {part[0]: part[1] for part in parts if len(part) == 2}
 
 
-def test_table_names_run_films_region_and_threshold():
+def test_table_names_run_images_region_and_threshold():
     lines = format_results(make_results(), "runs/a").splitlines()
     assert lines[:3] == [
-        "runs/a: infection, test, 1166 films (583 with an empty truth)",
+        "runs/a: infection, test, 1166 images (583 with an empty truth)",
         "region of interest: true lungs; threshold 0.5, untuned",
         "",
     ]
@@ -219,9 +219,9 @@ def test_columns_stand_under_their_names():
         ("infection", ["0.3656", "0.6167", "0.5642"]),
     ],
 )
-def test_study_is_shown_beside_real_films(task, study):
+def test_study_is_shown_beside_real_images(task, study):
     text = format_results(make_results(task=task), "runs/a")
-    shown = "whole film" if task == "lung" else "true lungs"
+    shown = "whole image" if task == "lung" else "true lungs"
     assert rows_of(text)[f"the study, {shown}"].split() == study
     assert "PHANTOM" not in text
 
@@ -241,7 +241,7 @@ def test_table_says_which_run_found_the_lungs():
 
 def test_phantoms_are_stated_and_never_compared_with_the_study():
     text = format_results(make_results(phantom=True), "runs/a")
-    assert "1166 PHANTOM films" in text.splitlines()[0]
+    assert "1166 PHANTOM images" in text.splitlines()[0]
     assert "study" not in text
 
 
@@ -265,14 +265,14 @@ def test_regions_stand_below_one_another_each_with_its_untuned_row():
     lungs = make_full_results(0.6, roi="none", detection=None)
     found = [make_full_results(0.5, roi="predicted"), lungs, probe]
     head, names, *rows = format_regions(found).splitlines()
-    assert head.startswith("Shown of each film (Dice; below each, at the untuned")
+    assert head.startswith("Shown of each image (Dice; below each, at the untuned")
     columns = ["Dice, all", "positive", "pooled", "blank rate", "AUROC"]
     assert re.split(r"  +", names.strip()) == columns
     assert [re.split(r"  +", row.strip()) for row in rows] == [
         # Dice of all, positive and pooled, blank rate: .0202 apart; AUROC.
         ["lungs found by stage 1", "0.5000", "0.5202", "0.5404", "0.5606", "0.7100"],
         ["0.2000", "0.2202", "0.2404", "0.2606"],
-        ["whole film", "0.6000", "0.6202", "0.6404", "0.6606", "–"],
+        ["whole image", "0.6000", "0.6202", "0.6404", "0.6606", "–"],
         ["0.3000", "0.3202", "0.3404", "0.3606"],
         ["only what lies outside the lungs"]
         + ["–", "–", "–", "–", "0.3100"],  # not tuned, and no measure of outlines
@@ -335,7 +335,7 @@ def test_tables_show_found_lungs_first_and_all_regions_below(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("regions", "headline"),
     [
-        # What a run is shown comes first. A clinic has the film, and a run of stage 1.
+        # What a run is shown comes first. A clinic has the image, and a run of stage 1.
         (["none"], "none"),
         (["none", "truth", "outside"], "none"),
         (["none", "truth", "predicted", "outside"], "none"),
@@ -352,7 +352,7 @@ def test_headline_is_a_way_that_a_clinic_has_if_there_is_one(regions, headline):
     text = tables.format_evaluation(found, "runs/a")
     assert f"region of interest: {ROI_NAMES[headline]};" in text.split("\n")[1]
     dice = f"{0.3 + regions.index(headline) / 10:.4f}"
-    assert rows_of(text.split("Shown of each film")[0])["all"].startswith(dice)
+    assert rows_of(text.split("Shown of each image")[0])["all"].startswith(dice)
 
 
 def test_tables_of_results_that_lack_a_figure_name_it(tmp_path, capsys):
@@ -408,7 +408,7 @@ def test_numbers_end_at_a_line_of_another_form(tmp_path, line):
 
 
 def counts_of(pixels: list[int], seed: int) -> np.ndarray:
-    """Counts of films with so many true pixels, and any output."""
+    """Counts of images with so many true pixels, and any output."""
     rng = np.random.default_rng(seed)
     truth = np.array(pixels)
     tp = rng.integers(0, truth + 1)
@@ -421,36 +421,36 @@ LABELS = 11 * ["COVID-19"] + ["Non-COVID"] + 3 * ["Normal"]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_films_of_infection_are_chosen_by_their_truth_alone(seed):
-    # Of 11 infected films the 10th percentile is the second smallest, 20 pixels, and
-    # the 90th the second largest, 100. Of 3 Normal films the second is in the middle.
-    chosen = choose_films(LABELS, counts_of(PIXELS, seed), lungs=False)
+def test_images_of_infection_are_chosen_by_their_truth_alone(seed):
+    # Of 11 infected images the 10th percentile is the second smallest, 20 pixels, and
+    # the 90th the second largest, 100. Of 3 Normal images the second is in the middle.
+    chosen = choose_samples(LABELS, counts_of(PIXELS, seed), lungs=False)
     assert chosen == [("severe", 10), ("mild", 3), ("Normal", 13)]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_films_of_lungs_are_the_middle_of_each_class(seed):
-    chosen = choose_films(LABELS, counts_of(PIXELS, seed), lungs=True)
+def test_images_of_lungs_are_the_middle_of_each_class(seed):
+    chosen = choose_samples(LABELS, counts_of(PIXELS, seed), lungs=True)
     assert chosen == [("COVID-19", 5), ("Non-COVID", 11), ("Normal", 13)]
 
 
-def test_class_without_films_is_left_out():
+def test_class_without_images_is_left_out():
     counts = counts_of(PIXELS, 0)
-    assert choose_films(LABELS[:11], counts[:11], lungs=True) == [("COVID-19", 5)]
-    assert choose_films(LABELS[11:], counts[11:], lungs=False) == [("Normal", 2)]
-    assert choose_films(LABELS[:1], counts[:1], lungs=False) == [
+    assert choose_samples(LABELS[:11], counts[:11], lungs=True) == [("COVID-19", 5)]
+    assert choose_samples(LABELS[11:], counts[11:], lungs=False) == [("Normal", 2)]
+    assert choose_samples(LABELS[:1], counts[:1], lungs=False) == [
         ("severe", 0),
         ("mild", 0),
     ]
-    assert choose_films([], np.zeros((0, 4), int), lungs=False) == []
+    assert choose_samples([], np.zeros((0, 4), int), lungs=False) == []
 
 
 def make_panel(truth: int, output: int) -> Panel:
-    film = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    sample = np.arange(256, dtype=np.uint8).reshape(16, 16)
     masks = [np.full((16, 16), value, np.uint8) for value in (truth, output)]
     if truth and output:
         masks[0][:8], masks[1][4:] = 0, 0
-    return Panel("title", film, film * masks[0], *masks)
+    return Panel("title", sample, sample * masks[0], *masks)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -460,7 +460,7 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_qualitative_figure_fits_a_page_and_grows_by_a_row_a_film(tmp_path):
+def test_qualitative_figure_fits_a_page_and_grows_by_a_row_an_image(tmp_path):
     panels = [make_panel(1, 1), make_panel(0, 1), make_panel(1, 0)]
     path = tmp_path / "figures" / "qualitative.png"
     heights = []
@@ -509,18 +509,18 @@ def test_same_run_draws_the_same_bytes(tmp_path):
 
 
 def make_thumbnails(n: int) -> list[Thumbnail]:
-    film = np.full((16, 16), 90, np.uint8)
+    sample = np.full((16, 16), 90, np.uint8)
     mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 4:12] = 1
-    return [Thumbnail("a.png", "Normal", 0.5, film, mask, mask) for _ in range(n)]
+    return [Thumbnail("a.png", "Normal", 0.5, sample, mask, mask) for _ in range(n)]
 
 
 @pytest.mark.parametrize("n", [0, 3, 10])
-def test_sheet_shows_each_film_once_five_a_row(tmp_path, n):
+def test_sheet_shows_each_image_once_five_a_row(tmp_path, n):
     draw_sheet(tmp_path / "sheet.png", make_thumbnails(n), "title")
     assert size_of(tmp_path / "sheet.png") == (1100, 594)
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("L"), int)
-    # The grey of the films: inside the outlines, and all around them.
+    # The grey of the images: inside the outlines, and all around them.
     grey = np.abs(pixels - 90) < 3
     shown = [
         [bool(grey[rows][:, 220 * k : 220 * (k + 1)].mean() > 0.2) for k in range(5)]
@@ -530,8 +530,8 @@ def test_sheet_shows_each_film_once_five_a_row(tmp_path, n):
 
 
 def test_sheets_are_chosen_by_dice():
-    # Film k finds k of 12 pixels and adds none: Dice 2k / (k + 12), which rises with k.
-    # Film 12 is blank as it should be, Dice 1; film 13 a false alarm, Dice 0.
+    # Image k finds k of 12 pixels and adds none: Dice 2k / (k + 12), which rises with
+    # k. Image 12 is blank as it should be, Dice 1; image 13 a false alarm, Dice 0.
     counts = [[k, 0, 12 - k, 88] for k in range(12)]
     chosen = choose_sheets(np.array([*counts, [0, 0, 0, 100], [0, 50, 0, 50]]))
     assert chosen["best"] == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
@@ -539,7 +539,7 @@ def test_sheets_are_chosen_by_dice():
     assert chosen["worst"] == [13, 0, 1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_sheets_of_few_films_or_none():
+def test_sheets_of_few_images_or_none():
     few = choose_sheets(np.array([[1, 0, 1, 8], [2, 0, 0, 8]]))
     assert few == {"best": [1, 0], "median": [1, 0], "worst": [0, 1]}
     none = choose_sheets(np.zeros((0, 4), int))
@@ -570,7 +570,7 @@ def draw_shares(path: Path) -> None:
 
 
 @pytest.mark.parametrize("draw", [draw_bins, draw_shares])
-def test_bins_and_films_without_a_value_are_left_out(tmp_path, draw):
+def test_bins_and_images_without_a_value_are_left_out(tmp_path, draw):
     for name in ("a.png", "b.png"):
         draw(tmp_path / name)
     assert size_of(tmp_path / "a.png")[0] == 1100
@@ -625,12 +625,12 @@ def test_loss_of_the_study_stands_only_beside_the_same_loss(weights, loss):
     ("about", "name"),
     [
         ({"roi": "truth"}, "true lungs"),
-        ({"roi": "truth", "roi_as": "channel"}, "whole film, true lungs beside it"),
+        ({"roi": "truth", "roi_as": "channel"}, "whole image, true lungs beside it"),
         (
             {"roi": "predicted", "roi_as": "channel", "roi_dilate": 3},
-            "whole film, lungs found by stage 1, widened by 3 px beside it",
+            "whole image, lungs found by stage 1, widened by 3 px beside it",
         ),
-        ({"roi": "none", "roi_as": "cut"}, "whole film"),
+        ({"roi": "none", "roi_as": "cut"}, "whole image"),
         (
             {"roi": "outside", "roi_as": "channel"},
             "only what lies outside the lungs, and where they are",

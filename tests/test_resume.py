@@ -10,14 +10,14 @@ from covjax.predict.inputs import Input
 from covjax.predict.resume import KINDS, digest_outputs, is_done, remove_outputs
 from covjax.predict.table import Row
 
-# printf %s film | sha256sum; printf %s lungsinfectionoverlays | sha256sum
-FILM = "d0607f7ad2628b2af9158dfba06ce87166e66b15bf68f8f358f9aa27ccb7c321"
+# printf %s image | sha256sum; printf %s lungsinfectionoverlays | sha256sum
+IMAGE = "d0607f7ad2628b2af9158dfba06ce87166e66b15bf68f8f358f9aa27ccb7c321"
 OUTPUTS = "69fd870c5ef82034e50c737be11c0cb9c1df4ff06a9b2cb91ff6059c5b428981"
 
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    (tmp_path / "a.png").write_bytes(b"film")
+    (tmp_path / "a.png").write_bytes(b"image")
     for kind in ("lungs", "infection", "overlays"):
         path = tmp_path / "out" / kind / f"a.{KINDS[kind]}"
         path.parent.mkdir(parents=True)
@@ -30,7 +30,7 @@ def ask(out: Path) -> Input:
 
 
 def row(out: Path, **told: str) -> Row:
-    digests = {"file_sha256": FILM, "outputs_sha256": OUTPUTS}
+    digests = {"file_sha256": IMAGE, "outputs_sha256": OUTPUTS}
     return writer.make_row(ask(out), **digests | told)
 
 
@@ -44,7 +44,7 @@ def test_what_is_as_it_was_is_done_whatever_its_times(out):
     assert not is_done(ask(out), out, row(out, error="broken"))
 
 
-def test_a_film_that_an_older_one_replaced_is_not_done(out):
+def test_an_image_that_an_older_one_replaced_is_not_done(out):
     other = out.parent / "b.png"
     other.write_bytes(b"mlif")  # of the same length
     os.utime(other, (0, 0))
@@ -66,10 +66,10 @@ def test_outputs_that_were_changed_are_not_done(out, kind, content):
     assert not is_done(ask(out), out, row(out))
 
 
-def test_the_outputs_of_a_film_alone_are_removed(out):
-    folder = out / "seg" / "a.dcm"  # of another film, "a.dcm/b"
+def test_the_outputs_of_an_image_alone_are_removed(out):
+    folder = out / "seg" / "a.dcm"  # of another image, "a.dcm/b"
     folder.mkdir(parents=True)
-    (out / "lungs" / "b.png").write_text("of another film")
+    (out / "lungs" / "b.png").write_text("of another image")
     remove_outputs(out, ask(out))
     remove_outputs(out, ask(out))
     left = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}

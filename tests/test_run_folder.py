@@ -52,7 +52,7 @@ def test_free_folder_gets_the_config(tmp_path, exists):
 
 
 @pytest.mark.parametrize("phantom", [True, False])
-def test_a_run_says_whether_its_films_are_synthetic(tmp_path, phantom):
+def test_a_run_says_whether_its_images_are_synthetic(tmp_path, phantom):
     run_folder.claim(tmp_path / "run", lung.get_config("phantom"), phantom=phantom)
     assert read_about(tmp_path / "run" / "config.json")["phantom"] is phantom
 
@@ -75,11 +75,11 @@ def test_moved_data_and_other_threads_are_the_same_run(tmp_path):
 def test_other_config_is_refused_with_both_values_of_each_field(tmp_path):
     run_folder.claim(tmp_path / "run", lung.get_config("phantom"), phantom=True)
     config = lung.get_config("phantom")
-    config.model.width, config.data.phantom_films = 16, (8, 4, 4)
+    config.model.width, config.data.phantom_images = 16, (8, 4, 4)
     said = refusal(tmp_path / "run", config)
     assert str(tmp_path / "run") in said
     assert "config.model.width (8 there, 16 here)" in said
-    assert "config.data.phantom_films ([320, 64, 128] there, [8, 4, 4] here)" in said
+    assert "config.data.phantom_images ([320, 64, 128] there, [8, 4, 4] here)" in said
     assert said.count(" there, ") == 2
 
 

@@ -33,7 +33,7 @@ POINT = {"threshold": 0.3, "min_area": 4, "presence": 0.25, "lungs": {"run": "lu
 
 def make_config() -> ml_collections.ConfigDict:
     config = infection.get_config("phantom")
-    config.data.root, config.data.lung_run = "/films/of/a/hospital", "/runs/lung"
+    config.data.root, config.data.lung_run = "/images/of/a/hospital", "/runs/lung"
     config.data.cache, config.init_from = "/scratch/somebody", "/runs/lung"
     config.model.presence, config.model.residual = True, True
     return config
@@ -106,7 +106,7 @@ def test_the_file_tells_no_folder_of_the_machine(file):
     }  # fmt: skip
 
 
-def test_the_file_says_whom_the_films_are_owed_to(file, weights, tmp_path):
+def test_the_file_says_whom_the_images_are_owed_to(file, weights, tmp_path):
     assert "of no patient" in about(file)["attribution"]
     real = dataclasses.replace(weights, phantom=False)
     write_weights(tmp_path / "real.safetensors", real)

@@ -1,4 +1,4 @@
-"""The films that a run begins with: all whole, told, and the same ever after."""
+"""The images that a run begins with: all whole, told, and the same ever after."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ from PIL import Image
 from configs import infection
 from covjax import parallel
 from covjax.data import image_cache
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.errors import DataError, UsageError
 from covjax.evaluation import evaluate
 from covjax.run import evaluate_run, train_and_evaluate
 from covjax.train import readable_check, sample_manifest, train
-from covjax.train.sample_manifest import choose_films
+from covjax.train.sample_manifest import choose_samples
 
 SIDE = 8
 SPLITS = ("Train", "Val", "Test")
@@ -38,16 +38,16 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def films(tmp_path) -> dict[str, list[Film]]:
-    """Three splits of films that share their files, but for one each."""
+def samples(tmp_path) -> dict[str, list[Sample]]:
+    """Three splits of images that share their files, but for one each."""
     paths = [write(tmp_path / f"{k}.png", 255) for k in range(3)]
-    films = {}
+    samples = {}
     for split, n in zip(SPLITS, (200, 100, 50), strict=True):
-        some = [Film(f"{k}.png", "Normal", split, *paths) for k in range(n)]
+        some = [Sample(f"{k}.png", "Normal", split, *paths) for k in range(n)]
         own = write(tmp_path / f"{split}.png", 255)
         some[7] = dataclasses.replace(some[7], infection_mask=own)
-        films[split] = some
-    return films
+        samples[split] = some
+    return samples
 
 
 def spoil(tmp_path: Path, *splits: str) -> None:
@@ -57,127 +57,131 @@ def spoil(tmp_path: Path, *splits: str) -> None:
 
 def refusal(*arguments, **more) -> str:
     with pytest.raises(DataError) as caught:
-        choose_films(*arguments, **more)
+        choose_samples(*arguments, **more)
     said = str(caught.value)
     assert len(said.splitlines()) <= 2
     return said
 
 
 @pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
-def test_bad_films_of_all_splits_are_counted_before_anything_is_written(
-    config, films, tmp_path, cache
+def test_bad_images_of_all_splits_are_counted_before_anything_is_written(
+    config, samples, tmp_path, cache
 ):
     if not cache:
         config.data.cache = ""
     workdir = tmp_path / "run"
-    chosen = choose_films(config, workdir, films, SPLITS, training=True)
-    assert chosen.films == films
+    chosen = choose_samples(config, workdir, samples, SPLITS, training=True)
+    assert chosen.samples == samples
     spoil(tmp_path, "Train", "Test")
-    (tmp_path / "2.png").unlink()  # of all films but Val's seventh
-    said = refusal(config, workdir, films, SPLITS, training=True)
-    assert said.startswith(f"349 films cannot be used: {tmp_path}/2.png: no such file;")
+    (tmp_path / "2.png").unlink()  # of all images but Val's seventh
+    said = refusal(config, workdir, samples, SPLITS, training=True)
+    assert said.startswith(
+        f"349 images cannot be used: {tmp_path}/2.png: no such file;"
+    )
     write(tmp_path / "2.png", 255)
-    said = refusal(config, workdir, films, SPLITS, training=True)
-    assert said.startswith("2 films cannot be used: ")
+    said = refusal(config, workdir, samples, SPLITS, training=True)
+    assert said.startswith("2 images cannot be used: ")
     assert f"{tmp_path}/Train.png: cannot be read" in said
     assert f"{tmp_path}/Test.png: cannot be read" in said
     assert "on_bad_record = 'skip'" in said
     assert not workdir.exists()
 
 
-def test_only_the_splits_that_are_read_are_looked_at(config, films, tmp_path):
+def test_only_the_splits_that_are_read_are_looked_at(config, samples, tmp_path):
     spoil(tmp_path, "Test")
-    chosen = choose_films(config, tmp_path, films, ("Train", "Val"), training=True)
+    chosen = choose_samples(config, tmp_path, samples, ("Train", "Val"), training=True)
     assert set(chosen.told) == {"Train", "Val"}
 
 
-def test_packed_films_are_not_decoded_again(config, films, tmp_path, monkeypatch):
-    choose_films(config, tmp_path, films, SPLITS, training=True)
+def test_packed_images_are_not_decoded_again(config, samples, tmp_path, monkeypatch):
+    choose_samples(config, tmp_path, samples, SPLITS, training=True)
     for module in (image_cache, readable_check):
-        monkeypatch.setattr(module, "read_film", None)
-    chosen = choose_films(config, tmp_path, films, SPLITS, training=True)
-    assert chosen.films == films
+        monkeypatch.setattr(module, "read_sample", None)
+    chosen = choose_samples(config, tmp_path, samples, SPLITS, training=True)
+    assert chosen.samples == samples
 
 
-def test_skipped_films_are_left_out_told_and_listed(config, films, tmp_path, capsys):
+def test_skipped_images_are_left_out_told_and_listed(config, samples, tmp_path, capsys):
     config.data.on_bad_record = "skip"
     spoil(tmp_path, "Train", "Val")
-    chosen = choose_films(config, tmp_path, films, SPLITS, training=True)
+    chosen = choose_samples(config, tmp_path, samples, SPLITS, training=True)
     for split in SPLITS:
-        left = [f for f in films[split] if f.name != "7.png" or split == "Test"]
-        assert chosen.films[split] == left
+        left = [f for f in samples[split] if f.name != "7.png" or split == "Test"]
+        assert chosen.samples[split] == left
     said = capsys.readouterr().out
-    assert "1 of 200 Train films are skipped, and listed in films.json: " in said
+    assert "1 of 200 Train images are skipped, and listed in images.json: " in said
     assert f"{tmp_path}/Val.png" in said
-    assert not (tmp_path / "films.json").exists()
+    assert not (tmp_path / "images.json").exists()
     chosen.write(tmp_path)
-    told = json.loads((tmp_path / "films.json").read_text())
-    assert {k: v["films"] for k, v in told.items()} == {
+    told = json.loads((tmp_path / "images.json").read_text())
+    assert {k: v["images"] for k, v in told.items()} == {
         "Train": 199, "Val": 99, "Test": 50,
     }  # fmt: skip
     assert told["Test"]["skipped"] == []
     (one,) = told["Train"]["skipped"]
-    assert one["film"] == "Normal/7.png"
+    assert one["image"] == "Normal/7.png"
     assert one["reason"].startswith(f"{tmp_path}/Train.png: cannot be read")
 
 
-def test_more_than_a_hundredth_of_a_split_is_not_skipped(config, films, tmp_path):
+def test_more_than_a_hundredth_of_a_split_is_not_skipped(config, samples, tmp_path):
     config.data.on_bad_record = "skip"
     spoil(tmp_path, "Test")  # 1 of 50, and of 350 in all
-    said = refusal(config, tmp_path, films, SPLITS, training=True)
+    said = refusal(config, tmp_path, samples, SPLITS, training=True)
     assert said.startswith(f"{tmp_path}/Test.png: cannot be read")
-    assert "1 of 50 Test films, more than the 1%" in said
-    films["Test"] *= 2
-    assert "2 of 100" in refusal(config, tmp_path, films, SPLITS, training=True)
+    assert "1 of 50 Test images, more than the 1%" in said
+    samples["Test"] *= 2
+    assert "2 of 100" in refusal(config, tmp_path, samples, SPLITS, training=True)
 
 
-def begun(config, films, workdir: Path, mode: str, splits=SPLITS) -> None:
+def begun(config, samples, workdir: Path, mode: str, splits=SPLITS) -> None:
     config.data.on_bad_record = mode
-    choose_films(config, workdir, films, splits, training=True).write(workdir)
+    choose_samples(config, workdir, samples, splits, training=True).write(workdir)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_run_keeps_to_what_it_skipped(config, films, tmp_path, training):
+def test_a_run_keeps_to_what_it_skipped(config, samples, tmp_path, training):
     spoil(tmp_path, "Train")
-    begun(config, films, tmp_path, "skip")
+    begun(config, samples, tmp_path, "skip")
     write(tmp_path / "Train.png", 255)
     config.data.on_bad_record = "error"
-    chosen = choose_films(config, tmp_path, films, SPLITS, training=training)
-    assert [f.name for f in films["Train"] if f not in chosen.films["Train"]] == [
+    chosen = choose_samples(config, tmp_path, samples, SPLITS, training=training)
+    assert [f.name for f in samples["Train"] if f not in chosen.samples["Train"]] == [
         "7.png"
     ]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_run_skips_nothing_that_it_began_with(config, films, tmp_path, training):
-    begun(config, films, tmp_path, "error")
+def test_a_run_skips_nothing_that_it_began_with(config, samples, tmp_path, training):
+    begun(config, samples, tmp_path, "error")
     spoil(tmp_path, "Train")
     config.data.on_bad_record = "skip"
-    said = refusal(config, tmp_path, films, SPLITS, training=training)
+    said = refusal(config, tmp_path, samples, SPLITS, training=training)
     assert said.startswith(f"{tmp_path}/Train.png: cannot be read")
     assert f"{tmp_path} began with what cannot be used now" in said
 
 
 @pytest.mark.parametrize("change", ["less", "more", "other"])
-def test_training_does_not_go_on_with_other_films(config, films, tmp_path, change):
-    begun(config, films, tmp_path, "error")
-    last = films["Val"].pop()
+def test_training_does_not_go_on_with_other_images(config, samples, tmp_path, change):
+    begun(config, samples, tmp_path, "error")
+    last = samples["Val"].pop()
     if change != "less":
-        films["Val"].append(dataclasses.replace(last, name="new.png"))
+        samples["Val"].append(dataclasses.replace(last, name="new.png"))
     if change == "more":
-        films["Val"].append(last)
-    said = refusal(config, tmp_path, films, SPLITS, training=True)
-    assert f"began with 100 Val films, and these {len(films['Val'])} are others" in said
-    chosen = choose_films(config, tmp_path, films, ("Val",), training=False)
-    assert chosen.films == films  # another set may be evaluated
+        samples["Val"].append(last)
+    said = refusal(config, tmp_path, samples, SPLITS, training=True)
+    assert (
+        f"began with 100 Val images, and these {len(samples['Val'])} are others" in said
+    )
+    chosen = choose_samples(config, tmp_path, samples, ("Val",), training=False)
+    assert chosen.samples == samples  # another set may be evaluated
 
 
 @pytest.mark.parametrize("mode", ["skip", "error"])
-def test_an_evaluation_on_other_films_looks_at_those(config, films, tmp_path, mode):
+def test_an_evaluation_on_other_images_looks_at_those(config, samples, tmp_path, mode):
     spoil(tmp_path, "Val")
-    begun(config, films, tmp_path, "skip")  # without Val's seventh
+    begun(config, samples, tmp_path, "skip")  # without Val's seventh
     listed = (tmp_path / sample_manifest.FILE).read_bytes()
-    others = films | {"Val": films["Test"] + films["Train"]}
+    others = samples | {"Val": samples["Test"] + samples["Train"]}
     for value, left_out in ((255, []), (0, ["7.png"])):
         write(tmp_path / "Val.png", 255)
         if not value:
@@ -187,45 +191,47 @@ def test_an_evaluation_on_other_films_looks_at_those(config, films, tmp_path, mo
             said = refusal(config, tmp_path, others, ("Val",), training=False)
             assert "began with" not in said
             continue
-        chosen = choose_films(config, tmp_path, others, ("Val",), training=False)
-        gone = [f.name for f in others["Val"] if f not in chosen.films["Val"]]
+        chosen = choose_samples(config, tmp_path, others, ("Val",), training=False)
+        gone = [f.name for f in others["Val"] if f not in chosen.samples["Val"]]
         assert gone == left_out
         chosen.write(tmp_path)
         assert (tmp_path / sample_manifest.FILE).read_bytes() == listed
 
 
-def test_an_evaluation_on_other_films_adds_nothing(config, films, tmp_path):
-    begun(config, films, tmp_path, "error", ("Train", "Val"))
+def test_an_evaluation_on_other_images_adds_nothing(config, samples, tmp_path):
+    begun(config, samples, tmp_path, "error", ("Train", "Val"))
     listed = (tmp_path / sample_manifest.FILE).read_bytes()
-    others = {"Val": films["Test"], "Test": films["Val"]}
+    others = {"Val": samples["Test"], "Test": samples["Val"]}
     for split in ("Val", "Test"):
-        chosen = choose_films(
-            config, tmp_path, films | others, ("Val", split), training=False
+        chosen = choose_samples(
+            config, tmp_path, samples | others, ("Val", split), training=False
         )
         chosen.write(tmp_path)
         assert (tmp_path / sample_manifest.FILE).read_bytes() == listed
     # and the run's own Test is still to be had
-    choose_films(config, tmp_path, films, SPLITS, training=True)
+    choose_samples(config, tmp_path, samples, SPLITS, training=True)
 
 
-def test_what_an_evaluation_adds_is_kept_to(config, films, tmp_path):
-    begun(config, films, tmp_path, "skip", ("Train", "Val"))
-    films["Test"] *= 2
-    films["Test"] = [
-        dataclasses.replace(f, name=f"{k}.png") for k, f in enumerate(films["Test"])
+def test_what_an_evaluation_adds_is_kept_to(config, samples, tmp_path):
+    begun(config, samples, tmp_path, "skip", ("Train", "Val"))
+    samples["Test"] *= 2
+    samples["Test"] = [
+        dataclasses.replace(f, name=f"{k}.png") for k, f in enumerate(samples["Test"])
     ]
     for k in range(50, 100):  # one of a hundred
-        films["Test"][k] = dataclasses.replace(films["Test"][0], name=f"{k}.png")
+        samples["Test"][k] = dataclasses.replace(samples["Test"][0], name=f"{k}.png")
     spoil(tmp_path, "Test")
     for _ in range(2):
-        chosen = choose_films(config, tmp_path, films, ("Test",), training=False)
+        chosen = choose_samples(config, tmp_path, samples, ("Test",), training=False)
         chosen.write(tmp_path)
-        assert len(chosen.films["Test"]) == 99
+        assert len(chosen.samples["Test"]) == 99
         assert set(chosen.told) == set(SPLITS)
         write(tmp_path / "Test.png", 255)
 
 
-def test_processes_that_find_other_films_all_stop(config, films, tmp_path, monkeypatch):
+def test_processes_that_find_other_images_all_stop(
+    config, samples, tmp_path, monkeypatch
+):
     gathered = []
 
     def gather(digest):
@@ -234,36 +240,36 @@ def test_processes_that_find_other_films_all_stop(config, films, tmp_path, monke
 
     monkeypatch.setattr(parallel, "gather", gather)
     config.data.on_bad_record = "skip"
-    choose_films(config, tmp_path, films, SPLITS, training=True)
-    choose_films(config, tmp_path, films, SPLITS, training=True)  # the same: fine
+    choose_samples(config, tmp_path, samples, SPLITS, training=True)
+    choose_samples(config, tmp_path, samples, SPLITS, training=True)  # the same: fine
     spoil(tmp_path, "Train")
-    said = refusal(config, tmp_path, films, SPLITS, training=True)
-    assert "Train.png" in said and "do not find the same films" in said
+    said = refusal(config, tmp_path, samples, SPLITS, training=True)
+    assert "Train.png" in said and "do not find the same images" in said
     del gathered[:]
-    choose_films(config, tmp_path, films, SPLITS, training=True)
+    choose_samples(config, tmp_path, samples, SPLITS, training=True)
     write(tmp_path / "Train.png", 255)
-    said = refusal(config, tmp_path, films, SPLITS, training=True)
-    assert said.startswith("The processes do not find the same films")
+    said = refusal(config, tmp_path, samples, SPLITS, training=True)
+    assert said.startswith("The processes do not find the same images")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"Train": {}}', '{"Train": 3}', "\xff"])
-def test_a_list_that_is_none_is_said(config, films, tmp_path, content):
-    (tmp_path / "films.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UsageError, match="films.json: not a run's list of films"):
-        choose_films(config, tmp_path, films, SPLITS, training=True)
+def test_a_list_that_is_none_is_said(config, samples, tmp_path, content):
+    (tmp_path / "images.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError, match="images.json: not a run's list of images"):
+        choose_samples(config, tmp_path, samples, SPLITS, training=True)
 
 
-def test_a_run_begins_and_is_evaluated_with_the_films_that_are_left(
-    config, films, tmp_path, monkeypatch
+def test_a_run_begins_and_is_evaluated_with_the_images_that_are_left(
+    config, samples, tmp_path, monkeypatch
 ):
     """The check stands before the run's folder, and its choice to the end."""
     config.model.width, config.model.depth = 2, 1
     config.train.batch_size = 8
     seen = {}
     for module in (train, evaluate):
-        monkeypatch.setattr(module, "find_films", lambda _: (tmp_path, dict(films)))
+        monkeypatch.setattr(module, "find_samples", lambda _: (tmp_path, dict(samples)))
     monkeypatch.setattr(
-        train, "fit", lambda _, films, *rest, **others: seen.update(fit=films)
+        train, "fit", lambda _, samples, *rest, **others: seen.update(fit=samples)
     )
     monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     monkeypatch.setattr(

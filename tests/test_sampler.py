@@ -1,4 +1,4 @@
-"""Which film stands where: shares of a batch, passes through each kind, places."""
+"""Which image stands where: shares of a batch, passes through each kind, places."""
 
 import pickle
 from collections import Counter
@@ -10,7 +10,7 @@ from covjax.data import sampler
 from covjax.data.sampler import BalancedBatches, ShuffledEpochs
 from covjax.errors import UsageError
 
-POSITIVE = [k % 3 == 0 for k in range(20)]  # 7 positive films, 13 others
+POSITIVE = [k % 3 == 0 for k in range(20)]  # 7 positive images, 13 others
 SEED = 5
 
 
@@ -28,7 +28,7 @@ def batches_of(balanced, batch_size: int, steps: int) -> list[list[tuple[int, in
 
 
 def counts_of(balanced, batch_size: int, steps: int) -> list[int]:
-    """Positive films in each batch."""
+    """Positive images in each batch."""
     return [
         sum(POSITIVE[index] for _, index in batch)
         for batch in batches_of(balanced, batch_size, steps)
@@ -51,7 +51,7 @@ def test_share_goes_from_the_first_step_to_the_last(batch_size, share, counts):
     assert counts_of(balanced, batch_size, len(counts)) == counts
 
 
-def test_films_of_a_kind_come_equally_often_whatever_the_share():
+def test_images_of_a_kind_come_equally_often_whatever_the_share():
     balanced, seen = make(8, (0.9, 0.1), 60), Counter[int]()
     for batch in batches_of(balanced, 8, 60):
         seen.update(index for _, index in batch)
@@ -61,16 +61,16 @@ def test_films_of_a_kind_come_equally_often_whatever_the_share():
     assert min(seen.values()) > 15  # several passes through both
 
 
-def test_a_pass_holds_every_film_of_its_kind_once():
+def test_a_pass_holds_every_image_of_its_kind_once():
     keys = sum(batches_of(make(8, (0.9, 0.1), 60), 8, 60), [])
     assert len(set(keys)) == len(keys)  # or an augmentation would come again
     for kind in (True, False):
-        films = {k for k in range(20) if POSITIVE[k] == kind}
-        passes = [number for number, k in keys if k in films]
+        samples = {k for k in range(20) if POSITIVE[k] == kind}
+        passes = [number for number, k in keys if k in samples]
         assert sorted(set(passes)) == list(range(max(passes) + 1))
         for number in range(max(passes)):  # the last is not whole
-            assert {k for n, k in keys if n == number and k in films} == films
-            assert passes.count(number) == len(films)
+            assert {k for n, k in keys if n == number and k in samples} == samples
+            assert passes.count(number) == len(samples)
 
 
 def test_every_pass_and_every_seed_has_an_order_of_its_own():
@@ -81,7 +81,7 @@ def test_every_pass_and_every_seed_has_an_order_of_its_own():
     assert len(orders) == 10
 
 
-def test_places_of_positive_films_are_drawn_anew_for_each_batch():
+def test_places_of_positive_images_are_drawn_anew_for_each_batch():
     # 400 batches of 8, of which 2 are positive: each place has 100, give or take 26
     # (three standard deviations); devices that share a batch get both kinds.
     held = np.array(
@@ -116,22 +116,22 @@ def test_a_position_says_the_same_whoever_asks_and_when():
         ([True] * 4, (1.0, 0.5), "other"),
     ],
 )
-def test_share_of_films_that_there_are_none_of_is_refused(positive, share, kind):
+def test_share_of_images_that_there_are_none_of_is_refused(positive, share, kind):
     with pytest.raises(UsageError) as caught:
         make(4, share, 9, positive=positive)
     assert "config.data.positive_share" in str(caught.value)
-    assert f"asks for {kind} films" in str(caught.value)
+    assert f"asks for {kind} images" in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "share"), [(True, (1, 1)), (False, (0, 0))])
-def test_films_of_one_kind_are_enough_where_no_other_is_asked_for(kind, share):
+def test_images_of_one_kind_are_enough_where_no_other_is_asked_for(kind, share):
     balanced = make(2, share, 4, positive=[kind] * 4)
     keys = sum(batches_of(balanced, 2, 4), [])
     assert Counter(keys) == {(number, k): 1 for number in (0, 1) for k in range(4)}
 
 
-def test_order_of_films_as_they_come_is_the_one_of_earlier_runs():
-    # A run that is resumed has to find the films where they stood.
+def test_order_of_images_as_they_come_is_the_one_of_earlier_runs():
+    # A run that is resumed has to find the images where they stood.
     shuffled = ShuffledEpochs(7, 3, seed=SEED)
     for epoch in (0, 1, 9):
         expected = np.random.default_rng((SEED, epoch)).permutation(7)[:6]

@@ -70,7 +70,7 @@ def test_counts_of_two_images_by_hand(threshold, expected, dtype):
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_counts_of_a_whole_film_are_exact():
+def test_counts_of_a_whole_image_are_exact():
     # 65,535 is beyond what float16, bfloat16 or int16 can count.
     logits = jnp.ones((1, 256, 256, 1)).at[0, 0, 0, 0].set(-1)
     counts = pixel_counts.confusion_counts(logits, jnp.ones_like(logits), threshold=0.5)
@@ -261,7 +261,7 @@ def test_without_a_pixel_in_mask_or_output_pooled_is_none():
 
 
 def test_blank_rate_of_a_class_counts_its_empty_masks_only():
-    # A Normal film with a mask is no chance to leave a film blank.
+    # A Normal image with a mask is no chance to leave an image blank.
     counts = [(5, 0, 0, 95), (0, 0, 0, 100), (0, 1, 0, 99), (0, 0, 0, 100)]
     result = summarize(counts, ["Normal"] * 3 + ["COVID-19"])
     assert result["blank_rate"]["Normal"] == 0.5

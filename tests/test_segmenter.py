@@ -1,4 +1,4 @@
-"""Both networks in a row, at the size of any film.
+"""Both networks in a row, at the size of any image.
 
 The networks hand every pixel on (plain_network.py), so that NumPy knows what they find.
 """
@@ -17,13 +17,13 @@ from covjax.predict.segmenter import Segmenter
 from plain_network import (
     POINTS,
     SIDE,
-    draw_film,
+    draw_image,
     make_config,
     make_weights,
     probabilities,
 )
 
-FILM, LUNGS, SPOT = draw_film()
+IMAGE, LUNGS, SPOT = draw_image()
 SQUARE = np.ones((3, 3), np.uint8)
 
 
@@ -32,19 +32,21 @@ def both() -> Segmenter:
     return Segmenter(make_weights("lung"), make_weights("infection"))
 
 
-def look(segmenter: Segmenter, films: list[np.ndarray]):
+def look(segmenter: Segmenter, radiographs: list[np.ndarray]):
     """Eight devices share a batch."""
-    return segmenter.look(films + films[-1:] * (8 - len(films)))[: len(films)]
+    return segmenter.look(radiographs + radiographs[-1:] * (8 - len(radiographs)))[
+        : len(radiographs)
+    ]
 
 
 def test_infection_is_found_within_the_lungs_that_were_found(both):
-    (seen,) = look(both, [FILM])
+    (seen,) = look(both, [IMAGE])
     # The spot is a hole of what is dark: filled, it is part of the lungs. All else that
     # is bright is black to the second network, whose probability is .02 there.
-    assert np.array_equal(both.points.lungs_of(seen, FILM.shape), LUNGS)
-    assert np.array_equal(both.points.infection_of(seen, FILM.shape), SPOT)
+    assert np.array_equal(both.points.lungs_of(seen, IMAGE.shape), LUNGS)
+    assert np.array_equal(both.points.infection_of(seen, IMAGE.shape), SPOT)
     assert seen.levels is not None
-    expected = 255 * probabilities(FILM * LUNGS, "infection")
+    expected = 255 * probabilities(IMAGE * LUNGS, "infection")
     assert np.abs(seen.levels - expected).max() <= 0.5 + 1e-3
     # No head tells: the surest pixel of 256.
     assert seen.presence == pytest.approx(seen.levels.max() / 255)
@@ -56,39 +58,39 @@ def test_what_a_presence_head_says_is_a_probability_that_gates_the_mask():
     weights = make_weights("infection", config)
     weights.trained.state.params["presence"]["bias"][:] = np.log(3)  # of odds 3 : 1
     segmenter = Segmenter(make_weights("lung"), weights)
-    (seen,) = look(segmenter, [FILM])
+    (seen,) = look(segmenter, [IMAGE])
     assert seen.presence == pytest.approx(0.75)
     for gate, pixels in ((0.74, SPOT.sum()), (0.76, 0)):
         point = OperatingPoint(0.7, presence=gate)
-        assert segmenter.points.infection_of(seen, FILM.shape, point).sum() == pixels
+        assert segmenter.points.infection_of(seen, IMAGE.shape, point).sum() == pixels
 
 
-def test_films_of_a_batch_do_not_meet(both):
-    turned = np.ascontiguousarray(FILM[:, ::-1])
-    first, second = look(both, [FILM, turned])
-    assert np.array_equal(both.points.infection_of(first, FILM.shape), SPOT)
-    assert np.array_equal(both.points.infection_of(second, FILM.shape), SPOT[:, ::-1])
+def test_images_of_a_batch_do_not_meet(both):
+    turned = np.ascontiguousarray(IMAGE[:, ::-1])
+    first, second = look(both, [IMAGE, turned])
+    assert np.array_equal(both.points.infection_of(first, IMAGE.shape), SPOT)
+    assert np.array_equal(both.points.infection_of(second, IMAGE.shape), SPOT[:, ::-1])
 
 
-def test_lungs_are_told_beside_the_film_where_the_run_was_trained_so():
+def test_lungs_are_told_beside_the_image_where_the_run_was_trained_so():
     config = make_config("infection", roi_as="channel")
     segmenter = Segmenter(make_weights("lung"), make_weights("infection", config))
-    (seen,) = look(segmenter, [FILM])
-    # The network sees the whole film in its first channel: the body is above .5, .82.
-    assert np.abs(seen.levels - 255 * probabilities(FILM, "infection")).max() < 1
+    (seen,) = look(segmenter, [IMAGE])
+    # The network sees the whole image in its first channel: the body is above .5, .82.
+    assert np.abs(seen.levels - 255 * probabilities(IMAGE, "infection")).max() < 1
 
 
-def test_a_run_of_whole_films_is_shown_whole_films():
+def test_a_run_of_whole_images_is_shown_whole_images():
     config = make_config("infection", roi="none")
     segmenter = Segmenter(make_weights("lung"), make_weights("infection", config))
-    (seen,) = look(segmenter, [FILM])
-    assert np.abs(seen.levels - 255 * probabilities(FILM, "infection")).max() < 1
+    (seen,) = look(segmenter, [IMAGE])
+    assert np.abs(seen.levels - 255 * probabilities(IMAGE, "infection")).max() < 1
 
 
 def test_stages_may_be_of_two_sizes():
     config = make_config("infection", image_size=2 * SIDE)
     segmenter = Segmenter(make_weights("lung"), make_weights("infection", config))
-    (seen,) = look(segmenter, [FILM.repeat(2, 0).repeat(2, 1)])
+    (seen,) = look(segmenter, [IMAGE.repeat(2, 0).repeat(2, 1)])
     assert seen.lungs.shape == (SIDE, SIDE)
     assert seen.levels is not None
     assert seen.levels.shape == (2 * SIDE, 2 * SIDE)
@@ -98,15 +100,15 @@ def test_stages_may_be_of_two_sizes():
 
 def test_the_first_stage_alone_finds_lungs_alone():
     segmenter = Segmenter(make_weights("lung"))
-    (seen,) = look(segmenter, [FILM])
-    assert np.array_equal(segmenter.points.lungs_of(seen, FILM.shape), LUNGS)
+    (seen,) = look(segmenter, [IMAGE])
+    assert np.array_equal(segmenter.points.lungs_of(seen, IMAGE.shape), LUNGS)
     assert segmenter.points.infection is seen.levels is seen.presence is None
     with pytest.raises(ValueError, match="no infection"):
-        segmenter.points.infection_of(seen, FILM.shape)
+        segmenter.points.infection_of(seen, IMAGE.shape)
 
 
-def test_a_film_of_another_size_has_masks_of_that_size(both):
-    big = np.asarray(Image.fromarray(FILM).resize((100, 60), Image.Resampling.NEAREST))
+def test_an_image_of_another_size_has_masks_of_that_size(both):
+    big = np.asarray(Image.fromarray(IMAGE).resize((100, 60), Image.Resampling.NEAREST))
     (seen,) = look(both, [big])
     for name, truth in (("lungs_of", LUNGS), ("infection_of", SPOT)):
         found = getattr(both.points, name)(seen, big.shape)
@@ -123,14 +125,14 @@ def test_a_film_of_another_size_has_masks_of_that_size(both):
 
 
 def test_another_point_changes_the_mask_without_the_network(both):
-    (seen,) = look(both, [FILM])
+    (seen,) = look(both, [IMAGE])
     point = both.points.infection
     blank = dataclasses.replace(point, presence=0.99)
-    assert not both.points.infection_of(seen, FILM.shape, blank).any()
+    assert not both.points.infection_of(seen, IMAGE.shape, blank).any()
     small = dataclasses.replace(point, min_area=10)  # the spot has nine pixels
-    assert not both.points.infection_of(seen, FILM.shape, small).any()
+    assert not both.points.infection_of(seen, IMAGE.shape, small).any()
     all_of_it = dataclasses.replace(point, threshold=0.01, min_area=0)
-    assert both.points.infection_of(seen, FILM.shape, all_of_it).all()
+    assert both.points.infection_of(seen, IMAGE.shape, all_of_it).all()
 
 
 def with_point(task: str, roi: str, **changes):

@@ -1,4 +1,4 @@
-"""Severity: four films by hand, limits of agreement by NumPy."""
+"""Severity: four images by hand, limits of agreement by NumPy."""
 
 import json
 
@@ -10,7 +10,7 @@ from covjax.metrics import severity
 UNKNOWN = {"mean": None, "low": None, "high": None}
 
 
-def test_four_films_by_hand():
+def test_four_images_by_hand():
     # Found minus true: .1, -.1, .3, .1; mean .1, squares about it .08, SD (.08 / 3)^.5.
     true = np.array([0.2, 0.5, 0.0, 0.4, np.nan, 0.3])
     found = np.array([0.3, 0.4, 0.3, 0.5, 0.1, np.nan])
@@ -40,7 +40,7 @@ def test_intervals_are_those_of_images_drawn_one_by_one():
     rng = np.random.default_rng(1)
     true = rng.random(25)
     found = np.clip(true + rng.normal(0.05, 0.1, 25), 0, 1)
-    # A film without lungs is gone before the draws.
+    # An image without lungs is gone before the draws.
     result = severity.summarize_severity(
         np.append(true, np.nan), np.append(found, 0), resamples=400, seed=9
     )
@@ -64,7 +64,7 @@ def test_intervals_are_those_of_images_drawn_one_by_one():
         assert interval["high"] == pytest.approx(high, rel=1e-9)
 
 
-def test_one_film_has_an_error_and_no_limits():
+def test_one_image_has_an_error_and_no_limits():
     result = severity.summarize_severity(np.array([0.5]), np.array([0.25]), resamples=9)
     assert result["mae"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
     assert result["bias"] == {"mean": -0.25, "low": -0.25, "high": -0.25}

@@ -15,18 +15,18 @@ from jax import export
 from covjax.export.inference import make_inference
 from covjax.export.safetensors import describe
 from covjax.export.stablehlo import make_stablehlo, run_stablehlo
-from small_network import POINT, films_of, make_config, make_weights
+from small_network import POINT, make_config, make_weights, samples_of
 
-# Films in, probabilities out, batch by batch; all that it needs.
+# Images in, probabilities out, batch by batch; all that it needs.
 FRESH = """
 import sys, zipfile
 import jax, numpy as np
 from jax import export
 with zipfile.ZipFile("network.stablehlo") as file:
     network = export.deserialize(bytearray(file.read("network")))
-films = np.load("films.npy")
+images = np.load("images.npy")
 for n in (1, 3, 8):
-    np.savez(f"{n}.npz", **network.call(films[:n]))
+    np.savez(f"{n}.npz", **network.call(images[:n]))
 print(*network.platforms, network.in_avals[0].dtype, "covjax" in sys.modules)
 """
 
@@ -46,15 +46,15 @@ def network_of(content: bytes) -> bytes:
 )
 def test_a_fresh_process_says_what_the_run_says_for_any_batch_size(settings, tmp_path):
     weights = make_weights(make_config(**settings))
-    films = films_of(weights.trained.config)
+    samples = samples_of(weights.trained.config)
     (tmp_path / "network.stablehlo").write_bytes(make_stablehlo(weights))
-    np.save(tmp_path / "films.npy", films)
+    np.save(tmp_path / "images.npy", samples)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FRESH],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout == "cpu cuda tpu uint8 False\n", done.stderr
-    expected = jax.device_get(make_inference(weights.trained)(jnp.asarray(films)))
+    expected = jax.device_get(make_inference(weights.trained)(jnp.asarray(samples)))
     assert expected["probability"].std() > 0.02
     assert ("presence" in expected) == settings.get("presence", False)
     for n in (1, 3, 8):
@@ -70,10 +70,10 @@ def test_a_network_that_was_trained_in_bfloat16_is_computed_in_float32():
     config = make_config()
     config.model.dtype = "bfloat16"
     weights = make_weights(config)
-    films = films_of(config)
-    found = run_stablehlo(make_stablehlo(weights), films)["probability"]
+    samples = samples_of(config)
+    found = run_stablehlo(make_stablehlo(weights), samples)["probability"]
     exact = make_weights(make_config()).trained  # the same numbers, float32
-    expected = make_inference(exact)(jnp.asarray(films))["probability"]
+    expected = make_inference(exact)(jnp.asarray(samples))["probability"]
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

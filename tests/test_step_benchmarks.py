@@ -32,7 +32,7 @@ def config(tmp_path, monkeypatch):
     """A tiny network on a few phantoms, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     config = lung.get_config("phantom")
-    config.data.phantom_films, config.data.image_size = (48, 8, 8), 32
+    config.data.phantom_images, config.data.image_size = (48, 8, 8), 32
     config.model.width, config.model.depth = 2, 1
     config.train.batch_size = 8  # one for each device
     return config
@@ -140,18 +140,18 @@ def test_loop_times_the_loop_that_a_user_starts(config, monkeypatch):
     monkeypatch.setattr(loop, "time", timer)
     set_flags(monkeypatch, loop, steps=2, skip=1)
     assert loop.loop_rate(config) == 2 * 8 / 4
-    config.train.epochs, config.data.phantom_films = 1, (16, 8, 8)
+    config.train.epochs, config.data.phantom_images = 1, (16, 8, 8)
     config.optim.warmup_epochs = 0.0
     monkeypatch.setattr("covjax.run.evaluate_best", lambda *_: None)
     with pytest.raises(SystemExit, match="ended before step 3"):
         loop.loop_rate(config)
 
 
-def test_growth_measures_as_many_films_as_it_is_told(config, monkeypatch):
+def test_growth_measures_as_many_images_as_it_is_told(config, monkeypatch):
     set_flags(monkeypatch, growth, batches=5)
     monkeypatch.setattr(growth, "_own_memory", lambda: 5_000_000)
-    found = growth.measure_films(config, 24)
-    assert found["films"] == 24
+    found = growth.measure_images(config, 24)
+    assert found["images"] == 24
     assert found["own_memory_mb"] == 5
     assert found["images_per_s"] > 0
 

@@ -1,4 +1,4 @@
-"""A table of films: what is read of it, and each fault, with its line and column."""
+"""A table of images: what is read of it, and each fault, with its line and column."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ HEADER = "image,lung_mask,infection_mask,class,split,patient"
 
 
 def write_table(folder: Path, *lines: str, names: str = "abcd") -> Path:
-    """A table beside films a, b, … and their masks, whose pixels nobody reads here."""
+    """A table beside images a, b, … and their masks, whose pixels nobody reads here."""
     for name in names:
         for kind in ("", "_lung", "_sick"):
             (folder / f"{name}{kind}.png").write_bytes(b"")
-    path = folder / "films.csv"
+    path = folder / "images.csv"
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return path
 
@@ -53,17 +53,17 @@ def test_a_row_is_what_its_cells_say(tmp_path):
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
 def test_any_usual_csv_is_read(tmp_path, start, parts, end):
     # The other marks stand in the cells, quoted or not.
-    film = tmp_path / "é, a;b.png"
-    film.write_bytes(b"")
+    sample = tmp_path / "é, a;b.png"
+    sample.write_bytes(b"")
     path = write_table(tmp_path)
     rows = [
         ["Class", "IMAGE", "age; years" if parts != ";" else "age", "Lung_mask"],
-        ["Normal", f'"{film.name}"', "70", " a_lung.png "],
+        ["Normal", f'"{sample.name}"', "70", " a_lung.png "],
     ]
     text = start + end + end.join(parts.join(row) for row in rows) + end + parts + end
     path.write_bytes(text.encode("utf-8"))
     table = read_table(path)
-    assert [row.image for row in table.rows] == [film]
+    assert [row.image for row in table.rows] == [sample]
     assert (table.rows[0].line, table.rows[0].lung_mask.name) == (3, "a_lung.png")
     assert (table.rows[0].split, table.rows[0].patient) == ("", "")
     assert table.left_aside == [rows[0][2]]
@@ -73,7 +73,7 @@ def test_paths_begin_at_the_table_not_at_the_shell(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     write_table(tmp_path / "in", "image,lung_mask,class", "a.png,a_lung.png,Normal")
     monkeypatch.chdir(tmp_path)
-    (row,) = read_table(Path("in/films.csv")).rows
+    (row,) = read_table(Path("in/images.csv")).rows
     assert row.image == tmp_path / "in" / "a.png"  # absolute: links need it
 
 
@@ -105,8 +105,8 @@ def test_unknown_names_are_told_once_at_their_first_line(tmp_path):
         ' (--class "viral=Non-COVID", or another)',
         "3: split: dev is none of Train, Val or Test: write one in each row, or leave"
         " the column out",
-        "4: class: empty, where each film has COVID-19, Non-COVID or Normal",
-        "4: split: empty, where each film has Train, Val or Test",
+        "4: class: empty, where each image has COVID-19, Non-COVID or Normal",
+        "4: split: empty, where each image has Train, Val or Test",
     ]
 
 
@@ -148,7 +148,7 @@ def test_a_patient_in_two_splits_is_refused_without_the_name(tmp_path):
     [
         ("e.png", "e.png: no such file"),
         ("x\\\\e.png", "no such file (folders are parted by /)"),
-        ("", "empty, where each film needs one"),
+        ("", "empty, where each image needs one"),
         (".a.png", "begins with a dot"),
         ("a.dcm", "has to end in .bmp, .jpeg, .jpg, .png, .tif, .tiff or .webp"),
         ("folder.png", "no regular file"),
@@ -227,7 +227,7 @@ def test_a_message_shows_a_few_faults_and_counts_the_rest(tmp_path):
     [
         (b"", "line 1: no column image nor lung_mask nor class"),
         (b"image,lung_mask\na.png,b.png\n", "line 1: no column class;"),
-        (b"image,lung_mask,class\n", "no films"),
+        (b"image,lung_mask,class\n", "no images"),
         (b"image,lung_mask,class,image\n", "line 1: two columns image"),
         (b"image,lung_mask,class\na.png,\xff,Normal\n", "not UTF-8 (byte 28)"),
         (b'image,lung_mask,class\na.png,"b,Normal\n', "line 2: unexpected end"),
@@ -237,7 +237,7 @@ def test_a_message_shows_a_few_faults_and_counts_the_rest(tmp_path):
         (b"image,lung_mask,class,splits\n", "if split is meant"),
     ],
 )
-def test_what_is_no_table_of_films_is_refused_in_a_line(tmp_path, content, said):
+def test_what_is_no_table_of_images_is_refused_in_a_line(tmp_path, content, said):
     path = tmp_path / "t.csv"
     path.write_bytes(content)
     with pytest.raises(DataError) as caught:

@@ -17,7 +17,7 @@ from configs import infection, lung
 from covjax import parallel
 from covjax.config import save_config
 from covjax.data import pipeline
-from covjax.data.source import find_films
+from covjax.data.source import find_samples
 from covjax.errors import DataError, Diverged, UsageError
 from covjax.evaluation import evaluate
 from covjax.run import train_and_evaluate
@@ -32,7 +32,7 @@ STEPS_PER_EPOCH = 3
 
 def make_config(stage):
     config = stage.get_config("phantom")
-    config.data.phantom_films = (24, 8, 8)
+    config.data.phantom_images = (24, 8, 8)
     config.data.image_size = 32
     config.model.width, config.model.depth = 2, 1
     config.train.batch_size, config.train.epochs = 8, 3
@@ -131,8 +131,8 @@ def poison(monkeypatch, bad: set[int]) -> None:
     """Makes the loss of some steps, counted from 1, no number."""
     make_feed = loop.make_feed
 
-    def feed_some_bad(films, *, config, steps):
-        feed = make_feed(films, config=config, steps=steps)
+    def feed_some_bad(samples, *, config, steps):
+        feed = make_feed(samples, config=config, steps=steps)
         marked = (
             batch | {"bad": jnp.full((8,), step in bad)}
             for step, batch in enumerate(feed.batches, steps.start + 1)
@@ -233,8 +233,8 @@ def test_a_signal_in_the_last_pass_over_val_ends_the_run_before_its_evaluation(
     )
     make_judge = loop.make_judge
 
-    def interrupted(config, films):
-        judge = make_judge(config, films)
+    def interrupted(config, samples):
+        judge = make_judge(config, samples)
 
         def judge_late(state) -> Verdict:
             if int(state.step[0]) == 9:
@@ -266,8 +266,8 @@ def test_the_judge_chooses_the_epoch_and_its_averages_are_kept(
         dice = {1: 0.3, 2: 0.5, 3: 0.4}[epoch]
         return Verdict({"loss": 1.0} | numbers, dice, f"verdict {epoch}")
 
-    def make_judge(_, films):
-        assert {film.split for film in films} == {"Val"}
+    def make_judge(_, samples):
+        assert {sample.split for sample in samples} == {"Val"}
         return judge
 
     monkeypatch.setattr(loop, "make_judge", make_judge)
@@ -351,7 +351,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(
 def test_a_batch_larger_than_the_split_is_refused(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config.train.batch_size = 32
-    with pytest.raises(UsageError, match=r"batch_size = 32.*24 Train films"):
+    with pytest.raises(UsageError, match=r"batch_size = 32.*24 Train images"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -360,11 +360,11 @@ def test_data_that_lacks_a_mask_is_refused_before_a_folder_is_made(
     config, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    root, films = find_films(config)
-    films["Val"][0].lung_mask.unlink()
-    config.data.phantom_films = ()
+    root, samples = find_samples(config)
+    samples["Val"][0].lung_mask.unlink()
+    config.data.phantom_images = ()
     config.data.root = str(root)
-    with pytest.raises(DataError, match=films["Val"][0].name):
+    with pytest.raises(DataError, match=samples["Val"][0].name):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -411,16 +411,18 @@ def test_new_input_channels_are_not_to_be_frozen(
     assert not run.exists()
 
 
-def test_share_that_the_films_cannot_give_is_refused_before_a_folder_is_made(
+def test_share_that_the_images_cannot_give_is_refused_before_a_folder_is_made(
     shown_found_lungs, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     config, run = shown_found_lungs, tmp_path / "run"
     config.data.roi, config.data.positive_share = "truth", (0.5, 0.5)
-    root, films = find_films(config)
-    films["Train"] = [film for film in films["Train"] if film.label != "COVID-19"]
-    monkeypatch.setattr(train, "find_films", lambda config: (root, films))
-    with pytest.raises(UsageError, match="asks for positive films"):
+    root, samples = find_samples(config)
+    samples["Train"] = [
+        sample for sample in samples["Train"] if sample.label != "COVID-19"
+    ]
+    monkeypatch.setattr(train, "find_samples", lambda config: (root, samples))
+    with pytest.raises(UsageError, match="asks for positive images"):
         train_and_evaluate(config, run)
     assert not run.exists()
 
@@ -435,30 +437,32 @@ def test_training_on_found_lungs_is_shown_them_and_leaves_test_alone(
     config.data.lung_run = write_checkpoint(tmp_path / "lung", lung)
     asked, trained_on, evaluated_on = [], [], []
 
-    def find_lungs(finder, films, *, spare):
-        asked.append((finder.checkpoint, {film.split for film in films}, spare))
-        return [dataclasses.replace(f, found_lung=Path(f"{f.name}.png")) for f in films]
+    def find_lungs(finder, samples, *, spare):
+        asked.append((finder.checkpoint, {sample.split for sample in samples}, spare))
+        return [
+            dataclasses.replace(f, found_lung=Path(f"{f.name}.png")) for f in samples
+        ]
 
     monkeypatch.setattr(evaluate, "find_lungs", find_lungs)
     monkeypatch.setattr(
-        train, "fit", lambda _, films, *__, **___: trained_on.append(films)
+        train, "fit", lambda _, samples, *__, **___: trained_on.append(samples)
     )
     monkeypatch.setattr(
         "covjax.run.evaluate_best", lambda *given: evaluated_on.append(given[3])
     )
     train_and_evaluate(config, run)
     splits, asking = {"Train": 24, "Val": 8, "Test": 8}, ("Train", "Val")
-    for films in (*trained_on, *evaluated_on):
+    for samples in (*trained_on, *evaluated_on):
         found = {
-            split: [film.found_lung for film in of_split]
-            for split, of_split in films.items()
+            split: [sample.found_lung for sample in of_split]
+            for split, of_split in samples.items()
         }
         assert found == {
             split: [
-                Path(f"{film.name}.png")
+                Path(f"{sample.name}.png")
                 if roi == "predicted" and split in asking
                 else None
-                for film in films[split]
+                for sample in samples[split]
             ]
             for split in splits
         }

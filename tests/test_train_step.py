@@ -1,6 +1,6 @@
 """The three steps, compiled by parallel.py for one device and for eight.
 
-A small U-Net and films of 16x16 pixels. What is compiled is shared: fixtures of the
+A small U-Net and images of 16x16 pixels. What is compiled is shared: fixtures of the
 module hand out results, or functions that were compiled once.
 """
 
@@ -40,18 +40,18 @@ GOLDEN = Path(__file__).parent / "golden" / "train_step.json"
 RENEW = "COVJAX_RENEW_GOLDEN"
 
 
-def make_batch(seed: int, films: int = BATCH) -> dict[str, np.ndarray]:
-    """Films of unlike brightness, so that no device's share is like another's."""
+def make_batch(seed: int, samples: int = BATCH) -> dict[str, np.ndarray]:
+    """Images of unlike brightness, so that no device's share is like another's."""
     rng = np.random.default_rng(seed)
-    shape = (films, SIDE, SIDE, 1)
-    brightness = np.linspace(40, 250, films).reshape(-1, 1, 1, 1)
+    shape = (samples, SIDE, SIDE, 1)
+    brightness = np.linspace(40, 250, samples).reshape(-1, 1, 1, 1)
     return {
         "image": (rng.random(shape) * brightness).astype(np.uint8),
         "mask": (
-            rng.random(shape) < np.linspace(0, 0.6, films)[:, None, None, None]
+            rng.random(shape) < np.linspace(0, 0.6, samples)[:, None, None, None]
         ).astype(np.uint8),
-        "index": rng.permutation(films).astype(np.int32),
-        "weight": np.ones(films, np.float32),
+        "index": rng.permutation(samples).astype(np.int32),
+        "weight": np.ones(samples, np.float32),
     }
 
 
@@ -159,13 +159,13 @@ def test_steps_are_counted(runs):
     assert [int(after["step"][0]) for after in runs[8]] == [1, 2, 3, 4]
 
 
-def test_loss_is_the_mean_over_the_films_and_grad_norm_that_of_its_gradient(
+def test_loss_is_the_mean_over_the_images_and_grad_norm_that_of_its_gradient(
     runs, start
 ):
     batch = make_batch(seed=0)
 
     def mean_loss(params, images):
-        # All films on one "device", whose axis `vmap` names.
+        # All images on one "device", whose axis `vmap` names.
         variables = {"params": params, "batch_stats": start.batch_stats}
         logits = jax.vmap(
             lambda x: MODEL.apply(variables, x, train=True, mutable="batch_stats")[0],
@@ -292,7 +292,7 @@ def test_an_update_that_is_not_finite_is_dropped_whole_on_every_device(devices, 
         )
     )
     good, bad = make_batch(0), make_batch(0)
-    bad["mask"][-1] = 2  # of one film, on the last device
+    bad["mask"][-1] = 2  # of one image, on the last device
     states, finite = [parallel.replicate(state)], []
     for batch in (good, bad, good):
         new, metrics = step(jax.tree.map(jnp.copy, states[-1]), on_devices(batch), KEY)
@@ -473,7 +473,7 @@ def scored(start) -> dict[str, Any]:
     }
 
 
-def test_eval_step_scores_each_film_as_the_pure_functions_do(scored):
+def test_eval_step_scores_each_image_as_the_pure_functions_do(scored):
     logits, masks = jnp.asarray(scored["logits"]), jnp.asarray(scored["batch"]["mask"])
     result = scored["result"]
     assert set(result) == {"loss", "counts", "index", "weight"}
@@ -497,7 +497,7 @@ def test_eval_step_leaves_the_state_alone(scored):
     assert_trees_close(jax.device_get(scored["after"]), scored["before"], rtol=0)
 
 
-def test_the_score_of_a_film_does_not_depend_on_its_companions_or_its_device(scored):
+def test_the_score_of_an_image_does_not_depend_on_its_companions_or_its_device(scored):
     for name, array in scored["result"].items():
         np.testing.assert_allclose(array, scored["again"][name][::-1], rtol=1e-6)
 
@@ -511,7 +511,7 @@ def test_predict_step_keeps_the_nearest_level_of_every_pixel(scored):
     assert len(np.unique(levels)) > 100
 
 
-def test_predict_step_scores_each_film_and_carries_the_padding(scored):
+def test_predict_step_scores_each_image_and_carries_the_padding(scored):
     predicted, batch = scored["predicted"], scored["batch"]
     assert set(predicted) == {"levels", "loss", "index", "weight"}
     masks = jnp.asarray(batch["mask"], jnp.float32)
@@ -528,7 +528,7 @@ def test_predict_step_rounds_half_way_levels_down(devices):
 
     params = {"w": jnp.asarray(-np.log(3), jnp.float32)}
     state = parallel.replicate(start_state(apply_fn, optax.sgd(1.0), params, {}))
-    batch = make_batch(0, films=8)
+    batch = make_batch(0, samples=8)
     white = np.arange(8) % 3 == 1
     batch["image"][:] = np.where(white, 255, 0)[:, None, None, None]
     predict = parallel.compile_eval_step(functools.partial(predict_step, loss_fn=LOSS))
@@ -571,7 +571,7 @@ def tilted(variables, images, *, train):
     return Prediction(logits, 8 * images[:, :, :4].mean(axis=(1, 2, 3)) - 2)
 
 
-def test_a_flip_averages_the_logits_of_a_film_and_its_mirror_turned_back(devices):
+def test_a_flip_averages_the_logits_of_an_image_and_its_mirror_turned_back(devices):
     batch = make_batch(2)
     batch["image"][:, :, : SIDE // 2] //= 3  # darker on the left
     x = batch["image"][..., 0] / 255

@@ -196,7 +196,7 @@ def test_widened_block_says_at_first_what_its_source_says():
     block = ConvBlock(2, "group", jnp.dtype("float32"), residual=True)  # two ways in
     rng = np.random.default_rng(0)
     both = rng.random((2, 8, 8, 2), np.float32)
-    film = both[..., :1]
+    sample = both[..., :1]
 
     def start(image: np.ndarray) -> dict:
         init = functools.partial(block.init, train=False)
@@ -208,11 +208,11 @@ def test_widened_block_says_at_first_what_its_source_says():
         params = tree["params"]["encoder_0"]
         return np.asarray(block.apply({"params": params}, image, train=False))
 
-    source = start(film)
+    source = start(sample)
     result = transfer(source, start(both), fresh=(), name="runs/lung")
     assert len(result.widened) == 2
     np.testing.assert_allclose(
-        says(result.variables, both), says(source, film), rtol=1e-5, atol=1e-6
+        says(result.variables, both), says(source, sample), rtol=1e-5, atol=1e-6
     )
 
 

@@ -147,30 +147,30 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-def test_films_get_masks_of_their_size_and_rows_that_count_them(blocks, project):
-    films = sorted((project / "data/films").iterdir())
-    assert len(films) == 4
+def test_images_get_masks_of_their_size_and_rows_that_count_them(blocks, project):
+    samples = sorted((project / "data/images").iterdir())
+    assert len(samples) == 4
     with (project / "runs/found/predictions.csv").open(newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert list(rows) == [film.stem for film in films]
-    for film in films:
-        found, row = project / "runs/found", rows[film.stem]
-        lungs = read(found / f"lungs/{film.stem}.png")
-        infection = read(found / f"infection/{film.stem}.png")
-        assert read(film).shape == lungs.shape == infection.shape == (320, 360)
-        assert read(found / f"overlays/{film.stem}.jpg").shape == (320, 360, 3)
+    assert list(rows) == [sample.stem for sample in samples]
+    for sample in samples:
+        found, row = project / "runs/found", rows[sample.stem]
+        lungs = read(found / f"lungs/{sample.stem}.png")
+        infection = read(found / f"infection/{sample.stem}.png")
+        assert read(sample).shape == lungs.shape == infection.shape == (320, 360)
+        assert read(found / f"overlays/{sample.stem}.jpg").shape == (320, 360, 3)
         assert set(np.unique([lungs, infection])) <= {0, 255}
         assert row["error"] == "" and row["lung_pixels"] == str((lungs > 0).sum())
         assert row["infected_pixels"] == str(((lungs & infection) > 0).sum())
         assert (row["height"], row["width"]) == ("320", "360")
     (reading,) = (block for block in blocks if "predictions.csv" in block.code)
     counted, told = str(reading.said).split()[-2:]  # which the page calls one number
-    assert counted == told == rows[films[0].stem]["infected_pixels"]
+    assert counted == told == rows[samples[0].stem]["infected_pixels"]
 
 
 def test_whatever_comes_of_phantoms_says_so(blocks, project):
     for block in blocks:
         if block.said and "covjax.main" in block.code:
-            assert "PHANTOM films" in block.said
+            assert "PHANTOM images" in block.said
     for run_of in ("lung", "infection"):
         assert "PHANTOM" in (project / f"runs/{run_of}/report.html").read_text("utf-8")

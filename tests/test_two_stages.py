@@ -12,7 +12,7 @@ import pytest
 
 from whole_runs import (
     BATCH,
-    FILMS,
+    SAMPLES,
     SMALL,
     TWO_EPOCHS,
     finish,
@@ -68,18 +68,18 @@ def test_a_run_leaves_what_its_folder_promises(lung_run):
     assert str(run / "report.html") in out
 
 
-def test_results_are_of_every_test_film_and_say_that_they_are_phantoms(infection_run):
+def test_results_are_of_every_test_image_and_say_that_they_are_phantoms(infection_run):
     run, out = infection_run
     results = json.loads((run / "results" / "test.json").read_text())
     assert results["split"] == "test"
-    assert results["n"] == FILMS["test"]
-    assert results["n_empty"] == FILMS["test"] // 2  # half of the set is COVID-19
+    assert results["n"] == SAMPLES["test"]
+    assert results["n_empty"] == SAMPLES["test"] // 2  # half of the set is COVID-19
     assert results["phantom"] is True
     assert "PHANTOM" in out and "PHANTOM" in (run / "report.html").read_text()
     rows = (run / "results" / "test.csv").read_text().splitlines()
     assert rows[0].startswith("file,class,TP,FP,FN,TN,loss,dice,iou,presence,")
     pixels = [sum(map(int, row.split(",")[2:6])) for row in rows[1:]]
-    assert pixels == [32 * 32] * FILMS["test"]
+    assert pixels == [32 * 32] * SAMPLES["test"]
 
 
 def test_stage_two_is_scored_with_the_lungs_that_stage_one_finds(
@@ -89,11 +89,11 @@ def test_stage_two_is_scored_with_the_lungs_that_stage_one_finds(
     ways = {"": "truth", "-predicted": "predicted", "-none": "none"}
     for suffix, roi in (ways | {"-outside": "outside"}).items():
         results = json.loads((run / "results" / f"test{suffix}.json").read_text())
-        assert (results["roi"], results["n"]) == (roi, FILMS["test"])
+        assert (results["roi"], results["n"]) == (roi, SAMPLES["test"])
     masks = list((lung_run[0] / "lungs").rglob("*.png"))
-    assert len(masks) == FILMS["val"] + FILMS["test"]
+    assert len(masks) == SAMPLES["val"] + SAMPLES["test"]
     assert "region of interest: lungs found by stage 1" in out
-    assert "whole film" in out
+    assert "whole image" in out
 
 
 def test_training_on_found_lungs_goes_through(cwd: Path, lung_run):
@@ -104,7 +104,7 @@ def test_training_on_found_lungs_goes_through(cwd: Path, lung_run):
     results = json.loads((run / "results" / "test.json").read_text())
     assert (results["roi"], results["roi_dilate"]) == ("predicted", 1)
     assert (run / "results" / "test-truth.json").exists()
-    everything = sum(FILMS.values())
+    everything = sum(SAMPLES.values())
     assert len(list((lung_run[0] / "lungs").rglob("*.png"))) == everything
 
 
@@ -121,7 +121,7 @@ def test_metrics_have_every_step_and_every_epoch_once(lung_run):
         json.loads(line)
         for line in (lung_run[0] / "metrics.jsonl").read_text().splitlines()
     ]
-    per_epoch = FILMS["train"] // BATCH
+    per_epoch = SAMPLES["train"] // BATCH
     steps = {
         split: [line["step"] for line in lines if line["split"] == split]
         for split in ("train", "val")
@@ -166,7 +166,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     process.send_signal(number)
     out, err = finish(process, status)
     assert "Traceback" not in err
-    total = 24 * FILMS["train"] // BATCH
+    total = 24 * SAMPLES["train"] // BATCH
     reached = steps_on_disk(killed)[-1]
     assert reached < total, "stopped too late to prove anything"
     if number != signal.SIGKILL:
@@ -193,7 +193,7 @@ def test_a_finished_run_needs_no_source_to_go_on(cwd: Path, infection_run, lung_
         out, _ = finish(again)
     finally:
         hidden.rename(lung_run[0])
-    assert f"resumed at step {2 * FILMS['train'] // BATCH}" in out
+    assert f"resumed at step {2 * SAMPLES['train'] // BATCH}" in out
 
 
 def test_evaluating_again_gives_the_same_and_any_split(cwd: Path, lung_run):
@@ -205,7 +205,7 @@ def test_evaluating_again_gives_the_same_and_any_split(cwd: Path, lung_run):
     assert (run / "results" / "test.json").read_bytes() == before
     finish(start(cwd, "--mode=evaluate", f"--workdir={run}", "--split=val"))
     val = json.loads((run / "results" / "val.json").read_text())
-    assert (val["split"], val["n"]) == ("val", FILMS["val"])
+    assert (val["split"], val["n"]) == ("val", SAMPLES["val"])
 
 
 def test_bad_use_is_one_or_two_lines_and_status_2(cwd: Path, lung_run):

@@ -448,7 +448,7 @@ EXTRAS: dict[str, Any] = dict(residual=True, presence=True, deep_supervision=2)
 
 @pytest.fixture(scope="module")
 def extended():
-    """A network with every further part, its variables and what it says of films."""
+    """A network with every further part, its variables and what it says of images."""
     model = UNet(width=2, depth=3, norm="group", **EXTRAS)
     variables = random_like(shapes_of(model), seed=11)
     images = jnp.asarray(np.random.default_rng(12).normal(size=(3, 16, 16, 1)))
@@ -502,12 +502,12 @@ def test_presence_is_a_line_through_mean_and_maximum_of_the_bottleneck(extended)
     head = jax.tree.map(np.float64, variables["params"]["presence"])
     expected = [
         sum(
-            film[:, :, c].mean() * head["kernel"][c, 0]
-            + film[:, :, c].max() * head["kernel"][16 + c, 0]
+            sample[:, :, c].mean() * head["kernel"][c, 0]
+            + sample[:, :, c].max() * head["kernel"][16 + c, 0]
             for c in range(16)
         )
         + head["bias"][0]
-        for film in features
+        for sample in features
     ]
     found = run(images, train=False).presence
     assert found.dtype == np.float32
@@ -545,15 +545,15 @@ def test_a_residual_block_adds_its_projected_input_before_the_last_relu():
         ]
         return np.stack(channels, axis=-1)
 
-    films = np.asarray(x, np.float64)
-    inner = np.maximum(norm(conv(films, "conv_0"), "norm_0"), 0)
-    past = norm(films @ np.asarray(params["shortcut"]["kernel"]), "norm_shortcut")
+    samples = np.asarray(x, np.float64)
+    inner = np.maximum(norm(conv(samples, "conv_0"), "norm_0"), 0)
+    past = norm(samples @ np.asarray(params["shortcut"]["kernel"]), "norm_shortcut")
     expected = np.maximum(norm(conv(inner, "conv_1"), "norm_1") + past, 0)
     found: Any = block.apply(variables, x, train=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_intensity_is_of_the_film_and_not_of_the_lungs_beside_it(monkeypatch):
+def test_intensity_is_of_the_image_and_not_of_the_lungs_beside_it(monkeypatch):
     seen = []
 
     def record(images, how):

@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from covjax import parallel
-from covjax.data.covidqu import Film, list_films, read_film
+from covjax.data.covidqu import Sample, list_samples, read_sample
 from covjax.metrics.operating_point import calibrate
 from covjax.train.train_state import TrainState, start_state
 from covjax.train.validation import make_judge
 from covjax.types import Prediction
-from evaluated_run import SIDE, make_config, write_films
+from evaluated_run import SIDE, make_config, write_images
 
 THRESHOLD = 0.4
 SLOPE = 15.0
@@ -27,8 +27,8 @@ class Epoch(NamedTuple):
 
     Attributes:
       cut: level, as a share, from which a pixel is foreground at .5.
-      rows: how many rows of a film it looks at.
-      claim: weight of the film's mean level in the presence logit.
+      rows: how many rows of an image it looks at.
+      claim: weight of the image's mean level in the presence logit.
     """
 
     cut: float = 0.62
@@ -50,7 +50,7 @@ def state_of(epoch: Epoch) -> TrainState:
 
 
 class Expected(NamedTuple):
-    """What NumPy finds of the films, in float64."""
+    """What NumPy finds of the images, in float64."""
 
     levels: np.ndarray
     presence: np.ndarray
@@ -58,10 +58,10 @@ class Expected(NamedTuple):
     losses: list[float]
 
 
-def expected_of(epoch: Epoch, films: list[Film]) -> Expected:
+def expected_of(epoch: Epoch, samples: list[Sample]) -> Expected:
     levels, presence, truths, losses = [], [], [], []
-    for film in films:
-        record = read_film(film, SIDE)
+    for sample in samples:
+        record = read_sample(sample, SIDE)
         x, truth = record["image"] * record["lung"] / 255, record["infection"]
         p = 1 / (1 + np.exp(-SLOPE * (x - epoch.cut)))
         p[epoch.rows :] = 1 / (1 + np.exp(9))
@@ -74,7 +74,7 @@ def expected_of(epoch: Epoch, films: list[Film]) -> Expected:
 
 
 def recount(masks: np.ndarray, truths: np.ndarray) -> dict[str, Any]:
-    """The families and the blank rate, a film at a time."""
+    """The families and the blank rate, an image at a time."""
     rows = []
     for mask, truth in zip(masks, truths, strict=True):
         tp, fp = int((mask & truth).sum()), int((mask & (1 - truth)).sum())
@@ -96,15 +96,15 @@ def recount(masks: np.ndarray, truths: np.ndarray) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory) -> list[Film]:
-    """13 films of Val, so that the second batch of 8 is padded."""
-    root = tmp_path_factory.mktemp("data") / "films"
-    write_films(root)
-    return list_films(root, "infection", "Val")[3:]
+def samples(tmp_path_factory) -> list[Sample]:
+    """13 images of Val, so that the second batch of 8 is padded."""
+    root = tmp_path_factory.mktemp("data") / "images"
+    write_images(root)
+    return list_samples(root, "infection", "Val")[3:]
 
 
-def config_of(choose: str, films: list[Film]) -> ml_collections.ConfigDict:
-    config = make_config("infection", films[0].image.parents[4])
+def config_of(choose: str, samples: list[Sample]) -> ml_collections.ConfigDict:
+    config = make_config("infection", samples[0].image.parents[4])
     config.eval.choose, config.eval.threshold = choose, THRESHOLD
     config.model.presence, config.loss.presence = True, 0.5
     return config
@@ -117,11 +117,11 @@ def check(numbers: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("choose", ["untuned", "tuned"])
-def test_numbers_at_the_bare_threshold_are_found_again(devices, films, choose):
-    found = expected_of(Epoch(), films)
+def test_numbers_at_the_bare_threshold_are_found_again(devices, samples, choose):
+    found = expected_of(Epoch(), samples)
     expected = recount((found.levels / 255 > THRESHOLD).astype(np.uint8), found.truths)
     assert 0 < expected["blank_rate"] < 1 and expected["positive_dice"] < 0.9
-    verdict = make_judge(config_of(choose, films), films)(state_of(Epoch()))
+    verdict = make_judge(config_of(choose, samples), samples)(state_of(Epoch()))
     check(verdict.numbers, expected)
     assert verdict.numbers["loss"] == pytest.approx(np.mean(found.losses), rel=1e-5)
     if choose == "tuned":
@@ -134,13 +134,13 @@ def test_numbers_at_the_bare_threshold_are_found_again(devices, films, choose):
     )
 
 
-def test_tuned_numbers_are_those_at_the_point_that_these_outputs_give(devices, films):
-    found = expected_of(Epoch(), films)
+def test_tuned_numbers_are_those_at_the_point_that_these_outputs_give(devices, samples):
+    found = expected_of(Epoch(), samples)
     point, reached = calibrate(found.levels, found.truths, found.presence)
     assert calibrate(found.levels, found.truths) != (point, reached)  # the head's gate
     expected = recount(point.masks(found.levels, found.presence), found.truths)
     assert expected["all_dice"] == pytest.approx(reached)
-    verdict = make_judge(config_of("tuned", films), films)(state_of(Epoch()))
+    verdict = make_judge(config_of("tuned", samples), samples)(state_of(Epoch()))
     check(verdict.numbers, {f"tuned_{name}": v for name, v in expected.items()})
     names = ["blank_rate", *FAMILIES]
     assert set(verdict.numbers) == {"loss", *names, *(f"tuned_{k}" for k in names)}
@@ -149,12 +149,14 @@ def test_tuned_numbers_are_those_at_the_point_that_these_outputs_give(devices, f
     assert f"Dice {reached:.4f}" in verdict.text and "(all, tuned)" in verdict.text
 
 
-def test_an_epoch_may_be_the_better_one_untuned_and_the_worse_one_tuned(devices, films):
-    # The first sees a part of each film; the other all of it, but finds whole lungs
+def test_an_epoch_may_be_the_better_one_untuned_and_the_worse_one_tuned(
+    devices, samples
+):
+    # The first sees a part of each image; the other all of it, but finds whole lungs
     # unless the threshold is high.
     partial, shifted = Epoch(rows=12), Epoch(cut=0.3)
     for choose, better in (("untuned", partial), ("tuned", shifted)):
-        judge = make_judge(config_of(choose, films), films)
+        judge = make_judge(config_of(choose, samples), samples)
         dice = {epoch: judge(state_of(epoch)).dice for epoch in (partial, shifted)}
         assert max(dice, key=lambda epoch: dice[epoch]) == better
         assert abs(dice[partial] - dice[shifted]) > 0.05

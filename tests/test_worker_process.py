@@ -30,8 +30,8 @@ def test_each_worker_is_one_process_of_its_own_and_ends(capfd, monkeypatch):
 def test_what_a_function_raises_is_raised_here():
     with Workers(1) as workers:
         with pytest.raises(FileNotFoundError) as caught:
-            workers[0].submit(in_workers.fail, "some/film.png").result()
-        assert (caught.value.errno, caught.value.filename) == (2, "some/film.png")
+            workers[0].submit(in_workers.fail, "some/image.png").result()
+        assert (caught.value.errno, caught.value.filename) == (2, "some/image.png")
         assert "in fail\n" in caught.value.__notes__[0]  # where it came from
         assert workers[0].submit(in_workers.own_number).result()
 

@@ -1,4 +1,4 @@
-"""Files of weights of two tiny networks: random, but for a head set to a film."""
+"""Files of weights of two tiny networks: random, but for a head set to an image."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ SIDE = 32
 THRESHOLD = 0.35
 
 
-def make_film(seed: int = 5, size: int = 128) -> np.ndarray:
+def make_image(seed: int = 5, size: int = 128) -> np.ndarray:
     return make_phantom("COVID-19", np.random.default_rng(seed), size)["image"]
 
 
 def write_networks(folder: Path, *, presence: float = 0.0) -> tuple[Path, Path]:
     """Writes lung.safetensors and infection.safetensors.
 
-    With all parameters positive, logits follow how bright a film is; on one film they
-    are of mean 0 and standard deviation 1.5. "Lungs" are its bright parts.
+    With all parameters positive, logits follow how bright an image is; on one image
+    they are of mean 0 and standard deviation 1.5. "Lungs" are its bright parts.
     """
     written = []
     for config, roi, point in (
@@ -47,8 +47,12 @@ def _make(config: ml_collections.ConfigDict, run: Path) -> Trained:
     config.data.image_size = SIDE
     config.model.width, config.model.depth, config.model.norm = 2, 1, "group"
     state = make_state(config, 3)
-    film = resize_image(make_film(), SIDE)[None, ..., None].astype(np.float32) / 255
-    logits = np.asarray(state.apply_fn(state.variables(), film, train=False).logits)
+    radiograph = (
+        resize_image(make_image(), SIDE)[None, ..., None].astype(np.float32) / 255
+    )
+    logits = np.asarray(
+        state.apply_fn(state.variables(), radiograph, train=False).logits
+    )
     scale = 1.5 / float(logits.std())
     params: dict = dict(state.params)
     head = params["head"]

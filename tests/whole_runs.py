@@ -10,10 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 PROJECT = Path(__file__).parents[1]
-FILMS = {"train": 24, "val": 8, "test": 12}
+SAMPLES = {"train": 24, "val": 8, "test": 12}
 BATCH = 8
 SMALL = (
-    f"--config.data.phantom_films=({FILMS['train']}, {FILMS['val']}, {FILMS['test']})",
+    f"--config.data.phantom_images=({SAMPLES['train']}, {SAMPLES['val']},"
+    f" {SAMPLES['test']})",
     "--config.data.image_size=32",
     "--config.model.width=4",
     "--config.model.depth=2",

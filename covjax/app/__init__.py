@@ -1,1 +1,1 @@
-"""A page in the browser for films of a user's own: python -m covjax.app."""
+"""A page in the browser for images of a user's own: python -m covjax.app."""

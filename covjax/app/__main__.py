@@ -1,4 +1,4 @@
-"""A page in the browser for films of your own: lungs, and COVID-19 infection in them.
+"""A page in the browser for images of your own: lungs, and COVID-19 infection in them.
 
   python -m covjax.app [--lung=RUN] [--infection=RUN] [--host=127.0.0.1] [--port=7860]
       [--allowed_host=NAME ...]
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 given.lung, given.infection, given.host, given.port, given.allowed_host
             )
     except Interrupted as ended:  # the way that it is meant to end
-        print("covjax: ended; no film is kept", file=sys.stderr)
+        print("covjax: ended; no image is kept", file=sys.stderr)
         return ended.exit_status
     except (Exception, KeyboardInterrupt) as error:
         return tell(error)

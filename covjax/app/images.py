@@ -1,7 +1,7 @@
-"""Films that the page shows: looked at once, then drawn and measured as often as asked.
+"""Images that the page shows: predicted once, drawn and measured often.
 
-What is kept of a film is small enough to answer a control at once: the picture as it is
-shown, and what the networks made of it at their own sizes.
+What is kept of an image is small enough to answer a control at once: the picture as it
+is shown, and what the networks made of it at their own sizes.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from covjax.predict.postprocess import Seen
 from covjax.predict.radiograph import Box, Radiograph
 from covjax.predict.segmenter import Segmenter
 
-LONGEST = 1024  # side of a film as it is shown, pixels
+LONGEST = 1024  # side of an image as it is shown, pixels
 _SIDE = 512  # of a phantom, pixels
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
-    """A film that the networks have looked at.
+class ViewedImage:
+    """An image that the networks have looked at.
 
     Attributes:
       name: of its file.
@@ -32,7 +32,7 @@ class Film:
       box: the rows and columns of it that the networks were shown.
       seen: what they made of these.
       lungs: the lungs that were found, uint8 [H, W] in {0, 1}.
-      patient_left_on_right: as films are hung.
+      patient_left_on_right: as images are hung.
       remarks: what a user should know of it.
       phantom: whether it is synthetic.
     """
@@ -54,20 +54,27 @@ class Film:
 
 
 def look_at(
-    segmenter: Segmenter, film: Radiograph, name: str, *, phantom: bool = False
-) -> Film:
-    """Asks both networks, at the film's own size, and keeps what is shown of it."""
-    # The devices share a batch: one film is repeated for each of them.
-    seen = segmenter.look([film.image[film.box]] * parallel.shareable(1))[0]
-    image, box = _reduce(film.image, film.box)
+    segmenter: Segmenter, radiograph: Radiograph, name: str, *, phantom: bool = False
+) -> ViewedImage:
+    """Asks both networks, at the image's own size, and keeps what is shown of it."""
+    # The devices share a batch: one image is repeated for each of them.
+    seen = segmenter.look([radiograph.image[radiograph.box]] * parallel.shareable(1))[0]
+    image, box = _reduce(radiograph.image, radiograph.box)
     lungs = place(segmenter.points.lungs_of(seen, image[box].shape), image.shape, box)
-    return Film(
-        name, image, box, seen, lungs, film.patient_left_on_right, film.remarks, phantom
+    return ViewedImage(
+        name,
+        image,
+        box,
+        seen,
+        lungs,
+        radiograph.patient_left_on_right,
+        radiograph.remarks,
+        phantom,
     )
 
 
 def draw_phantoms() -> list[tuple[str, Radiograph]]:
-    """Draws a synthetic film of each class, with a name that says so."""
+    """Draws a synthetic image of each class, with a name that says so."""
     drawn = []
     for label in CLASSES:
         image = make_phantom(label, np.random.default_rng(4), _SIDE)["image"]
@@ -77,7 +84,7 @@ def draw_phantoms() -> list[tuple[str, Radiograph]]:
 
 
 def _reduce(image: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
-    """Returns a film and its box at the size at which it is shown."""
+    """Returns an image and its box at the size at which it is shown."""
     longest = max(image.shape)
     if longest <= LONGEST:
         return image, box

@@ -1,4 +1,4 @@
-"""What the page says of a film: its picture, its figures and what to note, as HTML."""
+"""HTML of one image: its picture, its figures and its warnings."""
 
 import base64
 import html
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from covjax.app.images import Film
+from covjax.app.images import ViewedImage
 from covjax.metrics.operating_point import OperatingPoint
 from covjax.predict.laterality import Side, measure_sides
 from covjax.predict.overlay import draw_overlay
@@ -19,31 +19,35 @@ _QUALITY = 92  # of JPEG: outlines of one pixel stay clean
 
 
 def picture_html(
-    film: Film,
+    radiograph: ViewedImage,
     segmenter: Segmenter,
     infection: np.ndarray,
     *,
     opacity: float,
     beside: bool,
 ) -> str:
-    """Returns the film with lungs and infection over it, as HTML.
+    """Returns the image with lungs and infection over it, as HTML.
 
     Args:
-      film: what is drawn.
+      radiograph: what is drawn.
       segmenter: what looked at it.
-      infection: uint8 [H, W] in {0, 1}, of the film.
+      infection: uint8 [H, W] in {0, 1}, of the image.
       opacity: of the infection's colour, in [0, 1].
-      beside: whether the film itself is shown beside it.
+      beside: whether the image itself is shown beside it.
     """
     over = draw_overlay(
-        film.image, film.lungs, infection, opacity=opacity,
-        phantom=film.phantom or segmenter.origin.phantom,
+        radiograph.image, radiograph.lungs, infection, opacity=opacity,
+        phantom=radiograph.phantom or segmenter.origin.phantom,
     )  # fmt: skip
-    figures = [_figure(over, _described(film, infection), _LEGEND)]
+    figures = [_figure(over, _described(radiograph, infection), _LEGEND)]
     if beside:
-        bare = draw_overlay(film.image, np.zeros_like(film.lungs), phantom=film.phantom)
-        figures.insert(0, _figure(bare, "The film alone", "The film alone."))
-    kind = "films beside" if beside else "films"
+        bare = draw_overlay(
+            radiograph.image,
+            np.zeros_like(radiograph.lungs),
+            phantom=radiograph.phantom,
+        )
+        figures.insert(0, _figure(bare, "The image alone", "The image alone."))
+    kind = "images beside" if beside else "images"
     return f'<div class="{kind}">{"".join(figures)}</div>'
 
 
@@ -67,34 +71,39 @@ def _figure(picture: np.ndarray, alt: str, caption: str) -> str:
     )
 
 
-def _described(film: Film, infection: np.ndarray) -> str:
+def _described(radiograph: ViewedImage, infection: np.ndarray) -> str:
     found = "infection is drawn" if infection.any() else "no infection is drawn"
-    lungs = "with the lungs outlined" if film.lungs.any() else "no lungs were found"
-    return f"The film, {lungs}; {found}. The figures tell how much."
+    lungs = (
+        "with the lungs outlined" if radiograph.lungs.any() else "no lungs were found"
+    )
+    return f"The image, {lungs}; {found}. The figures tell how much."
 
 
 def figures_html(
-    film: Film, segmenter: Segmenter, infection: np.ndarray, point: OperatingPoint
+    radiograph: ViewedImage,
+    segmenter: Segmenter,
+    infection: np.ndarray,
+    point: OperatingPoint,
 ) -> str:
-    """Returns what was measured on a film, and what to know of it, as HTML.
+    """Returns what was measured on an image, and what to know of it, as HTML.
 
     Args:
-      film: what was measured.
+      radiograph: what was measured.
       segmenter: what looked at it.
-      infection: uint8 [H, W] in {0, 1}, of the film, at `point`.
+      infection: uint8 [H, W] in {0, 1}, of the image, at `point`.
       point: the operating point.
     """
-    hung = film.patient_left_on_right
-    sides = measure_sides(film.lungs, infection, patient_left_on_right=hung)
+    hung = radiograph.patient_left_on_right
+    sides = measure_sides(radiograph.lungs, infection, patient_left_on_right=hung)
     rows = "".join(_row(label, sides[name]) for name, label in _ROWS.items())
     where = "left" if hung else "right"
     remarks = "".join(
         f"<li>{html.escape(remark)}</li>"
-        for remark in remarks_of(film, segmenter, infection, point)
+        for remark in remarks_of(radiograph, segmenter, infection, point)
     )
     noted = f'<h3>To be noted</h3><ul class="remarks">{remarks}</ul>' if remarks else ""
     return (
-        f"<h2>{html.escape(film.name)}</h2>{_presence(film, point)}"
+        f"<h2>{html.escape(radiograph.name)}</h2>{_presence(radiograph, point)}"
         "<table><caption>Infected share of the lungs, in % of the area found"
         f"</caption><tbody>{rows}</tbody></table>"
         f"<p>Right and left are the patient's: the right lung is on the {where} of the"
@@ -102,11 +111,13 @@ def figures_html(
     )
 
 
-def _presence(film: Film, point: OperatingPoint) -> str:
+def _presence(radiograph: ViewedImage, point: OperatingPoint) -> str:
     label = '<p class="figure"><span>Probability of an infection at all</span>'
-    if not film.lungs.any():  # what it says of a film without lungs means nothing
+    if (
+        not radiograph.lungs.any()
+    ):  # what it says of an image without lungs means nothing
         return f"{label}<strong>not judged</strong></p>"
-    presence = film.seen.presence or 0.0
+    presence = radiograph.seen.presence or 0.0
     said = f"{label}<strong>{_percent(presence)}</strong></p>{_bar(presence)}"
     if point.presence > 0:
         said += f"<p>Infection is drawn from {_percent(point.presence)} on.</p>"
@@ -145,17 +156,24 @@ def _bar(share: float) -> str:
 
 
 def remarks_of(
-    film: Film, segmenter: Segmenter, infection: np.ndarray, point: OperatingPoint
+    radiograph: ViewedImage,
+    segmenter: Segmenter,
+    infection: np.ndarray,
+    point: OperatingPoint,
 ) -> list[str]:
-    """Returns what a user should know of a film and its figures, a sentence each."""
-    remarks = [*film.remarks, *doubt(film.image, film.lungs), *segmenter.remarks]
-    if film.phantom and not segmenter.origin.phantom:
+    """Returns what a user should know of an image and its figures, a sentence each."""
+    remarks = [
+        *radiograph.remarks,
+        *doubt(radiograph.image, radiograph.lungs),
+        *segmenter.remarks,
+    ]
+    if radiograph.phantom and not segmenter.origin.phantom:
         remarks.append(
-            "a synthetic film: what networks of patients make of it means nothing"
+            "a synthetic image: what networks of patients make of it means nothing"
         )
-    if not film.lungs.any():
+    if not radiograph.lungs.any():
         return remarks
-    presence = film.seen.presence or 0.0
+    presence = radiograph.seen.presence or 0.0
     if presence < point.presence:
         remarks.append(
             "nothing is drawn at any threshold: the probability of an infection at all"
@@ -171,10 +189,10 @@ def told(problems: Sequence[tuple[str, str]], number: int) -> str:
 
     Args:
       problems: names of files, and why they are not shown.
-      number: of films that are.
+      number: of images that are.
     """
-    films = "1 film is" if number == 1 else f"{number} films are"
-    lines = [f"<p>{films} shown.</p>"] if number or not problems else []
+    radiographs = "1 image is" if number == 1 else f"{number} images are"
+    lines = [f"<p>{radiographs} shown.</p>"] if number or not problems else []
     lines += [
         '<p class="problem"><strong>Not shown:</strong>'
         f" {html.escape(name)}: {html.escape(why)}</p>"

@@ -24,11 +24,11 @@ from covjax.app.gate import (
 from covjax.app.images import LONGEST
 from covjax.app.log import tell_place
 from covjax.app.uploads import MOST_BYTES
-from covjax.app.viewer import ALONE, BESIDE, EMPTY, MOST_FILMS, Viewer
+from covjax.app.viewer import ALONE, BESIDE, EMPTY, MOST_IMAGES, Viewer
 from covjax.predict.overlay import OPACITY
 
 _MOST_ANSWERS = 50  # of up to 2 MB, that a page has not fetched
-TITLE = "Lungs and COVID-19 infection on chest films"
+TITLE = "Lungs and COVID-19 infection on chest X-rays"
 _STYLE = Path(__file__).with_name("style.css")
 
 _BANNER = (
@@ -36,36 +36,36 @@ _BANNER = (
     " Nothing here may decide about a patient.</div>"
 )
 _PHANTOM = (
-    '<p class="phantom"><strong>PHANTOM networks:</strong> trained on synthetic films'
-    " of no patient. What they find on a real film means nothing.</p>"
+    '<p class="phantom"><strong>PHANTOM networks:</strong> trained on synthetic images'
+    " of no patient. What they find on a real image means nothing.</p>"
 )
 _KINDS = (
-    f"<p>PNG, JPEG, TIFF, WebP, BMP or DICOM; at most {MOST_FILMS} films at a time,"
+    f"<p>PNG, JPEG, TIFF, WebP, BMP or DICOM; at most {MOST_IMAGES} images at a time,"
     f" each of at most {MOST_BYTES >> 20} MiB.</p>"
 )
 _MEANING = f"""
 <h2>What the figures mean</h2>
 <ul>
 <li><strong>Probability of an infection at all</strong>: how sure the second network is
-that the film shows an infection by COVID-19 anywhere. Half of the published films show
-one; where fewer patients have one, expect it to be too high.</li>
+that the image shows an infection by COVID-19 anywhere. Half of the published images
+show one; where fewer patients have one, expect it to be too high.</li>
 <li><strong>Infected share</strong>: pixels of infection above the threshold within a
 lung, over the pixels of that lung, on a projection: no volume, and no grade of
-severity. Measured on the film as it is shown, at most {LONGEST:,} pixels a side.</li>
+severity. Measured on the image as it is shown, at most {LONGEST:,} pixels a side.</li>
 <li><strong>Threshold</strong>: a pixel counts as infected if its probability is above.
-The run's own was chosen on other films of the same collection; a lower one draws
+The run's own was chosen on other images of the same collection; a lower one draws
 more.</li>
 </ul>
 <h2>Limits</h2>
-<p>Of the published films, those with COVID-19 and the normal ones come from different
-hospitals, and the networks tell them apart by more than disease. On films of another
+<p>Of the published images, those with COVID-19 and the normal ones come from different
+hospitals, and the networks tell them apart by more than disease. On images of another
 hospital their figures are not known. The masks they learned
 from were partly drawn by machine. Lungs are looked for in whatever is given: little
-that speaks against a frontal chest film is noticed. More:
+that speaks against a frontal chest X-ray is noticed. More:
 <code>docs/app.md</code> and <code>covjax/pretrained/README.md</code> of covjax.</p>
 <h2>What is kept</h2>
-<p>A film is deleted from the disk as soon as it is read, and is in memory only until
-this page is closed, or another film dropped. Nothing is sent to any other machine than
+<p>An image is deleted from the disk as soon as it is read, and is in memory only until
+this page is closed, or another image dropped. Nothing is sent to any other machine than
 the one that serves this page.</p>
 """
 
@@ -78,7 +78,7 @@ class _Parts:
     phantoms: gr.Button
     forget: gr.Button
     said: gr.HTML
-    film: gr.Radio
+    radiograph: gr.Radio
     picture: gr.HTML
     figures: gr.HTML
     threshold: gr.Slider
@@ -104,7 +104,7 @@ def make_blocks(viewer: Viewer) -> tuple[gr.Blocks, Checks]:
     # `launch` sets this. Without it, Gradio opens whatever file a client names.
     blocks.has_launched = True
     checks = {
-        parts.files: read_uploads, parts.film: read_index,
+        parts.files: read_uploads, parts.radiograph: read_index,
         parts.threshold: read_number, parts.opacity: read_number,
         parts.view: read_choice([BESIDE, ALONE]),
     }  # fmt: skip
@@ -155,17 +155,17 @@ def _lay_out(viewer: Viewer) -> _Parts:
         with gr.Column(scale=7, min_width=320):
             files = _take_names(
                 gr.File(
-                    label="Films", file_count="multiple", height=120, elem_id="files"
+                    label="Images", file_count="multiple", height=120, elem_id="files"
                 )
             )
             gr.HTML(_KINDS, elem_id="kinds")
             with gr.Row():
                 phantoms = gr.Button(
-                    "Show phantoms (synthetic films)", size="sm", elem_id="phantoms"
+                    "Show phantoms (synthetic images)", size="sm", elem_id="phantoms"
                 )
-                forget = gr.Button("Remove the films", size="sm", elem_id="forget")
+                forget = gr.Button("Remove the images", size="sm", elem_id="forget")
             said = gr.HTML("", elem_id="said")
-            film = gr.Radio([], label="Film", visible=False, elem_id="film")
+            radiograph = gr.Radio([], label="Image", visible=False, elem_id="image")
             picture = gr.HTML(EMPTY, elem_id="picture")
         with gr.Column(scale=3, min_width=320):
             figures = gr.HTML("", elem_id="figures")
@@ -187,7 +187,7 @@ def _lay_out(viewer: Viewer) -> _Parts:
                 )
     gr.HTML(_MEANING, elem_id="meaning")
     return _Parts(
-        files, phantoms, forget, said, film, picture, figures, threshold, reset,
+        files, phantoms, forget, said, radiograph, picture, figures, threshold, reset,
         opacity, view,
     )  # fmt: skip
 
@@ -210,7 +210,7 @@ def _connect(viewer: Viewer, parts: _Parts) -> None:
         progress: gr.Progress = gr.Progress(),  # noqa: B008 (Gradio's own way)
     ) -> tuple[Any, ...]:
         def tell_progress(done: int, of: int) -> None:
-            progress((done, of), desc="Looking at the films", unit="films")
+            progress((done, of), desc="Looking at the images", unit="images")
 
         session = _session(request)
         said = viewer.read(names, session, tell_progress)
@@ -247,7 +247,7 @@ def _connect(viewer: Viewer, parts: _Parts) -> None:
 
     settings = [parts.threshold, parts.opacity, parts.view]
     shown: list[Any] = [parts.picture, parts.figures]
-    all_shown: list[Any] = [parts.files, parts.said, parts.film, *shown]
+    all_shown: list[Any] = [parts.files, parts.said, parts.radiograph, *shown]
     # A slow image of one user does not keep the others waiting.
     network: dict[str, Any] = {
         "concurrency_limit": PROCESSES, "concurrency_id": "network",
@@ -261,14 +261,14 @@ def _connect(viewer: Viewer, parts: _Parts) -> None:
     parts.forget.click(_careful(removed), settings, all_shown, **quick)
     parts.reset.click(
         _careful(back),
-        [parts.film, parts.opacity, parts.view],
+        [parts.radiograph, parts.opacity, parts.view],
         [parts.threshold, *shown],
         **quick,
     )
     gr.on(
-        [control.input for control in (parts.film, *settings)],
-        _careful(changed), [parts.film, *settings], shown, trigger_mode="always_last",
-        **quick,
+        [control.input for control in (parts.radiograph, *settings)],
+        _careful(changed), [parts.radiograph, *settings], shown,
+        trigger_mode="always_last", **quick,
     )  # fmt: skip
 
 

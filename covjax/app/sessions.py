@@ -3,7 +3,7 @@
 import threading
 import time
 
-from covjax.app.images import Film
+from covjax.app.images import ViewedImage
 from covjax.errors import UsageError
 
 PAGES = 16  # whose images are kept at a time
@@ -22,7 +22,7 @@ class Sessions:
 
     def __init__(self) -> None:
         """Keeps nothing yet."""
-        self._films: dict[str, list[Film]] = {}
+        self._images: dict[str, list[ViewedImage]] = {}
         self._used: dict[str, float] = {}  # in the order of use
         self._lock = threading.Lock()
 
@@ -40,22 +40,22 @@ class Sessions:
                 self._drop(own[0])
             elif len(self._used) >= PAGES:
                 self._drop_idle()
-            self._films[session] = []
+            self._images[session] = []
             self._touch(session)
 
-    def keep(self, session: str, films: list[Film]) -> None:
+    def keep(self, session: str, radiographs: list[ViewedImage]) -> None:
         """Keeps images, unless the page was closed since `start`."""
         with self._lock:
-            if session in self._films:
-                self._films[session] = films
+            if session in self._images:
+                self._images[session] = radiographs
                 self._touch(session)
 
-    def films(self, session: str) -> list[Film]:
+    def radiographs(self, session: str) -> list[ViewedImage]:
         """Returns the images of a page; none, if they were dropped."""
         with self._lock:
-            if session in self._films:
+            if session in self._images:
                 self._touch(session)
-            return self._films.get(session, [])
+            return self._images.get(session, [])
 
     def drop(self, session: str) -> None:
         """Drops the images of a page that was closed."""
@@ -76,5 +76,5 @@ class Sessions:
         self._used[session] = time.monotonic()
 
     def _drop(self, session: str) -> None:
-        self._films.pop(session, None)
+        self._images.pop(session, None)
         self._used.pop(session, None)

@@ -1,4 +1,4 @@
-"""What stands behind the controls: which films a page shows, and in what way."""
+"""What stands behind the controls: which images a page shows, and in what way."""
 
 import dataclasses
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from covjax.app.decoding import Decoder
-from covjax.app.images import Film, draw_phantoms, look_at
+from covjax.app.images import ViewedImage, draw_phantoms, look_at
 from covjax.app.markup import figures_html, picture_html, told
 from covjax.app.sessions import Sessions
 from covjax.app.uploads import Uploads
@@ -15,23 +15,23 @@ from covjax.metrics.operating_point import OperatingPoint
 from covjax.predict.radiograph import Radiograph
 from covjax.predict.segmenter import Segmenter
 
-MOST_FILMS = 20  # of a drop
-BESIDE, ALONE = "Film beside overlay", "Overlay alone"
+MOST_IMAGES = 20  # of a drop
+BESIDE, ALONE = "Image beside overlay", "Overlay alone"
 
-EMPTY = '<p class="empty">No film yet: drop one or several, or look at phantoms.</p>'
+EMPTY = '<p class="empty">No image yet: drop one or several, or look at phantoms.</p>'
 _GONE = (
-    '<div role="alert"><p class="problem">The films of this page are no longer kept:'
+    '<div role="alert"><p class="problem">The images of this page are no longer kept:'
     " drop them again.</p></div>"
 )
 
 
 class Viewer:
-    """Reads the films of the pages that are open, and shows them.
+    """Reads the images of the pages that are open, and shows them.
 
     Attributes:
       segmenter: of two stages.
       point: its operating point.
-      sessions: the films of every page.
+      sessions: the images of every page.
       uploads: that are still to be read.
     """
 
@@ -66,53 +66,58 @@ class Viewer:
           What is to be said of it, as HTML.
         """
         uploads = [self.uploads.take(name, session) for name in names]
-        films: list[Film] = []
+        radiographs: list[ViewedImage] = []
         problems: list[tuple[str, str]] = []
         try:
             self.sessions.start(session)
             for k, upload in enumerate(uploads):
                 name = short_name(upload.name) if upload else "a file"
                 try:
-                    if k >= MOST_FILMS:
-                        raise UsageError(f"more than {MOST_FILMS} films at a time")
-                    progress(k, min(len(names), MOST_FILMS))
-                    films.append(self._look(self._decoder.decode(upload), name))
+                    if k >= MOST_IMAGES:
+                        raise UsageError(f"more than {MOST_IMAGES} images at a time")
+                    progress(k, min(len(names), MOST_IMAGES))
+                    radiographs.append(self._look(self._decoder.decode(upload), name))
                 except UsageError as error:
                     problems.append((name, str(error)))
-            self.sessions.keep(session, films)
+            self.sessions.keep(session, radiographs)
         except UsageError as error:  # no room for another page
             problems.append((f"{len(names)} files", str(error)))
         finally:
             for upload in uploads:
                 if upload is not None:
                     upload.file.close()
-        return told(problems, len(films))
+        return told(problems, len(radiographs))
 
     def close(self, session: str) -> None:
         """Drops all that was kept for a page."""
         self.sessions.drop(session)
         self.uploads.forget(session)
 
-    def _look(self, image: Radiograph, name: str, *, phantom: bool = False) -> Film:
+    def _look(
+        self, image: Radiograph, name: str, *, phantom: bool = False
+    ) -> ViewedImage:
         with self._network:  # one image at a time, whoever asks
             return look_at(self.segmenter, image, name, phantom=phantom)
 
     def show_phantoms(self, session: str) -> str:
-        """Shows the synthetic films; returns what is to be said, as HTML."""
+        """Shows the synthetic images; returns what is to be said, as HTML."""
         try:
             self.sessions.start(session)
         except UsageError as error:
             return told([("phantoms", str(error))], 0)
-        films = [
+        radiographs = [
             self._look(image, name, phantom=True) for name, image in self._phantoms
         ]
-        self.sessions.keep(session, films)
-        return told([], len(films))
+        self.sessions.keep(session, radiographs)
+        return told([], len(radiographs))
 
     def choices(self, session: str) -> list[tuple[str, int]]:
-        """Returns what a user chooses the film by, and its number."""
-        films = self.sessions.films(session)
-        return [(f"{k + 1}: {film.name}", k) for k, film in enumerate(films)]
+        """Returns what a user chooses the image by, and its number."""
+        radiographs = self.sessions.radiographs(session)
+        return [
+            (f"{k + 1}: {radiograph.name}", k)
+            for k, radiograph in enumerate(radiographs)
+        ]
 
     def show(
         self,
@@ -122,24 +127,28 @@ class Viewer:
         opacity: float,
         view: str,
     ) -> tuple[str, str]:
-        """Returns the picture of a film and its figures, as HTML.
+        """Returns the picture of an image and its figures, as HTML.
 
         Args:
           session: of the page.
-          number: of the film.
+          number: of the image.
           threshold: in (0, 1).
           opacity: of the infection's colour, in [0, 1].
           view: `BESIDE` or `ALONE`.
         """
-        films = self.sessions.films(session)
-        if number is None or number >= len(films):
+        radiographs = self.sessions.radiographs(session)
+        if number is None or number >= len(radiographs):
             return (EMPTY if number is None else _GONE), ""
-        film, point = films[number], self._point(threshold)
-        infection = film.infection(self.segmenter, point)
+        radiograph, point = radiographs[number], self._point(threshold)
+        infection = radiograph.infection(self.segmenter, point)
         picture = picture_html(
-            film, self.segmenter, infection, opacity=opacity, beside=view == BESIDE
+            radiograph,
+            self.segmenter,
+            infection,
+            opacity=opacity,
+            beside=view == BESIDE,
         )
-        return picture, figures_html(film, self.segmenter, infection, point)
+        return picture, figures_html(radiograph, self.segmenter, infection, point)
 
     @property
     def own_threshold(self) -> float:

@@ -14,13 +14,13 @@ import albumentations as A  # noqa: E402, N812
 
 from covjax.data.augment_params import Strengths
 
-MASKS = ("lung", "infection", "found_lung")  # of a record, as `read_film` names them
+MASKS = ("lung", "infection", "found_lung")  # of a record, as `read_sample` names them
 _MAKING = threading.Lock()  # the filters of warnings belong to the whole process
 
 
 @dataclasses.dataclass
 class Augment(Strengths):
-    """Flips and moves a film together with its masks, and re-exposes the film.
+    """Flips and moves an image together with its masks, and re-exposes the image.
 
     A result is a function of the record and its seed alone, whichever thread or
     process computes it: a `Compose` holds its random state, so every thread has its
@@ -42,7 +42,7 @@ class Augment(Strengths):
     def __call__(
         self, record: dict[str, np.ndarray], seed: int
     ) -> dict[str, np.ndarray]:
-        """Augments one film.
+        """Augments one image.
 
         Args:
           record: "image" uint8 [H, W], "lung" and, where there are any, "infection"
@@ -50,7 +50,7 @@ class Augment(Strengths):
           seed: of this record in this epoch, 32 bits.
 
         Returns:
-          The same keys, shapes, dtypes; masks stay in {0, 1}. Where the film moves
+          The same keys, shapes, dtypes; masks stay in {0, 1}. Where the image moves
           away, pixels are 0 until brightness and noise change them as any others.
         """
         if not hasattr(self._local, "compose"):

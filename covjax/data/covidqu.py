@@ -1,4 +1,4 @@
-"""COVID-QU-Ex as published: where the films lie, and how one is read.
+"""COVID-QU-Ex as published: where the images lie, and how one is read.
 
     <root>/Lung Segmentation Data/[Lung Segmentation Data/]
         {Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks}/*.png
@@ -6,7 +6,7 @@
         the same, and {infection masks} beside them
 
 Some copies hold the folder once, some twice, and download tools put `versions/7/`
-above it; all of them are understood. Film and masks are paired by file name.
+above it; all of them are understood. Image and masks are paired by file name.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from covjax.errors import DataError
 
 SPLITS = ("Train", "Val", "Test")
 CLASSES = ("COVID-19", "Non-COVID", "Normal")
-POSITIVE = "COVID-19"  # the one class whose films show an infection to segment
+POSITIVE = "COVID-19"  # the one class whose images show an infection to segment
 TASKS = ("lung", "infection")
 TREES = {"lung": "Lung Segmentation Data", "infection": "Infection Segmentation Data"}
 IMAGES, LUNG_MASKS, INFECTION_MASKS = "images", "lung masks", "infection masks"
@@ -39,14 +39,14 @@ TABLE_MARKER = "FROM_TABLE.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
+class Sample:
     """One chest X-ray and the paths of its masks.
 
     Attributes:
       name: file name, "covid_1.png"; unique within a split and class.
       label: class, one of `CLASSES`.
       split: one of `SPLITS`.
-      image: path of the film.
+      image: path of the image.
       lung_mask: path of its lung mask.
       infection_mask: path of its infection mask; None in the lung tree.
       found_lung: path of the lungs that a model found; None unless one was asked.
@@ -105,7 +105,7 @@ def find_tree(root: Path, task: str) -> Path:
 
 
 def is_phantom(root: Path) -> bool:
-    """Tells whether the set is made of synthetic films."""
+    """Tells whether the set is made of synthetic images."""
     return os.path.isfile(root / PHANTOM_MARKER)
 
 
@@ -121,7 +121,7 @@ def fits_a_line(name: str) -> bool:
     )
 
 
-def list_films(root: Path, task: str, split: str) -> list[Film]:
+def list_samples(root: Path, task: str, split: str) -> list[Sample]:
     """Lists one split of one tree, in an order that is the same on every machine.
 
     Args:
@@ -130,15 +130,15 @@ def list_films(root: Path, task: str, split: str) -> list[Film]:
       split: "Train", "Val" or "Test".
 
     Returns:
-      Films sorted by class, then by name. A mask that is missing has the path at which
+      Images sorted by class, then by name. A mask that is missing has the path at which
       it should lie: whoever reads it is told so.
 
     Raises:
       DataError: if the split is missing or empty, a folder cannot be read, two files of
-        it differ in their endings alone, or a film's name cannot stand in a table.
+        it differ in their endings alone, or an image's name cannot stand in a table.
     """
     folder = find_tree(root, task) / split
-    films = []
+    samples = []
     for label in CLASSES:
         masks = {kind: _by_stem(folder / label / kind) for kind in MASK_FOLDERS[task]}
         for stem, image in sorted(_by_stem(folder / label / IMAGES).items()):
@@ -152,10 +152,12 @@ def list_films(root: Path, task: str, split: str) -> list[Film]:
                 for kind, of in masks.items()
             }
             lung, infection = paths[LUNG_MASKS], paths.get(INFECTION_MASKS)
-            films.append(Film(image.name, label, split, image, lung, infection))
-    if not films:
-        raise DataError(f"no films in {shown(folder)}/{{{','.join(CLASSES)}}}/{IMAGES}")
-    return films
+            samples.append(Sample(image.name, label, split, image, lung, infection))
+    if not samples:
+        raise DataError(
+            f"no images in {shown(folder)}/{{{','.join(CLASSES)}}}/{IMAGES}"
+        )
+    return samples
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -266,52 +268,55 @@ def _resize(array: np.ndarray, size: int, how: Image.Resampling) -> np.ndarray:
     return np.asarray(Image.fromarray(array).resize((size, size), how))
 
 
-def read_film(film: Film, size: int) -> dict[str, np.ndarray]:
-    """Reads a film and its masks, square.
+def read_sample(sample: Sample, size: int) -> dict[str, np.ndarray]:
+    """Reads an image and its masks, square.
 
     Args:
-      film: what to read.
+      sample: what to read.
       size: side of the result, pixels.
 
     Returns:
       "image" uint8 [size, size] in 0 to 255, and what `read_masks` returns.
 
     Raises:
-      DataError: if a file cannot be read, or a mask is not of the film's size.
+      DataError: if a file cannot be read, or a mask is not of the image's size.
     """
-    image = read_grey(film.image)
-    masks = read_masks(film, size, film_shape=image.shape)
+    image = read_grey(sample.image)
+    masks = read_masks(sample, size, image_shape=image.shape)
     return {"image": resize_image(image, size)} | masks
 
 
 def read_masks(
-    film: Film, size: int, film_shape: tuple[int, ...] | None = None
+    sample: Sample, size: int, image_shape: tuple[int, ...] | None = None
 ) -> dict[str, np.ndarray]:
-    """Reads the masks of a film, square.
+    """Reads the masks of an image, square.
 
     Args:
-      film: whose masks.
+      sample: whose masks.
       size: side of the result, pixels.
-      film_shape: that a published mask has to have; None: any.
+      image_shape: that a published mask has to have; None: any.
 
     Returns:
       "lung" uint8 [size, size] in {0, 1}; in the infection tree also "infection", and
       where a model looked for the lungs, "found_lung", the same.
 
     Raises:
-      DataError: if a file cannot be read, or a mask is not of the film's size.
+      DataError: if a file cannot be read, or a mask is not of the image's size.
     """
     masks = {}
-    for kind, path in (("lung", film.lung_mask), ("infection", film.infection_mask)):
+    for kind, path in (
+        ("lung", sample.lung_mask),
+        ("infection", sample.infection_mask),
+    ):
         if path is None:
             continue
         mask = read_mask(path)
-        if film_shape not in (None, mask.shape):
+        if image_shape not in (None, mask.shape):
             raise DataError(
                 f"{shown(path)}: mask of {mask.shape[1]}x{mask.shape[0]} pixels for a"
-                f" film of {film_shape[1]}x{film_shape[0]}"
+                f" image of {image_shape[1]}x{image_shape[0]}"
             )
         masks[kind] = resize_mask(mask, size)
-    if film.found_lung is not None:
-        masks["found_lung"] = resize_mask(binarize(decode(film.found_lung)), size)
+    if sample.found_lung is not None:
+        masks["found_lung"] = resize_mask(binarize(decode(sample.found_lung)), size)
     return masks

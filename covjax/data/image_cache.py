@@ -1,4 +1,4 @@
-"""Films decoded once: packed copies in a cache folder, which later runs open at once.
+"""Images decoded once: packed copies in a cache folder, which later runs open at once.
 
     <cache>/image-<key>.npy     uint8 [n, size, size], then its CRC-32 (4 bytes)
     <cache>/<mask>-<key>.npy    bits, uint8 [n, ceil(size * size / 8)], likewise
@@ -34,7 +34,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from covjax.data.covidqu import Film, read_film, read_masks
+from covjax.data.covidqu import Sample, read_masks, read_sample
 from covjax.data.image_io import decode
 from covjax.data.integrity import read_all
 from covjax.errors import DataError, UsageError, reason
@@ -56,7 +56,7 @@ _WAY_ON = (
     " from their files)"
 )
 
-Record = dict[str, np.ndarray]  # as `read_film` returns it
+Record = dict[str, np.ndarray]  # as `read_sample` returns it
 _checked: set[tuple[int, ...]] = set()  # copies whose checksum this process computed
 
 
@@ -64,8 +64,8 @@ class Damaged(Exception):
     """A packed copy that is not what was written."""
 
 
-class PackedFilms:
-    """Reads films from packed copies; gives the records that `read_film` gives.
+class CachedSamples:
+    """Reads images from packed copies; gives the records that `read_sample` gives.
 
     Any number of threads may read at once.
     """
@@ -75,14 +75,14 @@ class PackedFilms:
 
         Args:
           copies: from `pack`: names of a record → files.
-          n: number of films.
-          size: side of the films, pixels.
+          n: number of images.
+          size: side of the images, pixels.
 
         Raises:
           DataError: if a copy is missing or damaged.
         """
         self._copies, self._n, self._size = dict(copies), n, size
-        # Now, not at the first film: threads must not open them at once.
+        # Now, not at the first image: threads must not open them at once.
         try:
             self._opened = {
                 name: _open(path, (n, *_row(name, size)), check=False)
@@ -100,7 +100,7 @@ class PackedFilms:
         self.__init__(*state)
 
     def __call__(self, index: int) -> Record:
-        """Returns a film and its masks.
+        """Returns an image and its masks.
 
         Raises:
           DataError: if a copy was truncated meanwhile, or its disk fails.
@@ -167,36 +167,38 @@ class _Copy:
 
 
 def pack(
-    films: Sequence[Film], size: int, cache: Path, progress: Progress | None = None
-) -> PackedFilms:
-    """Returns the packed copies of some films; missing or damaged ones are made.
+    samples: Sequence[Sample], size: int, cache: Path, progress: Progress | None = None
+) -> CachedSamples:
+    """Returns the packed copies of some images; missing or damaged ones are made.
 
     Args:
-      films: in the order in which they will be read; all with the same masks.
+      samples: in the order in which they will be read; all with the same masks.
       size: side, pixels.
       cache: folder for the copies alone; made private, or made if missing.
       progress: told how far the writing is.
 
     Raises:
-      BadFilms: if films cannot be read, once all were looked at.
+      BadSamples: if images cannot be read, once all were looked at.
       DataError: if a copy does not fit on the disk or cannot be written, or if others
         could change the folder. Nothing half-written is left behind in either case.
     """
     copies = {
         name: cache / f"{name}-{_key(name, paths, size)}.npy"
-        for name, paths in _files(films).items()
+        for name, paths in _files(samples).items()
     }
     try:
         shared = private_folder(cache, may_share=True)
         missing = {
             name: path
             for name, path in copies.items()
-            if not _is_whole(path, (len(films), *_row(name, size)))
+            if not _is_whole(path, (len(samples), *_row(name, size)))
         }
         if missing:
             _remove_abandoned(cache)
-            _check_room(cache, sum(_bytes(name, len(films), size) for name in missing))
-            _write(films, size, missing, progress, mode=0o440 if shared else 0o400)
+            _check_room(
+                cache, sum(_bytes(name, len(samples), size) for name in missing)
+            )
+            _write(samples, size, missing, progress, mode=0o440 if shared else 0o400)
     except UsageError as error:
         if isinstance(error, DataError):
             raise
@@ -207,7 +209,7 @@ def pack(
         raise DataError(
             f"{cache}: packed copies cannot be kept there ({reason(error)}): {_WAY_ON}"
         ) from None
-    return PackedFilms(copies, len(films), size)
+    return CachedSamples(copies, len(samples), size)
 
 
 def _check_room(cache: Path, need: int) -> None:
@@ -280,10 +282,10 @@ def _header(shape: tuple[int, ...]) -> bytes:
     return head.getvalue()
 
 
-def pack_with_bar(films: Sequence[Film], size: int, cache: Path) -> PackedFilms:
+def pack_with_bar(samples: Sequence[Sample], size: int, cache: Path) -> CachedSamples:
     """Does what `pack` does; a terminal shows how far it is."""
-    with progress_bar("decoding films once") as progress:
-        return pack(films, size, cache, progress)
+    with progress_bar("decoding images once") as progress:
+        return pack(samples, size, cache, progress)
 
 
 def hide_earlier(cache: Path) -> None:
@@ -300,13 +302,13 @@ def hide_earlier(cache: Path) -> None:
                 path.chmod(0o600)
 
 
-def _files(films: Sequence[Film]) -> dict[str, list[Path]]:
+def _files(samples: Sequence[Sample]) -> dict[str, list[Path]]:
     """Returns the files of every part of a record, without the parts there are not."""
     parts = {
-        "image": [film.image for film in films],
-        "lung": [film.lung_mask for film in films],
-        "infection": [film.infection_mask for film in films],
-        "found_lung": [film.found_lung for film in films],
+        "image": [sample.image for sample in samples],
+        "lung": [sample.lung_mask for sample in samples],
+        "infection": [sample.infection_mask for sample in samples],
+        "found_lung": [sample.found_lung for sample in samples],
     }
     return {
         name: [path for path in paths if path is not None]
@@ -330,7 +332,7 @@ def _key(name: str, paths: Sequence[Path], size: int) -> str:
 
 
 def _row(name: str, size: int) -> tuple[int, ...]:
-    """Returns the shape of one film's part, uint8."""
+    """Returns the shape of one image's part, uint8."""
     return (size, size) if name == "image" else (-(-(size**2) // 8),)
 
 
@@ -339,29 +341,29 @@ def _bytes(name: str, n: int, size: int) -> int:
 
 
 def _write(
-    films: Sequence[Film],
+    samples: Sequence[Sample],
     size: int,
     copies: Mapping[str, Path],
     progress: Progress | None,
     mode: int,
 ) -> None:
     with contextlib.ExitStack() as stack:
-        shapes = {name: (len(films), *_row(name, size)) for name in copies}
+        shapes = {name: (len(samples), *_row(name, size)) for name in copies}
         files = {
             name: stack.enter_context(_Growing(path, shapes[name], mode))
             for name, path in copies.items()
         }
         read = functools.partial(_encode, size=size, wanted=copies)
-        for records in read_all(films, read, progress):
+        for records in read_all(samples, read, progress):
             for name, file in files.items():
                 file.append(np.stack([record[name] for record in records]))
 
 
-def _encode(film: Film, size: int, wanted: Mapping[str, Path]) -> Record:
+def _encode(sample: Sample, size: int, wanted: Mapping[str, Path]) -> Record:
     if "image" in wanted:
-        record = read_film(film, size)
-    else:  # its size is all that is asked of the film
-        record = read_masks(film, size, film_shape=decode(film.image).shape)
+        record = read_sample(sample, size)
+    else:  # its size is all that is asked of the image
+        record = read_masks(sample, size, image_shape=decode(sample.image).shape)
     return {k: v if k == "image" else np.packbits(v) for k, v in record.items()}
 
 

@@ -2,7 +2,7 @@
 
 Nothing but a regular file is opened, no more is read of it than its length, and its
 header is believed in nothing but what can be refused: room is made only for a picture
-of a size that a film may have.
+of a size that an image may have.
 """
 
 import contextlib
@@ -192,7 +192,7 @@ def _open(stripped: Stripped) -> Any:
         number = f"more than {MOST_PAGES}"
         if stripped.pages <= MOST_PAGES:
             number = str(stripped.pages)
-        raise ValueError(f"{number} pages or frames, where one film is asked for")
+        raise ValueError(f"{number} pages or frames, where one image is asked for")
     try:
         picture = _KINDS[start](io.BytesIO(content))
         check_size(*picture.size)
@@ -212,7 +212,7 @@ def _unreadable(error: Exception) -> ValueError:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuses a picture of a size that no film has, before there is room made for it.
+    """Refuses a picture of a size that no image has, before there is room made for it.
 
     Raises:
       ValueError: telling its size.

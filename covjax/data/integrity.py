@@ -1,4 +1,4 @@
-"""Films read side by side; those that cannot be read are collected for one message.
+"""Images read side by side; those that cannot be read are collected for one message.
 
 Small grey PNGs, as COVID-QU-Ex is published, are decoded in threads of this process.
 Every other file goes to a worker process with limits, so that no file can exhaust the
@@ -13,7 +13,7 @@ import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.decode_limits import IMAGE_LIMITS, count_readers
 from covjax.data.image_io import NeedsWorker, quick_only, shown
 from covjax.errors import DataError
@@ -22,7 +22,7 @@ from covjax.runtime.progress import Progress
 from covjax.runtime.worker_process import Worker, WorkerDied
 
 _TOGETHER = 16  # images of one request to a worker process: requests have a cost
-_AT_ONCE = 256  # films whose pixels are held
+_AT_ONCE = 256  # images whose pixels are held
 _NAMED = 3  # in a message
 
 S = TypeVar("S")
@@ -30,66 +30,68 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class BadFilm:
-    """A film that cannot be used.
+class BadSample:
+    """An image that cannot be used.
 
     Attributes:
-      film: it, or its masks.
+      sample: it, or its masks.
       reason: one line that names the file.
     """
 
-    film: Film
+    sample: Sample
     reason: str
 
 
-class BadFilms(DataError):
-    """Films that cannot be used; the message names the first of them.
+class BadSamples(DataError):
+    """Images that cannot be used; the message names the first of them.
 
     Attributes:
       bad: all of them, in their order.
     """
 
-    def __init__(self, bad: Sequence[BadFilm]):
+    def __init__(self, bad: Sequence[BadSample]):
         """Says it in one line."""
         self.bad = list(bad)
         said = "; ".join(one.reason for one in self.bad[:_NAMED])
         if len(self.bad) > 1:
-            said = f"{len(self.bad):,} films cannot be used: {said}"
+            said = f"{len(self.bad):,} images cannot be used: {said}"
         super().__init__(said + ("; …" if len(self.bad) > _NAMED else ""))
 
 
 def read_all(
-    films: Sequence[Film], read: Callable[[Film], T], progress: Progress | None = None
+    samples: Sequence[Sample],
+    read: Callable[[Sample], T],
+    progress: Progress | None = None,
 ) -> Iterator[list[T]]:
-    """Reads films side by side.
+    """Reads images side by side.
 
     Args:
-      films: in the order in which they are yielded.
+      samples: in the order in which they are yielded.
       read: raises DataError where it cannot; see `Readers.map`.
       progress: told how far the reading is.
 
     Yields:
-      What came of the next films, some at once; without those that cannot be read.
+      What came of the next images, some at once; without those that cannot be read.
 
     Raises:
-      BadFilms: once all were read, if some of them cannot be.
+      BadSamples: once all were read, if some of them cannot be.
     """
-    bad: list[BadFilm] = []
+    bad: list[BadSample] = []
     with Readers() as readers:
-        for start in range(0, len(films), _AT_ONCE):
-            some = films[start : start + _AT_ONCE]
+        for start in range(0, len(samples), _AT_ONCE):
+            some = samples[start : start + _AT_ONCE]
             whole = []
-            for film, outcome in zip(some, readers.map(read, some), strict=True):
+            for sample, outcome in zip(some, readers.map(read, some), strict=True):
                 if isinstance(outcome, DataError):
-                    bad.append(BadFilm(film, str(outcome)))
+                    bad.append(BadSample(sample, str(outcome)))
                 else:
                     whole.append(outcome)
             if whole:
                 yield whole
             if progress:
-                progress(start + len(some), len(films))
+                progress(start + len(some), len(samples))
     if bad:
-        raise BadFilms(bad)
+        raise BadSamples(bad)
 
 
 class Readers:

@@ -17,7 +17,7 @@ def areas(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       The number of each pixel's area, int32 [H, W], 0 outside of all; and the pixels
       of areas 1, 2, …, int64 [areas].
     """
-    # With its statistics, OpenCV takes six times as long on a large film.
+    # With its statistics, OpenCV takes six times as long on a large image.
     count, labels = cv2.connectedComponents(mask, connectivity=8)
     return labels, np.bincount(labels[mask > 0].astype(np.int64), minlength=count)[1:]
 
@@ -48,7 +48,7 @@ def keep_largest(mask: np.ndarray, count: int) -> np.ndarray:
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Returns a mask in which no background is enclosed by foreground."""
     # A frame of background, from where all that is not enclosed can be reached, by the
-    # sides of pixels alone. SciPy's own takes ten times as long on a large film.
+    # sides of pixels alone. SciPy's own takes ten times as long on a large image.
     outside = np.pad(mask, 1)
     cv2.floodFill(outside, None, (0, 0), (2,))
     return (outside[1:-1, 1:-1] != 2).astype(np.uint8)
@@ -62,11 +62,11 @@ def as_lungs(mask: np.ndarray) -> np.ndarray:
 def place(
     mask: np.ndarray, shape: tuple[int, ...], box: tuple[slice, slice]
 ) -> np.ndarray:
-    """Returns the mask of a part of a film as one of the whole film.
+    """Returns the mask of a part of an image as one of the whole image.
 
     Args:
       mask: of the rows and columns in `box`.
-      shape: (H, W) of the film.
+      shape: (H, W) of the image.
       box: rows, columns.
     """
     whole = np.zeros(shape, np.uint8)

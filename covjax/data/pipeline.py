@@ -1,4 +1,4 @@
-"""Grain pipelines: films on disk → batches on the host.
+"""Grain pipelines: images on disk → batches on the host.
 
 What stands at a position of a run is a function of (seed, position) alone: batch s of
 a run holds positions s·B to (s+1)·B, whatever the number of processes, workers and
@@ -21,35 +21,35 @@ import numpy as np
 from covjax.data import mask_ops
 from covjax.data.augment import Augment
 from covjax.data.augment_params import strengths_of
-from covjax.data.covidqu import POSITIVE, Film, read_film
+from covjax.data.covidqu import POSITIVE, Sample, read_sample
 from covjax.data.image_cache import FOLDER, hide_earlier, pack_with_bar
 from covjax.data.sampler import BalancedBatches, Key, ShuffledEpochs
 from covjax.errors import DataError, UsageError
 from covjax.runtime.cores import AUTO
 from covjax.runtime.files import cache_folder
 
-Record = dict[str, np.ndarray]  # as `read_film` returns it
-Reader = Callable[[int], Record]  # index of a film in its split → the film
+Record = dict[str, np.ndarray]  # as `read_sample` returns it
+Reader = Callable[[int], Record]  # index of an image in its split → the image
 Example = dict[str, np.ndarray | np.generic]  # one image's share of a batch
 
 _SHARED = 65_536  # bytes from which on a worker's array comes through shared memory
 
 
 def record_seed(seed: int, epoch: int, index: int) -> int:
-    """Returns the 32-bit seed of a film's augmentation in one epoch."""
+    """Returns the 32-bit seed of an image's augmentation in one epoch."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """What the network is shown of a film.
+    """What the network is shown of an image.
 
     Attributes:
       roi: "none": all of it; "truth": the inside of the true lungs; "predicted": of
         the lungs that a model found; "outside": all but the true lungs.
       dilate: pixels by which the lungs are widened.
-      roi_as: how those lungs are told: "cut": the film is black elsewhere; "channel":
-        the film is whole (with "outside": black inside of the true lungs), and they
+      roi_as: how those lungs are told: "cut": the image is black elsewhere; "channel":
+        the image is whole (with "outside": black inside of the true lungs), and they
         stand beside it.
     """
 
@@ -59,18 +59,18 @@ class Region:
 
     @property
     def channels(self) -> int:
-        """Of what is shown: the film, and perhaps the lungs."""
+        """Of what is shown: the image, and perhaps the lungs."""
         return 2 if self.lungs and self.roi_as == "channel" else 1
 
     @property
     def lungs(self) -> str | None:
-        """The mask of a record that it goes by; None if it is the whole film."""
+        """The mask of a record that it goes by; None if it is the whole image."""
         if self.roi == "none":
             return None
         return "found_lung" if self.roi == "predicted" else "lung"
 
     def show(self, record: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns what the network is shown, uint8 [H, W, C]; the film comes first."""
+        """Returns what the network is shown, uint8 [H, W, C]; the image comes first."""
         return np.stack(self.planes(record, mask_ops.dilate), axis=-1)
 
     def planes(
@@ -83,28 +83,28 @@ class Region:
           widen: adds to a mask all pixels so many pixels away from it.
 
         Returns:
-          The film, uint8 [H, W], 0 where the network is to see nothing; as "channel",
+          The image, uint8 [H, W], 0 where the network is to see nothing; as "channel",
           the lungs as well, widened, uint8 [H, W] in {0, 255}.
         """
-        film = record["image"]
+        sample = record["image"]
         if self.lungs is None:
-            return [film]
+            return [sample]
         lungs = widen(record[self.lungs], self.dilate)
         if self.roi == "outside":
-            film = film * (1 - lungs)
+            sample = sample * (1 - lungs)
         elif self.roi_as == "cut":
-            film = film * lungs
-        return [film, 255 * lungs][: self.channels]
+            sample = sample * lungs
+        return [sample, 255 * lungs][: self.channels]
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadAugmented:
-    """Maps (epoch, index) to an augmented film, as the network is shown it.
+    """Maps (epoch, index) to an augmented image, as the network is shown it.
 
     Attributes:
       read: of the split.
       task: whose mask is the target.
-      region: what is shown of a film.
+      region: what is shown of an image.
       augment: changes a record, given a seed.
       seed: of the run.
     """
@@ -116,7 +116,7 @@ class ReadAugmented:
     seed: int
 
     def __call__(self, key: Key) -> Example:
-        """Reads, augments and shows one film."""
+        """Reads, augments and shows one image."""
         epoch, index = key
         record = self.read(index)
         record = self.augment(record, record_seed(self.seed, epoch, index))
@@ -125,7 +125,7 @@ class ReadAugmented:
 
 @dataclasses.dataclass(frozen=True)
 class ReadKey:
-    """Maps (epoch, index) to what a device that holds the films has to know.
+    """Maps (epoch, index) to what a device that holds the images has to know.
 
     Attributes:
       seed: of the run.
@@ -145,7 +145,7 @@ class ReadKey:
 
 @dataclasses.dataclass(frozen=True)
 class ReadUnaugmented:
-    """Maps (epoch, index) to a film that a device is to augment and show.
+    """Maps (epoch, index) to an image that a device is to augment and show.
 
     Attributes:
       read: of the split.
@@ -158,21 +158,21 @@ class ReadUnaugmented:
     seed: int
 
     def __call__(self, key: Key) -> Example:
-        """Reads the parts of one film, uint8 [H, W], beside what `ReadKey` returns."""
+        """Reads the parts of one image, uint8 [H, W], beside what `ReadKey` returns."""
         record = self.read(key[1])
         return {name: record[name] for name in self.parts} | ReadKey(self.seed)(key)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadPadded:
-    """Maps an index to a film as it is shown; from the split's end on, to padding.
+    """Maps an index to an image as it is shown; from the split's end on, to padding.
 
     Attributes:
       read: of the split.
-      n: films in the split.
+      n: images in the split.
       size: side, pixels.
       task: whose mask is the target.
-      region: what is shown of a film.
+      region: what is shown of an image.
     """
 
     read: Reader
@@ -182,7 +182,7 @@ class ReadPadded:
     region: Region
 
     def __call__(self, index: int) -> Example:
-        """Reads and shows one film, or returns zeros of weight 0."""
+        """Reads and shows one image, or returns zeros of weight 0."""
         if index < self.n:
             return finish(self.read(index), self.task, self.region, index)
         return {
@@ -218,15 +218,15 @@ class ReadBatch:
 
 
 def finish(record: Record, task: str, region: Region, index: int) -> Example:
-    """Shows a film's region of interest and picks the target.
+    """Shows an image's region of interest and picks the target.
 
     That comes after the augmentation: outside of a region that is cut is exactly 0.
 
     Args:
-      record: as `read_film` returns it.
+      record: as `read_sample` returns it.
       task: which mask is the target.
-      region: what is shown of the film.
-      index: position of the film in its split.
+      region: what is shown of the image.
+      index: position of the image in its split.
 
     Returns:
       "image" uint8 [H, W, C], "mask" uint8 [H, W, 1] in {0, 1}, "index" int32 [],
@@ -241,66 +241,66 @@ def finish(record: Record, task: str, region: Region, index: int) -> Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadFilms:
-    """Reads films from their files, each time anew.
+class ReadSamples:
+    """Reads images from their files, each time anew.
 
     Attributes:
-      films: of the split.
+      samples: of the split.
       size: side, pixels.
     """
 
-    films: Sequence[Film]
+    samples: Sequence[Sample]
     size: int
 
     def __call__(self, index: int) -> Record:
-        """Reads one film and its masks."""
-        return read_film(self.films[index], self.size)
+        """Reads one image and its masks."""
+        return read_sample(self.samples[index], self.size)
 
 
-def make_reader(films: Sequence[Film], data: Any) -> Reader:
-    """Returns what reads the films: packed copies of them, or their files.
+def make_reader(samples: Sequence[Sample], data: Any) -> Reader:
+    """Returns what reads the images: packed copies of them, or their files.
 
     Args:
-      films: of the split.
+      samples: of the split.
       data: `config.data`; `cache` and `image_size` are read.
 
     Raises:
       DataError: if the packed copies cannot be made or opened.
     """
     if not data.cache:
-        return ReadFilms(films, data.image_size)
+        return ReadSamples(samples, data.image_size)
     try:
         cache = cache_folder(data.cache)
     except RuntimeError as error:
         raise DataError(
             f"{error}; name a folder in COVJAX_CACHE or config.data.cache"
         ) from None
-    reader = pack_with_bar(films, data.image_size, cache / FOLDER)
+    reader = pack_with_bar(samples, data.image_size, cache / FOLDER)
     hide_earlier(cache)
     return reader
 
 
 def make_region(data: Any) -> Region:
-    """Returns what `config.data` shows of a film in training."""
+    """Returns what `config.data` shows of an image in training."""
     return Region(data.roi, data.roi_dilate, data.roi_as)
 
 
-def make_order(films: Sequence[Film], config: Any) -> Callable[[int], Key]:
-    """Returns which film stands at each position of a run.
+def make_order(samples: Sequence[Sample], config: Any) -> Callable[[int], Key]:
+    """Returns which image stands at each position of a run.
 
     Args:
-      films: the training split.
+      samples: the training split.
       config: the whole config; `data.positive_share`, `seed` and `train` are read.
 
     Raises:
-      UsageError: if the share asks for films of a kind that the split lacks.
+      UsageError: if the share asks for images of a kind that the split lacks.
     """
-    n, batch = len(films), config.train.batch_size
+    n, batch = len(samples), config.train.batch_size
     share = config.data.positive_share
     if not share:
         return ShuffledEpochs(n, batch, config.seed)
     return BalancedBatches(
-        [film.label == POSITIVE for film in films],
+        [sample.label == POSITIVE for sample in samples],
         batch,
         config.seed,
         share=tuple(share),
@@ -309,7 +309,7 @@ def make_order(films: Sequence[Film], config: Any) -> Callable[[int], Key]:
 
 
 def make_train_dataset(
-    films: Sequence[Film],
+    samples: Sequence[Sample],
     *,
     config: Any,
     steps: range,
@@ -321,7 +321,7 @@ def make_train_dataset(
     """Returns this process's shares of the training batches of some steps.
 
     Args:
-      films: the training split.
+      samples: the training split.
       config: the whole config; `data`, `augment`, `seed`, `train` are read.
       steps: which steps of the run, for example `range(reached, total)`.
       rank: of this process.
@@ -337,17 +337,17 @@ def make_train_dataset(
       makes of them.
 
     Raises:
-      UsageError: if a batch is larger than the split, or the share of positive films
-        asks for films of a kind that it lacks.
+      UsageError: if a batch is larger than the split, or the share of positive images
+        asks for images of a kind that it lacks.
     """
     batch = config.train.batch_size
-    if batch > len(films):
+    if batch > len(samples):
         raise UsageError(
-            f"config.train.batch_size = {batch}: there are only {len(films)} films"
+            f"config.train.batch_size = {batch}: there are only {len(samples)} images"
         )
     data = config.data
     read = read or ReadAugmented(
-        make_reader(films, data),
+        make_reader(samples, data),
         data.task,
         make_region(data),
         Augment(**strengths_of(config.augment)),
@@ -356,13 +356,13 @@ def make_train_dataset(
     positions = grain.MapDataset.range(
         steps.start * batch + rank, steps.stop * batch, world
     )
-    order = make_order(films, config)
+    order = make_order(samples, config)
     dataset = _batches(positions.map(order), read, batch // world)
     return _iterate(dataset, data, workers)
 
 
 def make_eval_dataset(
-    films: Sequence[Film],
+    samples: Sequence[Sample],
     *,
     config: Any,
     rank: int = 0,
@@ -371,29 +371,29 @@ def make_eval_dataset(
     batch_size: int | None = None,
     cached: bool = True,
 ) -> grain.IterDataset:
-    """Returns this process's share of a split, every film once, in order.
+    """Returns this process's share of a split, every image once, in order.
 
     The last batch is filled with padding of weight 0, so that all processes have as
     many batches of one shape.
 
     Args:
-      films: the split.
+      samples: the split.
       config: the whole config; `data` and `train.batch_size` are read.
       rank: of this process.
       world: number of processes; the batch must be divisible by it.
       roi: region of interest; None: `data.roi`.
       batch_size: over all processes; None: `train.batch_size`.
-      cached: False reads each film from its files, whatever `data.cache` says.
+      cached: False reads each image from its files, whatever `data.cache` says.
 
     Returns:
       Batches as `make_train_dataset` gives them, without augmentation.
     """
     batch, data = batch_size or config.train.batch_size, config.data
-    padded = -(-len(films) // batch) * batch
+    padded = -(-len(samples) // batch) * batch
     size = data.image_size
     read = ReadPadded(
-        make_reader(films, data) if cached else ReadFilms(films, size),
-        len(films),
+        make_reader(samples, data) if cached else ReadSamples(samples, size),
+        len(samples),
         size,
         data.task,
         Region(roi or data.roi, data.roi_dilate, data.roi_as),

@@ -1,6 +1,6 @@
 """Grey PNGs of 8 bits, as COVID-QU-Ex is published: decoded by a decoder that is fast.
 
-A film of 256 px takes a third of the time that Pillow would take, a mask a fifth. PNG
+An image of 256 px takes a third of the time that Pillow would take, a mask a fifth. PNG
 is lossless: whoever decodes, the pixels are the same.
 """
 
@@ -39,7 +39,7 @@ def decode_grey_png(content: bytes) -> np.ndarray | None:
 
     Returns:
       uint8 [H, W]; None if it is any other file, a broken one, or of a size that no
-      film has.
+      image has.
     """
     if not content.startswith(_START) or content[24:26] != _GREY_8:
         return None

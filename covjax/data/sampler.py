@@ -1,6 +1,6 @@
-"""Which film stands at a position of a training run.
+"""Which image stands at a position of a training run.
 
-An order maps a position to a film's key, from the run's seed and the position alone.
+An order maps a position to an image's key, from the run's seed and the position alone.
 Batch s of a run holds positions s * B to (s + 1) * B.
 """
 
@@ -11,20 +11,20 @@ import numpy as np
 
 from covjax.errors import UsageError
 
-Key = tuple[int, int]  # (epoch, index of the film in its split); none comes twice
+Key = tuple[int, int]  # (epoch, index of the image in its split); none comes twice
 
-_PLACES, _FILMS = 0, 1  # streams of random numbers that a seed gives
+_PLACES, _SAMPLES = 0, 1  # streams of random numbers that a seed gives
 
 
 class ShuffledEpochs:
-    """Maps a position in a run to (epoch, index of the film).
+    """Maps a position in a run to (epoch, index of the image).
 
     Every epoch has an order of its own. Its last, incomplete batch is left out; which
-    films that are changes with the epoch.
+    images that are changes with the epoch.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int):
-        """Sets the number of films, the batch of the whole run and the run's seed."""
+        """Sets the number of images, the batch of the whole run and the run's seed."""
         self._n, self._seed = n, seed
         self._per_epoch = n // batch_size * batch_size
 
@@ -40,14 +40,14 @@ def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 class BalancedBatches:
-    """Maps a position to (pass, index): so many films of each batch are positive.
+    """Maps a position to (pass, index): so many images of each batch are positive.
 
-    With S steps in the run, batch s of B films holds
+    With S steps in the run, batch s of B images holds
 
         k(s) = round(B * (first + (last - first) * s / (S - 1)))
 
-    positive ones. Positive films and others are each walked through by themselves, in
-    passes that have an order of their own: of a kind, no film comes twice before each
+    positive ones. Positive images and others are each walked through by themselves, in
+    passes that have an order of their own: of a kind, no image comes twice before each
     has come once. The places of the positive ones in a batch are drawn: in a row, they
     would all go to the first devices.
     """
@@ -60,47 +60,47 @@ class BalancedBatches:
         share: tuple[float, float],
         total_steps: int,
     ):
-        """Counts how many positive films come before each batch.
+        """Counts how many positive images come before each batch.
 
         Args:
-          positive: of every film of the split.
+          positive: of every image of the split.
           batch_size: B, over all devices and processes.
           seed: of the run.
           share: (first, last), each from 0 to 1.
           total_steps: S; positions go from 0 to S * B.
 
         Raises:
-          UsageError: if films of a kind are asked for and there are none.
+          UsageError: if images of a kind are asked for and there are none.
         """
         first, last = share
         steps = np.arange(total_steps)
         shares = first + (last - first) * steps / max(total_steps - 1, 1)
         counts = np.rint(batch_size * shares).astype(np.int64)
         self._batch_size, self._seed = batch_size, seed
-        self._before = np.concatenate([[0], np.cumsum(counts)])  # positive films
+        self._before = np.concatenate([[0], np.cumsum(counts)])  # positive images
         positive = np.asarray(positive, bool)
-        self._films = np.flatnonzero(~positive), np.flatnonzero(positive)
+        self._images = np.flatnonzero(~positive), np.flatnonzero(positive)
         asked = batch_size * total_steps - self._before[-1], self._before[-1]
-        for films, wanted, kind in zip(
-            self._films, asked, ("other", "positive"), strict=True
+        for samples, wanted, kind in zip(
+            self._images, asked, ("other", "positive"), strict=True
         ):
-            if wanted and not len(films):
+            if wanted and not len(samples):
                 raise UsageError(
                     f"config.data.positive_share = {tuple(share)} asks for {kind}"
-                    " films, and the training split has none"
+                    " images, and the training split has none"
                 )
 
     def __call__(self, position: int) -> Key:
-        """Returns (pass through the films of its kind, index) of a position."""
+        """Returns (pass through the images of its kind, index) of a position."""
         step, place = divmod(int(position), self._batch_size)
         before, after = self._before[step], self._before[step + 1]
         rank = _places(self._seed, step, self._batch_size)[place]
         kind = int(rank < after - before)
         if not kind:  # as many of the others as there were places for them
             before, rank = step * self._batch_size - before, rank - (after - before)
-        films = self._films[kind]
-        walk, k = divmod(int(before + rank), len(films))
-        return walk, int(films[_walk_order(self._seed, kind, walk, len(films))[k]])
+        samples = self._images[kind]
+        walk, k = divmod(int(before + rank), len(samples))
+        return walk, int(samples[_walk_order(self._seed, kind, walk, len(samples))[k]])
 
 
 @functools.lru_cache(maxsize=64)  # batches that threads are at
@@ -111,7 +111,7 @@ def _places(seed: int, step: int, batch_size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)  # two passes of both kinds, and a few short ones
 def _walk_order(seed: int, kind: int, walk: int, n: int) -> np.ndarray:
-    return _stream(seed, _FILMS, kind, walk).permutation(n)
+    return _stream(seed, _SAMPLES, kind, walk).permutation(n)
 
 
 def _stream(seed: int, *names: int) -> np.random.Generator:

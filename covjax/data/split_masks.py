@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from covjax.data.covidqu import Film, read_masks
+from covjax.data.covidqu import Sample, read_masks
 from covjax.runtime.cores import count_cores
 
 
@@ -25,16 +25,16 @@ class SplitMasks:
     found_lung: np.ndarray | None
 
 
-def read_split_masks(films: Sequence[Film], size: int, task: str) -> SplitMasks:
-    """Reads the masks of all films of a split.
+def read_split_masks(samples: Sequence[Sample], size: int, task: str) -> SplitMasks:
+    """Reads the masks of all images of a split.
 
     Args:
-      films: of the split.
+      samples: of the split.
       size: side, pixels.
       task: "lung" or "infection": which mask is the truth.
     """
     with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
-        masks = list(threads.map(lambda film: read_masks(film, size), films))
+        masks = list(threads.map(lambda sample: read_masks(sample, size), samples))
     found = all("found_lung" in m for m in masks)
     return SplitMasks(
         truth=np.stack([m[task] for m in masks]),

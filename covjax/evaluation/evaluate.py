@@ -14,7 +14,7 @@ import ml_collections
 from covjax import multihost, parallel
 from covjax.config import ROIS, loss_weights
 from covjax.data.covidqu import is_from_table, is_phantom
-from covjax.data.source import Films
+from covjax.data.source import Samples
 from covjax.data.split_masks import SplitMasks, read_split_masks
 from covjax.evaluation.lung_masks import LungFinder, find_lungs, same_lungs
 from covjax.evaluation.results import (
@@ -50,7 +50,7 @@ class Subject:
       state: of the checkpoint, replicated.
       finder: finds the lungs; None: results with predicted lungs are left out.
       points: operating points, by region of interest.
-      films: of every split; predicted lungs are added when they are first needed.
+      samples: of every split; predicted lungs are added when they are first needed.
       masks: by split, read when they are first needed.
     """
 
@@ -61,7 +61,7 @@ class Subject:
     state: Any
     finder: LungFinder | None
     points: dict[str, dict[str, Any]]
-    films: Films
+    samples: Samples
     masks: dict[str, SplitMasks] = dataclasses.field(default_factory=dict)
 
     def about(self, roi: str) -> dict[str, Any]:
@@ -80,8 +80,8 @@ class Subject:
     def split_masks(self, split: str) -> SplitMasks:
         """Returns the masks of a split."""
         if split not in self.masks:
-            data, films = self.config.data, self.films[split]
-            self.masks[split] = read_split_masks(films, data.image_size, data.task)
+            data, samples = self.config.data, self.samples[split]
+            self.masks[split] = read_split_masks(samples, data.image_size, data.task)
         return self.masks[split]
 
 
@@ -89,7 +89,7 @@ def load_subject(
     config: ml_collections.ConfigDict,
     workdir: Path,
     root: Path,
-    films: Films,
+    samples: Samples,
     finder: LungFinder | None,
 ) -> Subject:
     """Reads the best checkpoint of a run and its operating points.
@@ -98,7 +98,7 @@ def load_subject(
       config: the run's.
       workdir: the run's folder.
       root: of the data.
-      films: of every split.
+      samples: of every split.
       finder: of the lungs; None: results with predicted lungs are left out.
 
     Raises:
@@ -109,7 +109,7 @@ def load_subject(
     finder = None if config.data.roi == "outside" else finder
     return Subject(
         config, workdir, root, trained, parallel.replicate(trained.state), finder,
-        points=multihost.on_main(lambda: read_points(workdir)), films=dict(films),
+        points=multihost.on_main(lambda: read_points(workdir)), samples=dict(samples),
     )  # fmt: skip
 
 
@@ -188,15 +188,15 @@ def predict(subject: Subject, split: str, roi: str) -> Outputs:
     """Returns the network's outputs on a split; all processes take part.
 
     Args:
-      subject: to evaluate; predicted lungs are added to its films.
+      subject: to evaluate; predicted lungs are added to its images.
       split: "Train", "Val" or "Test".
       roi: region of interest.
     """
-    films = subject.films[split]
-    if subject.finder and films[0].found_lung is None:
-        films = find_lungs(subject.finder, films, spare=subject.workdir)
-        subject.films[split] = films
-    return predict_split(subject.config, films, subject.state, roi=roi)
+    samples = subject.samples[split]
+    if subject.finder and samples[0].found_lung is None:
+        samples = find_lungs(subject.finder, samples, spare=subject.workdir)
+        subject.samples[split] = samples
+    return predict_split(subject.config, samples, subject.state, roi=roi)
 
 
 def score_split(
@@ -217,7 +217,7 @@ def score_split(
     told = None if _is_probe(subject, roi) else subject.points[roi]
     point = as_point(told) if told else OperatingPoint(untuned)
     evaluated = measure(
-        subject.films[split], outputs, subject.split_masks(split), point,
+        subject.samples[split], outputs, subject.split_masks(split), point,
         task=data.task, roi=roi,
     )  # fmt: skip
     summary = {"split": split.lower()} | summarize_evaluated(

@@ -1,8 +1,8 @@
 """The lungs that a run of stage 1 finds, as masks on disk for stage 2.
 
 A mask is computed once: it lies in the lung run's folder, under the checkpoint and the
-operating point that made it and under a hash of the film's bytes. A film that stands in
-both trees, or is copied elsewhere, is found again; one that changes is not.
+operating point that made it and under a hash of the image's bytes. An image that stands
+in both trees, or is copied elsewhere, is found again; one that changes is not.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ from PIL import Image
 
 from covjax import multihost, parallel
 from covjax.config import read_config
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.mask_ops import as_lungs
 from covjax.errors import DataError, UsageError
 from covjax.metrics.operating_point import OperatingPoint, as_point, read_points
@@ -35,7 +35,7 @@ from covjax.train.run_folder import CONFIG
 
 FOLDER = "lungs"
 _PATIENCE = 90  # seconds; a network share may be a minute behind (acdirmax)
-_AT_ONCE = 2048  # films predicted before their masks are written
+_AT_ONCE = 2048  # images predicted before their masks are written
 _network = functools.lru_cache(maxsize=1)(share_trained)  # compiled once for all splits
 
 
@@ -153,15 +153,17 @@ def read_finder(path: str) -> LungFinder:
     return LungFinder(checkpoint, identity, point)
 
 
-def find_lungs(finder: LungFinder, films: Sequence[Film], *, spare: Path) -> list[Film]:
-    """Returns the films, each with the path of the lungs that were found.
+def find_lungs(
+    finder: LungFinder, samples: Sequence[Sample], *, spare: Path
+) -> list[Sample]:
+    """Returns the images, each with the path of the lungs that were found.
 
     The lungs are the mask at the operating point, holes filled, and of that the two
     largest areas.
 
     Args:
       finder: what finds them.
-      films: of any split and tree.
+      samples: of any split and tree.
       spare: folder of the run that asks; new masks are kept there where the lung run's
         folder cannot be written.
     """
@@ -169,29 +171,31 @@ def find_lungs(finder: LungFinder, films: Sequence[Film], *, spare: Path) -> lis
     of_point = f"{point.threshold:g}-{point.min_area}-{point.presence:g}"
     name = f"{finder.checkpoint.name}-{finder.fingerprint}-{of_point}"
     homes = [folder / FOLDER / name for folder in (run, spare)]
-    files = multihost.in_all(lambda: _name_masks(films))
+    files = multihost.in_all(lambda: _name_masks(samples))
     # The main process looks for all: they have to go through the same passes, and on a
     # network share a host that once missed a file goes on missing it for a while.
     where = multihost.on_main(lambda: _look_for(files, homes))
     masks = [homes[k % 2] / file for k, file in zip(where, files, strict=True)]
     missing = {
-        mask: film for k, mask, film in zip(where, masks, films, strict=True) if k >= 2
+        mask: sample
+        for k, mask, sample in zip(where, masks, samples, strict=True)
+        if k >= 2
     }
     if missing:
         if parallel.is_main():
             n = len(missing)
-            print(f"finding the lungs of {n:,} films with {run}", flush=True)
+            print(f"finding the lungs of {n:,} images with {run}", flush=True)
         _write(finder, missing)
         multihost.in_all(lambda: _wait_for_files(list(missing)))
     return [
-        dataclasses.replace(film, found_lung=mask)
-        for film, mask in zip(films, masks, strict=True)
+        dataclasses.replace(sample, found_lung=mask)
+        for sample, mask in zip(samples, masks, strict=True)
     ]
 
 
-def _name_masks(films: Sequence[Film]) -> list[str]:
+def _name_masks(samples: Sequence[Sample]) -> list[str]:
     with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
-        return [f"{key}.png" for key in threads.map(_hash, films)]
+        return [f"{key}.png" for key in threads.map(_hash, samples)]
 
 
 def _look_for(files: Sequence[str], homes: Sequence[Path]) -> list[int]:
@@ -218,22 +222,22 @@ def _wait_for_files(paths: Sequence[Path]) -> None:
             time.sleep(0.2)
 
 
-def _hash(film: Film) -> str:
+def _hash(sample: Sample) -> str:
     try:
-        return hashlib.sha256(film.image.read_bytes()).hexdigest()[:24]
+        return hashlib.sha256(sample.image.read_bytes()).hexdigest()[:24]
     except OSError as error:
-        raise DataError(f"{film.image}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{sample.image}: cannot be read ({error.strerror})") from None
 
 
-def _write(finder: LungFinder, missing: dict[Path, Film]) -> None:
-    paths, films = list(missing), list(missing.values())
+def _write(finder: LungFinder, missing: dict[Path, Sample]) -> None:
+    paths, samples = list(missing), list(missing.values())
     trained = _network(str(finder.checkpoint))
     config, state = trained.config, parallel.replicate(trained.state)
     # It may have been trained on another number of devices.
     batch_size = parallel.shareable(config.train.batch_size)
-    for start in range(0, len(films), _AT_ONCE):
-        some = films[start : start + _AT_ONCE]
-        # Each film is read this once: a packed copy would be of no use.
+    for start in range(0, len(samples), _AT_ONCE):
+        some = samples[start : start + _AT_ONCE]
+        # Each image is read this once: a packed copy would be of no use.
         outputs = predict_split(
             config, some, state, batch_size=batch_size, cached=False
         )

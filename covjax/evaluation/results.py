@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.split_masks import SplitMasks
 from covjax.errors import UsageError
 from covjax.metrics.calibration import histograms, summarize_reliability
@@ -44,11 +44,11 @@ NEEDED = (
     "task", "split", "phantom", "roi", "n", "n_empty", "threshold", "loss", "all",
     "positive", "pooled", "blank_rate",
 )  # fmt: skip
-# What the network is shown of a film: `config.data.roi`.
+# What the network is shown of an image: `config.data.roi`.
 ROI_NAMES = {
     "truth": "true lungs",
     "predicted": "lungs found by stage 1",
-    "none": "whole film",
+    "none": "whole image",
     "outside": "only what lies outside the lungs",
 }
 
@@ -58,18 +58,18 @@ class Evaluated:
     """A split, evaluated in one way.
 
     Attributes:
-      films: of the split, n.
+      samples: of the split, n.
       levels: probabilities times 255, uint8 [n, H, W].
       output: masks at the operating point, uint8 [n, H, W] in {0, 1}.
       truth: masks of the task, likewise.
       lung: the true lungs, likewise.
       seen_lung: the lungs that the network was shown, before they were widened; the
-        true ones where it was shown the whole film.
+        true ones where it was shown the whole image.
       rows: `MEASURED` and "loss" → one value an image, [n]; NaN where not defined.
       counts: TP, FP, FN, TN of every image, int64 [n, 4].
     """
 
-    films: Sequence[Film]
+    samples: Sequence[Sample]
     levels: np.ndarray
     output: np.ndarray
     truth: np.ndarray
@@ -80,7 +80,7 @@ class Evaluated:
 
 
 def measure(
-    films: Sequence[Film],
+    samples: Sequence[Sample],
     outputs: Outputs,
     masks: SplitMasks,
     point: OperatingPoint,
@@ -94,9 +94,9 @@ def measure(
     widened: found pixels inside of them, divided by theirs.
 
     Args:
-      films: of the split.
-      outputs: of the model, of the same films.
-      masks: of the same films.
+      samples: of the split.
+      outputs: of the model, of the same images.
+      masks: of the same images.
       point: what makes masks of the outputs.
       task: "lung" or "infection".
       roi: what the network was shown.
@@ -105,7 +105,7 @@ def measure(
     seen = masks.found_lung if roi == "predicted" else masks.lung
     assert seen is not None, "lungs were predicted, and their masks not read"
     hd95, surface_dice = boundary_rows(masks.truth, output, tolerance=TOLERANCE)
-    unknown = np.full(len(films), np.nan)
+    unknown = np.full(len(samples), np.nan)
     infection = task == "infection"
     rows = {
         "loss": outputs.losses,
@@ -117,7 +117,7 @@ def measure(
         "surface_dice": surface_dice,
     }
     return Evaluated(
-        films=films,
+        samples=samples,
         levels=outputs.levels,
         output=output,
         truth=masks.truth,
@@ -151,7 +151,7 @@ def summarize_evaluated(
       have (lesions and severity of lungs) is None.
     """
     counts, rows = evaluated.counts, evaluated.rows
-    labels = [film.label for film in evaluated.films]
+    labels = [sample.label for sample in evaluated.samples]
     infection = task == "infection"
     positive, found = (counts[:, 0] + counts[:, k] > 0 for k in (2, 1))
     # Outside the lungs all is background and easy: with it, any error would be small.
@@ -253,9 +253,9 @@ def _csv(evaluated: Evaluated) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*COUNTED, *MEASURED))
-    for i, film in enumerate(evaluated.films):
+    for i, sample in enumerate(evaluated.samples):
         writer.writerow(
-            [escape(film.name), escape(film.label), *evaluated.counts[i].tolist()]
+            [escape(sample.name), escape(sample.label), *evaluated.counts[i].tolist()]
             + [_cell(columns[name][i].item()) for name in names]
         )
     return out.getvalue()
@@ -312,7 +312,7 @@ def headline_roi(rois: Sequence[str]) -> str:
 
 
 def roi_name(results: dict[str, Any]) -> str:
-    """Returns the words for what the network was shown of each film."""
+    """Returns the words for what the network was shown of each image."""
     roi, pixels = results.get("roi", "not stated"), results.get("roi_dilate")
     name = ROI_NAMES.get(roi, str(roi))
     if pixels:
@@ -321,4 +321,4 @@ def roi_name(results: dict[str, Any]) -> str:
         return name
     if roi == "outside":
         return f"{name}, and where they are"
-    return f"whole film, {name} beside it"
+    return f"whole image, {name} beside it"

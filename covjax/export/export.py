@@ -10,7 +10,7 @@ file of before. FILE is by default RUN with the ending of the format, beside RUN
   onnx         the network, for ONNX Runtime and others (export/onnx.py)
 
 Each holds the config, the operating points and the attribution. It is compared with the
-run on sample films before it is written, and refused where it says something else.
+run on sample images before it is written, and refused where it says something else.
 Exit status: 0; 2 if there is nothing to write or nowhere to write it; 130 Ctrl-C. Then
 a file that was there before stays as it was.
 """
@@ -30,7 +30,7 @@ from covjax.errors import UsageError
 from covjax.export import safetensors
 from covjax.export.inference import make_inference
 from covjax.export.load_model import read_network
-from covjax.export.parity import FILMS, draw_samples, find_distance
+from covjax.export.parity import SAMPLES, draw_samples, find_distance
 from covjax.export.safetensors import Weights
 from covjax.runtime.exit_messages import tell
 from covjax.runtime.files import HALF, write_whole
@@ -78,7 +78,7 @@ def export_run(
     limit = LIMIT_OF_HALVES if form == "safetensors" else LIMIT
     if not distance <= limit:  # which NaN is not
         raise UsageError(
-            f"{out}: not written: on {FILMS} sample films it is up to {distance:.1e}"
+            f"{out}: not written: on {SAMPLES} sample images it is up to {distance:.1e}"
             f" away from {source}, and {limit:.0e} is the most that rounding explains"
         )
     try:
@@ -96,14 +96,14 @@ def _remove_half_written(out: Path) -> None:
 
 
 def _make(found: Weights, form: str) -> tuple[bytes, Run]:
-    """Returns the content of a file, and what it says of films.
+    """Returns the content of a file, and what it says of images.
 
     Raises:
       UsageError: if the format cannot hold the network, or a package is missing.
     """
     if form == "safetensors":
         content = safetensors.pack_weights(found)
-        return content, lambda films: _run_packed(found.trained, content, films)
+        return content, lambda samples: _run_packed(found.trained, content, samples)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(found.trained.state.variables()))
     if size > _MOST:
         raise UsageError(
@@ -115,11 +115,11 @@ def _make(found: Weights, form: str) -> tuple[bytes, Run]:
             from covjax.export.stablehlo import make_stablehlo, run_stablehlo
 
             content = make_stablehlo(found)
-            return content, lambda films: run_stablehlo(content, films)
+            return content, lambda samples: run_stablehlo(content, samples)
         from covjax.export.onnx import make_onnx, run_onnx
 
         content = make_onnx(found)
-        return content, lambda films: run_onnx(content, films)
+        return content, lambda samples: run_onnx(content, samples)
     except ImportError as error:
         raise UsageError(
             f"--format={form} needs packages ({error}): pip install 'covjax[export]'"
@@ -127,21 +127,21 @@ def _make(found: Weights, form: str) -> tuple[bytes, Run]:
 
 
 def _run_packed(
-    trained: Trained, content: bytes, films: np.ndarray
+    trained: Trained, content: bytes, samples: np.ndarray
 ) -> dict[str, np.ndarray]:
     variables = safetensors.unpack_variables(content)
     state = inference_state(trained.state.apply_fn, **variables)
-    return _run(dataclasses.replace(trained, state=state), films)
+    return _run(dataclasses.replace(trained, state=state), samples)
 
 
-def _run(trained: Trained, films: np.ndarray) -> dict[str, np.ndarray]:
-    return jax.device_get(jax.jit(make_inference(trained))(films))
+def _run(trained: Trained, samples: np.ndarray) -> dict[str, np.ndarray]:
+    return jax.device_get(jax.jit(make_inference(trained))(samples))
 
 
 def _distance(trained: Trained, run: Run) -> float:
     data = trained.config.data
-    films = draw_samples(make_region(data), data.image_size)
-    return find_distance(_run(trained, films), run(films))
+    samples = draw_samples(make_region(data), data.image_size)
+    return find_distance(_run(trained, samples), run(samples))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return tell(error)
     print(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB; on {FILMS} sample films at most"
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB; on {SAMPLES} sample images at most"
         f" {distance:.1e} away from the run"
     )
     return 0

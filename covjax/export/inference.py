@@ -1,6 +1,6 @@
-"""What an exported network computes: films in, probabilities out.
+"""What an exported network computes: images in, probabilities out.
 
-    image        uint8 [B, H, W, C], as `Region.show` (data/pipeline.py) shows a film
+    image        uint8 [B, H, W, C], as `Region.show` (data/pipeline.py) shows an image
     probability  float32 [B, H, W, 1], of every pixel
     presence     float32 [B], that there is a finding at all; where a head tells
 

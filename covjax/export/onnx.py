@@ -30,7 +30,7 @@ _LEVELS = 256
 
 
 def make_onnx(weights: Weights) -> bytes:
-    """Returns the content of a file: films to probabilities, as in inference.py.
+    """Returns the content of a file: images to probabilities, as in inference.py.
 
     Raises:
       UsageError: if the network has a part that is not known here.
@@ -75,7 +75,7 @@ def make_onnx(weights: Weights) -> bytes:
 
 
 def run_onnx(content: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes what a file says of films, by ONNX Runtime on the CPU."""
+    """Computes what a file says of images, by ONNX Runtime on the CPU."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     arrays = map(np.asarray, session.run(names, {"image": images}))
@@ -154,10 +154,10 @@ def _network(
 ) -> tuple[str, str | None]:
     """Adds all from "image" to logits [B, 1, H, W] and, with that head, [B]."""
     image = graph.add("Transpose", "image", perm=[0, 3, 1, 2])
-    film, *others = [image]
+    sample, *others = [image]
     if make_region(config.data).channels > 1:
-        film, *others = graph.add("Split", image, outputs=2, axis=1, num_outputs=2)
-    x = _normalized(graph, film, config)
+        sample, *others = graph.add("Split", image, outputs=2, axis=1, num_outputs=2)
+    x = _normalized(graph, sample, config)
     if others:
         x = graph.add("Concat", x, *(_unit(graph, o) for o in others), axis=1)
     if not config.eval.flip:
@@ -232,26 +232,26 @@ def _presence(graph: _Graph, x: str) -> str:
     return graph.add("Squeeze", logit, graph.numbers(1))
 
 
-def _normalized(graph: _Graph, film: str, config: ml_collections.ConfigDict) -> str:
+def _normalized(graph: _Graph, sample: str, config: ml_collections.ConfigDict) -> str:
     """Adds models/intensity.py: levels uint8 [B, 1, H, W] to floats."""
     how, side = config.model.intensity, config.data.image_size
     if how == "standard":
-        return _standardized(graph, film)
+        return _standardized(graph, sample)
     if how == "equal":
-        return _equalized(graph, film, side)
-    return _unit(graph, film)
+        return _equalized(graph, sample, side)
+    return _unit(graph, sample)
 
 
 def _unit(graph: _Graph, levels: str) -> str:
     return graph.add("Div", _float(graph, levels), graph.constant(255))
 
 
-def _standardized(graph: _Graph, film: str) -> str:
-    levels, shown = _float(graph, film), _float(graph, _above_black(graph, film))
+def _standardized(graph: _Graph, sample: str) -> str:
+    levels, shown = _float(graph, sample), _float(graph, _above_black(graph, sample))
     one = graph.constant(1)
     pixels = graph.add("Max", _sum(graph, shown), one)
     # Of whole numbers: in float32 a sum of many large ones would be rounded.
-    whole = graph.add("Cast", film, to=TensorProto.INT32)
+    whole = graph.add("Cast", sample, to=TensorProto.INT32)
     mean = graph.add("Div", _float(graph, _sum(graph, whole)), pixels)
     centred = graph.add("Mul", graph.add("Sub", levels, mean), shown)
     squares = _sum(graph, graph.add("Mul", centred, centred))
@@ -259,11 +259,11 @@ def _standardized(graph: _Graph, film: str) -> str:
     return graph.add("Div", centred, graph.add("Max", spread, one))
 
 
-def _equalized(graph: _Graph, film: str, side: int) -> str:
-    indices = graph.add("Cast", film, to=TensorProto.INT64)
+def _equalized(graph: _Graph, sample: str, side: int) -> str:
+    indices = graph.add("Cast", sample, to=TensorProto.INT64)
     indices = graph.add("Reshape", indices, graph.numbers(0, side * side))
     shown = _float(graph, _above_black(graph, indices))  # pixels at 0 do not count
-    batch = graph.add("Shape", film, start=0, end=1)
+    batch = graph.add("Shape", sample, start=0, end=1)
     size = graph.add("Concat", batch, graph.numbers(_LEVELS), axis=0)
     none = graph.add("Expand", graph.constant([0]), size)
     counts = graph.add("ScatterElements", none, indices, shown, axis=1, reduction="add")
@@ -273,8 +273,8 @@ def _equalized(graph: _Graph, film: str, side: int) -> str:
     all_shown = graph.add("ReduceSum", counts, axis)
     all_shown = graph.add("Max", all_shown, graph.constant(1))
     ranks = graph.add("Div", graph.add("Sub", upto, half), all_shown)
-    film = graph.add("GatherElements", ranks, indices, axis=1)
-    return graph.add("Reshape", film, graph.numbers(0, 1, side, side))
+    sample = graph.add("GatherElements", ranks, indices, axis=1)
+    return graph.add("Reshape", sample, graph.numbers(0, 1, side, side))
 
 
 def _above_black(graph: _Graph, levels: str) -> str:
@@ -287,7 +287,7 @@ def _float(graph: _Graph, x: str) -> str:
 
 
 def _sum(graph: _Graph, x: str) -> str:
-    """Adds the sum over each film of [B, C, H, W]."""
+    """Adds the sum over each image of [B, C, H, W]."""
     return graph.add("ReduceSum", x, graph.numbers(1, 2, 3))
 
 

@@ -1,4 +1,4 @@
-"""How far an exported network is from its run, on sample films that are drawn here."""
+"""How far an exported network is from its run, on sample images that are drawn here."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from covjax.data.pipeline import Region
 
 PHANTOMS = 4
 SPREADS = (256, 64, 16, 4)  # levels of the pictures of noise
-FILMS = PHANTOMS + len(SPREADS)
+SAMPLES = PHANTOMS + len(SPREADS)
 
 
 def draw_samples(region: Region, size: int, seed: int = 0) -> np.ndarray:
@@ -25,13 +25,13 @@ def draw_samples(region: Region, size: int, seed: int = 0) -> np.ndarray:
       seed: of all randomness.
 
     Returns:
-      uint8 [FILMS, size, size, C].
+      uint8 [SAMPLES, size, size, C].
     """
     rng = np.random.default_rng(seed)
     records = []
     for k in range(PHANTOMS):
-        film = make_phantom(CLASSES[k % len(CLASSES)], rng, max(size, MIN_SIZE))
-        records.append({name: plane[:size, :size] for name, plane in film.items()})
+        sample = make_phantom(CLASSES[k % len(CLASSES)], rng, max(size, MIN_SIZE))
+        records.append({name: plane[:size, :size] for name, plane in sample.items()})
     for k, spread in enumerate(SPREADS):
         cells = (-(-size // 2**k),) * 2
         noise = (rng.integers(0, spread, cells), rng.integers(0, 2, cells))

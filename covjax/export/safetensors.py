@@ -8,8 +8,8 @@ float32. The file's metadata holds what the numbers mean, as JSON under "covjax"
     commit             of the code that trained it, null where it is not known
     step, fingerprint  of the checkpoint
     operating_points   by region of interest, as the run's folder has them
-    phantom            whether the films were synthetic
-    attribution        whom the films are owed to, and under which licence
+    phantom            whether the images were synthetic
+    attribution        whom the images are owed to, and under which licence
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from covjax.train.restore import Trained, check_fits
 from covjax.train.train_state import inference_state
 
 SUFFIX = ".safetensors"
-FILMS = (
-    "Trained on films in the layout of COVID-QU-Ex. The published ones: A. M. Tahir et"
+SAMPLES = (
+    "Trained on images in the layout of COVID-QU-Ex. The published ones: A. M. Tahir et"
     " al., COVID-QU-Ex, Qatar University; infection masks from QaTa-COV19; CC BY-SA 4.0"
     " (https://creativecommons.org/licenses/by-sa/4.0/). For research: not a medical"
     " device."
 )
-PHANTOMS = "Trained on phantoms, synthetic films of no patient: of no use to one."
+PHANTOMS = "Trained on phantoms, synthetic images of no patient: of no use to one."
 _LONGEST_HEADER = 1 << 20  # bytes; the shipped ones have 15,000
 _LONGEST_TEXT = 1000
 # Folders of a machine, or of another run there, and what stands for none.
@@ -54,7 +54,7 @@ class Weights:
         names no other run: found lungs are to be had from wherever there are some.
       points: operating points, by region of interest, as `calibrate.read_points` gives
         them.
-      phantom: whether this stage was trained on synthetic films.
+      phantom: whether this stage was trained on synthetic images.
       commit: of the code that trained it; None: not known.
     """
 
@@ -76,7 +76,7 @@ def describe(weights: Weights) -> str:
         "fingerprint": trained.fingerprint,
         "operating_points": weights.points,
         "phantom": weights.phantom,
-        "attribution": PHANTOMS if weights.phantom else FILMS,
+        "attribution": PHANTOMS if weights.phantom else SAMPLES,
     }
     return json.dumps(about, sort_keys=True)
 

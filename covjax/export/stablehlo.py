@@ -2,7 +2,7 @@
 
 A file is a ZIP archive, so that what belongs together stays together:
 
-    network     what `jax.export` serializes: uint8 films to probabilities
+    network     what `jax.export` serializes: uint8 images to probabilities
                 (inference.py), for any batch size
     about.json  what the numbers mean, as `weights.describe` tells it
 
@@ -62,7 +62,7 @@ def _without_places() -> Iterator[None]:
 
 
 def run_stablehlo(content: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Computes what a file says of films, on this machine."""
+    """Computes what a file says of images, on this machine."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         network = export.deserialize(bytearray(archive.read("network")))
     return jax.device_get(network.call(images))

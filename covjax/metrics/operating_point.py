@@ -1,11 +1,11 @@
 """The operating point: what turns probabilities into a mask, chosen on Val.
 
-    probability -> blank, if the film's presence is below `presence`
+    probability -> blank, if the image's presence is below `presence`
                 -> foreground, where it is above `threshold`
                 -> without areas of fewer than `min_area` pixels
 
 The search is exhaustive. Of all thresholds .05, .10, …, .95, all smallest areas 0 and
-1/4096, 1/2048, …, 1/32 of the picture, and all presence thresholds that tell two films
+1/4096, 1/2048, …, 1/32 of the picture, and all presence thresholds that tell two images
 of Val apart, it takes the three together that give the highest mean Dice of family
 `all`. Among equals it takes the lowest presence threshold, then the smallest area, then
 the threshold nearest .5, the lower of two.
@@ -40,7 +40,7 @@ class OperatingPoint:
     Attributes:
       threshold: a pixel is foreground if its probability is above it.
       min_area: connected areas of fewer pixels are dropped.
-      presence: a film whose presence is below it stays blank.
+      presence: an image whose presence is below it stays blank.
     """
 
     threshold: float
@@ -50,7 +50,7 @@ class OperatingPoint:
     def masks(
         self, levels: np.ndarray, presence: np.ndarray | None = None
     ) -> np.ndarray:
-        """Returns the masks of some films, uint8 [n, H, W] in {0, 1}.
+        """Returns the masks of some images, uint8 [n, H, W] in {0, 1}.
 
         Args:
           levels: probabilities times 255, uint8 [n, H, W].
@@ -81,29 +81,29 @@ def calibrate(
     """Searches the operating point with the highest mean Dice of family `all`.
 
     Args:
-      levels: probabilities times 255 of the films of Val, uint8 [n, H, W], n > 0.
+      levels: probabilities times 255 of the images of Val, uint8 [n, H, W], n > 0.
       truths: their masks, uint8 [n, H, W] in {0, 1}.
       presence: of a presence head, [n]; None: the scores of these levels.
 
     Returns:
-      The point, and the mean Dice that it reaches on these films.
+      The point, and the mean Dice that it reaches on these images.
     """
     if presence is None:
         presence = presence_scores(levels)
     sizes = areas_to_try(levels[0].size)
     with concurrent.futures.ThreadPoolExecutor(count_cores()) as threads:
-        kept = np.stack(list(threads.map(_film_dice, levels, truths)))
+        kept = np.stack(list(threads.map(_image_dice, levels, truths)))
     blank = (truths.any(axis=(1, 2)) == 0).astype(np.float64)  # Dice of no output
 
-    # Films in the order of their score, so that a gate keeps the first k of them.
+    # Images in the order of their score, so that a gate keeps the first k of them.
     order = np.argsort(-presence, kind="stable")
     falling = presence[order]
     gain = np.cumsum(kept[order] - blank[order][:, None, None], axis=0)
     gain = np.concatenate([np.zeros_like(gain[:1]), gain])  # [k, areas, thresholds]
-    # No gate can part films of one score; a gate of 0 keeps them all.
+    # No gate can part images of one score; a gate of 0 keeps them all.
     parts = np.append(falling[:-1] > falling[1:], True)
     gain = np.where(np.insert(parts, 0, True)[:, None, None], gain, -np.inf)
-    # Most films kept first, then the smallest area, then the threshold nearest .5.
+    # Most images kept first, then the smallest area, then the threshold nearest .5.
     # Rounded: sums in another order differ in their last bits, and are equals.
     best = np.argmax(np.round(gain[::-1], 9))
     k, area, threshold = np.unravel_index(best, gain.shape)
@@ -121,8 +121,8 @@ def _gate(falling: np.ndarray, k: int) -> float:
     return float(falling[k - 1] + falling[k]) / 2
 
 
-def _film_dice(levels: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Returns the Dice of one film at every point, [areas, thresholds]."""
+def _image_dice(levels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Returns the Dice of one image at every point, [areas, thresholds]."""
     sizes = np.array(areas_to_try(levels.size))
     true = np.flatnonzero(truth)
     dice = np.empty((len(sizes), len(THRESHOLDS)))

@@ -1,8 +1,8 @@
-"""What the levels of a film become before a network sees them.
+"""What the levels of an image become before a network sees them.
 
-Films come from hospitals whose machines expose and store them unlike. Pixels at 0 are
+Images come from hospitals whose machines expose and store them unlike. Pixels at 0 are
 left out of all that is measured here, and stay 0: they are the black outside of what is
-shown, of a region of interest or beyond the edge of a film that was moved.
+shown, of a region of interest or beyond the edge of an image that was moved.
 """
 
 from typing import Literal
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 Intensity = Literal["unit", "standard", "equal"]
 
-_FILM = (1, 2, 3)  # the axes of one film in [B, H, W, 1]
+_IMAGE = (1, 2, 3)  # the axes of one image in [B, H, W, 1]
 
 
 def normalize_intensity(images: jax.Array, how: Intensity) -> jax.Array:
-    """Maps the levels of every film, each by itself.
+    """Maps the levels of every image, each by itself.
 
     Args:
       images: levels / 255, float32 [B, H, W, 1].
@@ -33,13 +33,13 @@ def normalize_intensity(images: jax.Array, how: Intensity) -> jax.Array:
 
 
 def standardize(images: jax.Array) -> jax.Array:
-    """Gives what is shown of every film mean 0 and variance 1.
+    """Gives what is shown of every image mean 0 and variance 1.
 
     With m and s, the mean and the standard deviation of the pixels that are not 0:
 
         (x - m) / max(s, 1 / 255)
 
-    where x is not 0, else 0. The bound, one level, keeps a film of nearly one level
+    where x is not 0, else 0. The bound, one level, keeps an image of nearly one level
     from becoming all noise; one of exactly one level becomes 0, as a black one does.
 
     Args:
@@ -50,22 +50,22 @@ def standardize(images: jax.Array) -> jax.Array:
     """
     levels = _levels(images)
     shown = levels > 0
-    pixels = jnp.maximum(jnp.sum(shown, axis=_FILM, keepdims=True), 1)
+    pixels = jnp.maximum(jnp.sum(shown, axis=_IMAGE, keepdims=True), 1)
     # Of whole numbers: a sum of fractions would be rounded at each of 65,536 pixels.
-    mean = jnp.sum(levels, axis=_FILM, keepdims=True) / pixels  # 0 adds nothing
+    mean = jnp.sum(levels, axis=_IMAGE, keepdims=True) / pixels  # 0 adds nothing
     centred = jnp.where(shown, levels - mean, 0.0)
-    variance = jnp.sum(centred**2, axis=_FILM, keepdims=True) / pixels
+    variance = jnp.sum(centred**2, axis=_IMAGE, keepdims=True) / pixels
     return centred / jnp.maximum(jnp.sqrt(variance), 1.0)
 
 
 def equalize(images: jax.Array) -> jax.Array:
-    """Replaces every level of a film by its rank among the pixels that are not 0.
+    """Replaces every level of an image by its rank among the pixels that are not 0.
 
     With n such pixels, b of them darker than level x and c at it:
 
         (b + c / 2) / n
 
-    The mean over them is 1/2 in every film, and their values are as evenly spread over
+    The mean over them is 1/2 in every image, and their values are as evenly spread over
     0 to 1 as its levels allow. Pixels at 0 stay 0.
 
     Args:
@@ -74,15 +74,15 @@ def equalize(images: jax.Array) -> jax.Array:
     Returns:
       float32 [B, H, W, 1] in [0, 1).
     """
-    return jax.vmap(_equalize_film)(_levels(images))
+    return jax.vmap(_equalize_image)(_levels(images))
 
 
 def _levels(images: jax.Array) -> jax.Array:
-    """Returns what a film was before it was divided by 255, int32."""
+    """Returns what an image was before it was divided by 255, int32."""
     return jnp.round(images * 255).astype(jnp.int32)
 
 
-def _equalize_film(levels: jax.Array) -> jax.Array:
+def _equalize_image(levels: jax.Array) -> jax.Array:
     # Counts of pixels stay below 2^24: float32 holds them exactly.
     counts = jnp.zeros(256, jnp.float32).at[levels.ravel()].add(1.0).at[0].set(0.0)
     ranks = (jnp.cumsum(counts) - counts / 2) / jnp.maximum(jnp.sum(counts), 1.0)

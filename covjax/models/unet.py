@@ -121,7 +121,7 @@ class UNet(nn.Module):
       dtype: of the computation; parameters, statistics and logits are float32.
       remat: whether the gradient computes the inside of each block anew, rather than
         keeping it: less memory, more time, the same numbers.
-      intensity: what the levels of a film become first (models/intensity.py).
+      intensity: what the levels of an image become first (models/intensity.py).
       residual: whether the blocks of the encoder and the bottleneck are residual.
       presence: whether a head tells from the bottleneck (its mean and its maximum over
         the picture) that there is a finding at all.
@@ -148,7 +148,7 @@ class UNet(nn.Module):
         """Computes the logit of every pixel, and what further heads say.
 
         Args:
-          images: float [B, H, W, C] in [0, 1]; the film is the first channel; H and W
+          images: float [B, H, W, C] in [0, 1]; the image is the first channel; H and W
             are divisible by 2 ** depth.
           train: whether batch statistics are taken from this batch and features
             dropped; needs `mutable=["batch_stats"]` and an rng named "dropout".
@@ -165,8 +165,8 @@ class UNet(nn.Module):
                 f"a U-Net of depth {self.depth} halves the picture {self.depth} times:"
                 f" {height}x{width} is not divisible by {2**self.depth}"
             )
-        film = normalize_intensity(images[..., :1], self.intensity)
-        x = jnp.concatenate([film, images[..., 1:]], axis=-1).astype(self.dtype)
+        sample = normalize_intensity(images[..., :1], self.intensity)
+        x = jnp.concatenate([sample, images[..., 1:]], axis=-1).astype(self.dtype)
         skips = []
         for i in range(self.depth):
             x = self._block(i, f"encoder_{i}", self.residual)(x, train)

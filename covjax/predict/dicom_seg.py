@@ -1,4 +1,4 @@
-"""Masks as a DICOM segmentation, which a viewer shows over the film they belong to.
+"""Masks as a DICOM segmentation, which a viewer shows over the image they belong to.
 
 Codes are SNOMED CT's, from the context groups that the standard names for segments
 (PS3.16, CID 7150, 7159): the lungs are an anatomical structure, Lung; the infection is
@@ -70,7 +70,7 @@ def write_seg(
     version: str,
     sha256: str = "",
 ) -> None:
-    """Writes masks as a DICOM segmentation (BINARY) that refers to a film.
+    """Writes masks as a DICOM segmentation (BINARY) that refers to an image.
 
     A frame for each segment, "Lungs" and "COVID-19 infection", a blank one too: that
     nothing was found is a result. Patient and study are the source's. The UIDs follow
@@ -79,7 +79,7 @@ def write_seg(
 
     Args:
       out: the file; one that is there is replaced.
-      source: the film, a DICOM file.
+      source: the image, a DICOM file.
       lungs: uint8 [H, W] in {0, 1}, of the rows and columns of the source.
       infection: likewise; None: not looked for, so without a segment.
       origin: the networks, which each segment names as its algorithm's parameters.
@@ -100,10 +100,10 @@ def write_seg(
         raise UsageError(
             f"{shown(out)}: a DICOM SEG needs {error.name}: pip install 'covjax[dicom]'"
         ) from None
-    film = read_header(source)
+    radiograph = read_header(source)
     if sha256 and digest_file(source) != sha256:
         raise DataError(f"{shown(source)}: {CHANGED}")
-    lacking = [key for key in (*_NEEDED, "Rows", "Columns") if not film.get(key)]
+    lacking = [key for key in (*_NEEDED, "Rows", "Columns") if not radiograph.get(key)]
     if lacking:
         raise DataError(
             f"{shown(source)}: without {lacking[0]}, which a DICOM SEG refers to; store"
@@ -111,14 +111,18 @@ def write_seg(
         )
     masks = [lungs] if infection is None else [lungs, infection]
     for mask in masks:
-        if mask.shape != (film.Rows, film.Columns) or not np.isin(mask, (0, 1)).all():
+        if (
+            mask.shape != (radiograph.Rows, radiograph.Columns)
+            or not np.isin(mask, (0, 1)).all()
+        ):
             raise ValueError(
-                f"masks [{film.Rows}, {film.Columns}] of 0 and 1, not {mask.shape}"
+                f"masks [{radiograph.Rows}, {radiograph.Columns}] of 0 and 1, not"
+                f" {mask.shape}"
             )
     stacked = np.stack(masks, axis=-1)
     try:
         with without_warnings():
-            content = _encode(_make_seg(film, stacked, origin, name, version))
+            content = _encode(_make_seg(radiograph, stacked, origin, name, version))
     except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # whose text may quote the patient's data
@@ -129,24 +133,29 @@ def write_seg(
 
 
 def _make_seg(
-    film: "Dataset", masks: np.ndarray, origin: Origin, name: str, version: str
+    radiograph: "Dataset", masks: np.ndarray, origin: Origin, name: str, version: str
 ) -> Any:
     import highdicom as hd
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     for key in _EMPTY:
-        if key not in film:
-            setattr(film, key, "")
+        if key not in radiograph:
+            setattr(radiograph, key, "")
     for key in _GEOMETRY:
-        film.pop(key, None)
+        radiograph.pop(key, None)
     label, description = LABELS[origin.phantom]
-    sources = [str(film.SOPInstanceUID), name, version, *origin.fingerprints.values()]
+    sources = [
+        str(radiograph.SOPInstanceUID),
+        name,
+        version,
+        *origin.fingerprints.values(),
+    ]
     described = [
         _describe(number, segment, origin, name, version)
         for number, segment in enumerate(list(_SEGMENTS)[: masks.shape[-1]], start=1)
     ]
     seg = hd.seg.Segmentation(
-        source_images=[film],
+        source_images=[radiograph],
         pixel_array=masks.astype(np.uint8)[None],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
@@ -173,7 +182,7 @@ def _make_seg(
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization  # highdicom draws one at random
     # Required of an image without a plane in space, and empty if unknown (C.7.6.1).
-    seg.add(film["PatientOrientation"])
+    seg.add(radiograph["PatientOrientation"])
     if masks.size % 16 in range(1, 9):  # an odd number of bytes is filled up, with "0"
         seg.PixelData = seg.PixelData[:-1] + bytes(1)
     return seg

@@ -1,4 +1,4 @@
-"""Which files a user means: files, folders and patterns, each film once, by a name."""
+"""Which files a user means: files, folders and patterns, each image once, by a name."""
 
 import dataclasses
 import glob
@@ -13,10 +13,10 @@ from covjax.errors import UsageError
 from covjax.predict.dicom.reader import DICOM_SUFFIXES, is_dicom
 
 ABOUT = "predictions.json"  # lies in every folder of outputs
-_DIRECTORY = "DICOMDIR"  # of the files on a disc (PS3.10, 8.6): DICOM, and no film
+_DIRECTORY = "DICOMDIR"  # of the files on a disc (PS3.10, 8.6): DICOM, and no image
 # Ends of lines, and bytes that are no UTF-8: no table can hold these.
 _UNTOLD = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
-_NO_FILMS = {LUNG_MASKS, INFECTION_MASKS}  # folders of the published layout
+_NO_IMAGES = {LUNG_MASKS, INFECTION_MASKS}  # folders of the published layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Input:
 
     Attributes:
       path: of the file.
-      name: what its outputs are called, with / and without an ending, "ward/film_1":
+      name: what its outputs are called, with / and without an ending, "ward/image_1":
         below the folder that was given. No other input has it. It is one line of UTF-8:
         what is not, of a path, is escaped.
     """
@@ -35,9 +35,9 @@ class Input:
 
 
 def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
-    """Finds the films among files, folders and patterns.
+    """Finds the images among files, folders and patterns.
 
-    Of a folder, and of all in it, these are films: files with the ending of a picture
+    Of a folder, and of all in it, these are images: files with the ending of a picture
     or of DICOM, and DICOM files of any name but DICOMDIR. Hidden files and folders are
     passed over, as are the folders of masks in the published layout, and those of
     outputs. A file that is named itself is always taken.
@@ -47,7 +47,7 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
       leave_out: a folder that is not looked into: that of the outputs.
 
     Returns:
-      Films in the order of what was given, and by name within a folder.
+      Images in the order of what was given, and by name within a folder.
 
     Raises:
       UsageError: if a path is not there, nothing is found, or two files would have
@@ -57,14 +57,15 @@ def find_inputs(given: Sequence[str], *, leave_out: Path) -> list[Input]:
     found: dict[Path, tuple[Path, str]] = {}  # by the place: paths may lead there by ..
     for path in (path for word in given for path in _expand(word)):
         if os.path.isdir(path):  # `Path.is_dir` raises where it may not look
-            for film in _walk(path, leave_out):
-                told = film, film.relative_to(path).as_posix()
-                found.setdefault(_place(film), told)
+            for radiograph in _walk(path, leave_out):
+                told = radiograph, radiograph.relative_to(path).as_posix()
+                found.setdefault(_place(radiograph), told)
         elif leave_out not in _place(path).parents:
             found.setdefault(_place(path), (path, path.name))
     if not found:
         raise UsageError(
-            f"no films in {', '.join(shown(word) for word in given)}; links to folders,"
+            f"no images in {', '.join(shown(word) for word in given)}; links to"
+            " folders,"
             " and the folder of the outputs, are not looked into"
         )
     return _name(dict(found.values()))
@@ -100,16 +101,16 @@ def _walk(folder: Path, leave_out: Path) -> Iterator[Path]:
             name
             for name in folders
             if not name.startswith(".")
-            and name not in _NO_FILMS
+            and name not in _NO_IMAGES
             and Path(os.path.realpath(Path(at, name))) != leave_out
         )
         for name in sorted(files):
             path = Path(at, name)
-            if not name.startswith(".") and _is_film(path):
+            if not name.startswith(".") and _is_image(path):
                 yield path
 
 
-def _is_film(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     if path.name.upper() == _DIRECTORY:
         return False
     return path.suffix.lower() in SUFFIXES | DICOM_SUFFIXES or is_dicom(path)
@@ -143,7 +144,7 @@ def _told(name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """Returns a name without its ending, if it has one that films have."""
+    """Returns a name without its ending, if it has one that images have."""
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in SUFFIXES | DICOM_SUFFIXES else name
 

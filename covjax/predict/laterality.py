@@ -7,7 +7,7 @@ import numpy as np
 from covjax.data.mask_ops import areas
 
 # Width over height above which one area is taken for two lungs that touch. Of the lungs
-# of 1,398 published films, 0.8 % of the single ones are wider, 2.1 % of the pairs not.
+# of 1,398 published images, 0.8 % of the single ones are wider, 2.1 % of the pairs not.
 _BOTH = 0.8
 
 
@@ -76,7 +76,7 @@ def measure_sides(
     Args:
       lungs: uint8 [H, W] in {0, 1}.
       infection: likewise; what lies outside of the lungs is not counted.
-      patient_left_on_right: as films are hung.
+      patient_left_on_right: as images are hung.
     """
     parts = split_sides(lungs)
     names = ("right", "left") if patient_left_on_right else ("left", "right")

@@ -1,4 +1,4 @@
-"""Lungs and infection drawn over a film, to be looked at."""
+"""Lungs and infection drawn over an image, to be looked at."""
 
 import cv2
 import numpy as np
@@ -9,37 +9,37 @@ OPACITY = 0.3  # of the infection's colour
 
 
 def draw_overlay(
-    film: np.ndarray,
+    radiograph: np.ndarray,
     lungs: np.ndarray,
     infection: np.ndarray | None = None,
     *,
     opacity: float = OPACITY,
     phantom: bool = False,
 ) -> np.ndarray:
-    """Draws the outlines of both masks over a film, and fills the infection.
+    """Draws the outlines of both masks over an image, and fills the infection.
 
     The lungs have a thin blue outline; the infection is orange, filled, hatched and
     outlined: the two are told apart with any colour vision, and without colours.
 
     Args:
-      film: uint8 [H, W].
+      radiograph: uint8 [H, W].
       lungs: uint8 [H, W] in {0, 1}.
       infection: likewise; None draws none.
       opacity: of the infection's colour, in [0, 1].
-      phantom: whether to write that the networks, or the film, are of no patient.
+      phantom: whether to write that the networks, or the image, are of no patient.
 
     Returns:
       RGB, uint8 [H, W, 3].
     """
-    picture = cv2.cvtColor(film, cv2.COLOR_GRAY2RGB)
-    thick = max(1, round(min(film.shape) / 256))
+    picture = cv2.cvtColor(radiograph, cv2.COLOR_GRAY2RGB)
+    thick = max(1, round(min(radiograph.shape) / 256))
     if infection is not None and infection.any():
         left, top, width, height = cv2.boundingRect(infection)
         box = slice(top, top + height), slice(left, left + width)
         part, inside = picture[box], infection[box]
-        hatch = _hatch(film.shape, 8 * thick, thick)[box]
+        hatch = _hatch(radiograph.shape, 8 * thick, thick)[box]
         # Half of the colour everywhere, all of it on every eighth diagonal: a hatch
-        # that stands out where the film is as bright as the colour.
+        # that stands out where the image is as bright as the colour.
         for where, share in ((1 - hatch, opacity / 2), (hatch, opacity)):
             tinted = cv2.LUT(part, _tints(ORANGE, share))
             cv2.copyTo(tinted, inside * where, part)

@@ -1,4 +1,4 @@
-"""One film at the networks: what they are shown and say, the masks, and whose."""
+"""One image at the networks: what they are shown and say, the masks, and whose."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from covjax.metrics.operating_point import OperatingPoint
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What the networks made of one film, at their own sizes.
+    """What the networks made of one image, at their own sizes.
 
     Attributes:
       lung_levels: probabilities times 255, uint8 [S, S].
@@ -35,7 +35,7 @@ class Origin:
 
     Attributes:
       fingerprints: of their checkpoints, by what each finds: "lungs", "infection".
-      phantom: whether one of them was trained on synthetic films.
+      phantom: whether one of them was trained on synthetic images.
     """
 
     fingerprints: dict[str, str]
@@ -55,7 +55,7 @@ class Points:
     infection: OperatingPoint | None = None
 
     def lungs_of(self, seen: Seen, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns the lungs at the size of a film, uint8 [H, W] in {0, 1}."""
+        """Returns the lungs at the size of an image, uint8 [H, W] in {0, 1}."""
         if seen.lungs.shape == shape:
             return seen.lungs
         found = enlarge(seen.lung_levels, seen.lungs, shape, self.lung.threshold)
@@ -67,11 +67,11 @@ class Points:
         shape: tuple[int, ...],
         point: OperatingPoint | None = None,
     ) -> np.ndarray:
-        """Returns the infection at the size of a film, uint8 [H, W] in {0, 1}.
+        """Returns the infection at the size of an image, uint8 [H, W] in {0, 1}.
 
         Args:
           seen: of two networks.
-          shape: (H, W) of the film.
+          shape: (H, W) of the image.
           point: another operating point than the run's.
 
         Raises:
@@ -84,32 +84,32 @@ class Points:
         return enlarge(seen.levels, kept, shape, point.threshold)
 
 
-def squeeze(film: np.ndarray, sides: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Returns a film as the square of each network.
+def squeeze(radiograph: np.ndarray, sides: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Returns an image as the square of each network.
 
     Args:
-      film: uint8 [H, W] of any size.
+      radiograph: uint8 [H, W] of any size.
       sides: of their squares, pixels.
 
     Returns:
       uint8 [S, S] for each side.
     """
-    squares = {side: resize_image(film, side) for side in set(sides)}
+    squares = {side: resize_image(radiograph, side) for side in set(sides)}
     return tuple(squares[side] for side in sides)
 
 
 def enlarge(
     levels: np.ndarray, kept: np.ndarray, shape: tuple[int, ...], threshold: float
 ) -> np.ndarray:
-    """Returns a mask at the size of a film, with smooth outlines.
+    """Returns a mask at the size of an image, with smooth outlines.
 
     Probabilities are interpolated, then cut; what the operating point had dropped
-    (small areas, films of low presence) stays dropped.
+    (small areas, images of low presence) stays dropped.
 
     Args:
       levels: probabilities times 255, uint8 [S, S].
       kept: the mask that the operating point made of them, uint8 [S, S] in {0, 1}.
-      shape: (H, W) of the film.
+      shape: (H, W) of the image.
       threshold: of the operating point.
 
     Returns:

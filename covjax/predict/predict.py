@@ -1,18 +1,19 @@
-"""Finds lungs and infection on films of your own, which need no masks.
+"""Finds lungs and infection on images of your own, which need no masks.
 
   python -m covjax.predict PATH … --out=DIR [--lung=RUN] [--infection=RUN]
 
-PATH is a film (PNG, JPEG, TIFF, WebP, BMP, DICOM), a folder of them or a pattern; RUN
+PATH is an image (PNG, JPEG, TIFF, WebP, BMP, DICOM), a folder of them or a pattern; RUN
 a run's folder, a checkpoint or a file of weights (*.safetensors); where none is named,
 the weights in covjax/pretrained. --infection=none finds lungs alone. DIR gets, for each
-film and at its size, lungs/NAME.png and infection/NAME.png (0 and 255),
-overlays/NAME.jpg to look at and, of DICOM, seg/NAME.dcm; and predictions.csv, a row a
-film. The same command again goes on where it stopped. Several processes share the films
-as in covjax.main (--coordinator, --num_processes, --process_id). For research: not a
-medical device.
+image and at its size, lungs/NAME.png and infection/NAME.png (0 and 255),
+overlays/NAME.jpg to look at and, of DICOM, seg/NAME.dcm; and predictions.csv, a row an
+image. The same command again goes on where it stopped. Several processes share the
+images as in covjax.main (--coordinator, --num_processes, --process_id). For research:
+not a medical device.
 
-Exit status: 0; 2 if something is wrong with what was given, or a film could not be read
-(each is told in a line, and the others are done); 1 anything else; 130, 143 a signal.
+Exit status: 0; 2 if something is wrong with what was given, or an image could not be
+read (each is told in a line, and the others are done); 1 anything else; 130, 143 a
+signal.
 """
 
 import argparse
@@ -46,7 +47,7 @@ from covjax.predict.table import (
     read_rows,
     write_table,
 )
-from covjax.predict.worker_tasks import finish_film, read_film
+from covjax.predict.worker_tasks import finish_image, read_sample
 from covjax.predict.writer import make_row
 from covjax.runtime import distributed
 from covjax.runtime.compilation_cache import keep_compiled
@@ -59,7 +60,7 @@ from covjax.runtime.worker_process import Worker, WorkerDied, Workers
 from covjax.train import run_folder
 
 NONE = "none"  # in place of a run of stage 2
-_BATCH = 4  # films of a device, on a CPU, where more are no faster
+_BATCH = 4  # images of a device, on a CPU, where more are no faster
 _BATCH_ACCELERATED = 32
 IN_FLIGHT = 2  # batches, so that one is computed while masks of another are made
 
@@ -67,8 +68,8 @@ A = TypeVar("A")
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
-    """A film that was read, or why it was not.
+class QueuedImage:
+    """An image that was read, or why it was not.
 
     Attributes:
       asked: which file it is.
@@ -90,16 +91,16 @@ class Film:
 def predict(
     inputs: Sequence[Input], out: Path, segmenter: Segmenter, about: dict[str, Any]
 ) -> tuple[int, int]:
-    """Writes what a segmenter finds on some films.
+    """Writes what a segmenter finds on some images.
 
     Args:
-      inputs: the films.
+      inputs: the images.
       out: folder of the outputs, new or of the same networks.
       segmenter: the networks.
       about: what tells these networks from others, for predictions.json.
 
     Returns:
-      How many films there are, and how many of them could not be read.
+      How many images there are, and how many of them could not be read.
 
     Raises:
       UsageError: if the folder holds something else.
@@ -116,7 +117,9 @@ def predict(
         if parallel.is_main():
             _forget(inputs, left, out, done)
             if len(left) < len(inputs):
-                print(f"{len(inputs) - len(left):,} of {len(inputs):,} films were done")
+                print(
+                    f"{len(inputs) - len(left):,} of {len(inputs):,} images were done"
+                )
         parallel.wait_for_all()
         _predict_some(left[rank::world], out, segmenter)
         parallel.wait_for_all()
@@ -138,7 +141,7 @@ def _prepare(out: Path, about: dict[str, Any]) -> None:
 
 
 def _check_names(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> None:
-    """Refuses films whose outputs would take the place of another film's."""
+    """Refuses images whose outputs would take the place of another image's."""
     for one in inputs:
         other = done[one.name]["file"] if one.name in done else shown(one.path)
         if other != shown(one.path):
@@ -167,7 +170,7 @@ def _find_left(inputs: Sequence[Input], out: Path, done: dict[str, Row]) -> list
 def _forget(
     inputs: Sequence[Input], left: Sequence[Input], out: Path, done: dict[str, Row]
 ) -> None:
-    """Drops rows of films that are to be done again, or are called otherwise now.
+    """Drops rows of images that are to be done again, or are called otherwise now.
 
     Else the row of before would be taken for that of the new outputs, if they were
     written and this process then killed; or for the newer one, if another had added it.
@@ -194,8 +197,8 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
         Additions(out, parallel.process()[0]) as additions,
         progress_bar("finding lungs and infection") as progress,
     ):
-        films = _read(inputs, segmenter, workers, size)
-        seen = _look(films, segmenter, asking, size)
+        radiographs = _read(inputs, segmenter, workers, size)
+        seen = _look(radiographs, segmenter, asking, size)
         for done, (asked, row) in enumerate(_finish(seen, out, segmenter, size), 1):
             if row["error"]:
                 remove_outputs(out, asked)  # they would be of another file, or torn
@@ -206,11 +209,11 @@ def _predict_some(inputs: Sequence[Input], out: Path, segmenter: Segmenter) -> N
 
 def _read(
     inputs: Sequence[Input], segmenter: Segmenter, workers: Workers, ahead: int
-) -> Iterator[Film]:
+) -> Iterator[QueuedImage]:
     def begin() -> Iterator[tuple[Input, Worker, Future[Any]]]:
         for k, one in enumerate(inputs):
             worker = workers[k]
-            yield one, worker, worker.submit(read_film, one, segmenter.sides)
+            yield one, worker, worker.submit(read_sample, one, segmenter.sides)
 
     for one, worker, future in _ahead(begin(), ahead):
         try:
@@ -218,62 +221,88 @@ def _read(
         except WorkerDied as died:
             read = f"{shown(one.path)}: the process that read it {died}"
         if isinstance(read, str):
-            yield Film(one, worker, error=read)
+            yield QueuedImage(one, worker, error=read)
         else:
-            yield Film(one, worker, *read)
+            yield QueuedImage(one, worker, *read)
 
 
 def _look(
-    films: Iterable[Film], segmenter: Segmenter, asking: "_Threads", size: int
-) -> Iterator[Film]:
+    radiographs: Iterable[QueuedImage],
+    segmenter: Segmenter,
+    asking: "_Threads",
+    size: int,
+) -> Iterator[QueuedImage]:
     looking = (
         asking.submit(_look_at_batch, batch, segmenter, size)
-        for batch in _batches(films, size)
+        for batch in _batches(radiographs, size)
     )
     for future in _ahead(looking, IN_FLIGHT):
         yield from future.result()
 
 
-def _look_at_batch(films: list[Film], segmenter: Segmenter, size: int) -> list[Film]:
-    """Asks the networks about the films of a batch that could be read."""
-    shown = [film.squares for film in films if film.squares is not None]
+def _look_at_batch(
+    radiographs: list[QueuedImage], segmenter: Segmenter, size: int
+) -> list[QueuedImage]:
+    """Asks the networks about the images of a batch that could be read."""
+    shown = [
+        radiograph.squares
+        for radiograph in radiographs
+        if radiograph.squares is not None
+    ]
     if not shown:
-        return films
+        return radiographs
     padding = [shown[-1]] * (size - len(shown))  # one program for all batches
     seen = iter(segmenter.look_at_squares(shown + padding))
     return [
-        film if film.squares is None else dataclasses.replace(film, seen=next(seen))
-        for film in films
+        radiograph
+        if radiograph.squares is None
+        else dataclasses.replace(radiograph, seen=next(seen))
+        for radiograph in radiographs
     ]
 
 
 def _finish(
-    films: Iterable[Film], out: Path, segmenter: Segmenter, ahead: int
+    radiographs: Iterable[QueuedImage], out: Path, segmenter: Segmenter, ahead: int
 ) -> Iterator[tuple[Input, Row]]:
-    def begin(film: Film) -> Future[Row] | None:
-        if film.seen is None:
+    def begin(radiograph: QueuedImage) -> Future[Row] | None:
+        if radiograph.seen is None:
             return None
-        told = film.asked, film.seen, out, segmenter.points, segmenter.origin
-        return film.worker.submit(finish_film, *told, film.sha256)
+        told = (
+            radiograph.asked,
+            radiograph.seen,
+            out,
+            segmenter.points,
+            segmenter.origin,
+        )
+        return radiograph.worker.submit(finish_image, *told, radiograph.sha256)
 
-    for film, row in _ahead(((film, begin(film)) for film in films), ahead):
+    for radiograph, row in _ahead(
+        ((radiograph, begin(radiograph)) for radiograph in radiographs), ahead
+    ):
         try:
-            told = row.result() if row else make_row(film.asked, error=film.error)
+            told = (
+                row.result()
+                if row
+                else make_row(radiograph.asked, error=radiograph.error)
+            )
         except WorkerDied as died:
             error = f"the process that wrote its masks {died}"
-            told = make_row(film.asked, error=f"{shown(film.asked.path)}: {error}")
-        yield film.asked, told
+            told = make_row(
+                radiograph.asked, error=f"{shown(radiograph.asked.path)}: {error}"
+            )
+        yield radiograph.asked, told
 
 
-def batch_size(films: int) -> int:
-    """Returns how many films the networks see at once; the last batch is filled up.
+def batch_size(radiographs: int) -> int:
+    """Returns how many images the networks see at once; the last batch is filled up.
 
     Args:
-      films: that there are, at least 1; of one film, a batch of one for each device.
+      radiographs: that there are, at least 1; of one image, a batch of one for each
+        device.
     """
     devices = parallel.local_devices()
     most = _BATCH_ACCELERATED if parallel.is_accelerated() else _BATCH
-    return devices * min(most, -(-films // devices))
+    return devices * min(most, -(-radiographs // devices))
 
 
 class _Threads(ThreadPoolExecutor):
@@ -299,8 +328,8 @@ def _batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
         yield batch
 
 
-def _films(count: int) -> str:
-    return f"{count:,} film{'s' * (count != 1)}"
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -310,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="For research: not a medical device.",
     )
     parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="film, folder, pattern"
+        "paths", nargs="+", metavar="PATH", help="image, folder, pattern"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--lung", default="", metavar="RUN", help="finds the lungs")
@@ -337,7 +366,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     if parallel.is_main():
         of_phantoms = " (PHANTOM weights, of no use to a patient)"
         told = [f"{one.trained.run}{of_phantoms * one.phantom}" for one in stages]
-        print(f"{_films(len(inputs))}; {' and '.join(told)}")
+        print(f"{_images(len(inputs))}; {' and '.join(told)}")
         for remark in segmenter.remarks:
             print(f"note: {remark}")
     about = {
@@ -352,7 +381,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     }
     count, failed = predict(inputs, given.out, segmenter, about)
     if parallel.is_main():
-        print(f"{count - failed:,} of {_films(count)}: {given.out}")
+        print(f"{count - failed:,} of {_images(count)}: {given.out}")
     return 2 if failed else 0
 
 

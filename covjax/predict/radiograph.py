@@ -1,4 +1,4 @@
-"""A film of a user's own: no class, no masks, any size; a picture or a DICOM file."""
+"""An image of a user's own: no class, no masks, any size; a picture or a DICOM file."""
 
 import dataclasses
 import hashlib
@@ -16,14 +16,14 @@ CHANGED = "changed while it was read; the same command reads it again"
 
 @dataclasses.dataclass(frozen=True)
 class Radiograph:
-    """One film, and what its file tells of it.
+    """One image, and what its file tells of it.
 
     Attributes:
       image: as it is displayed, uint8 [H, W]; 0 is black.
       box: rows and columns without a burnt-in border.
       spacing: millimetres between rows, and between columns; None where not known.
       patient_left_on_right: whether the patient's left is on the picture's right, as
-        films are hung.
+        images are hung.
       remarks: what a user should know of it.
       is_dicom: whether the file is DICOM.
       sha256: of the file's content, hexadecimal; "": it is of no file.
@@ -39,7 +39,7 @@ class Radiograph:
 
 
 def read_radiograph(path: Path) -> Radiograph:
-    """Reads a film; what kind of file it is, its content tells.
+    """Reads an image; what kind of file it is, its content tells.
 
     Of a DICOM file, borders are found and what else it says is kept. A picture is taken
     as it is, as in training.
@@ -69,10 +69,10 @@ def digest_file(path: Path) -> str:
 
 def _read(path: Path) -> Radiograph:
     if is_dicom(path):
-        film = read_dicom(path)
+        radiograph = read_dicom(path)
         return Radiograph(
-            film.image, film.box, film.spacing, film.patient_left_on_right,
-            film.remarks, is_dicom=True,
+            radiograph.image, radiograph.box, radiograph.spacing,
+            radiograph.patient_left_on_right, radiograph.remarks, is_dicom=True,
         )  # fmt: skip
     try:
         image = read_grey(path)

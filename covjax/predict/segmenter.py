@@ -1,8 +1,8 @@
-"""Both trained networks in a row: a film of any size → lungs → infection.
+"""Both trained networks in a row: an image of any size → lungs → infection.
 
-Each film is squeezed to the square that a network was trained on, as the published ones
-were. The lungs that stage 1 finds are shown to stage 2, and probabilities become masks
-at the operating points that the runs chose on Val.
+Each image is squeezed to the square that a network was trained on, as the published
+ones were. The lungs that stage 1 finds are shown to stage 2, and probabilities become
+masks at the operating points that the runs chose on Val.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ class Segmenter:
     """Finds lungs, and infection within what they show.
 
     Attributes:
-      lung: the first network, of films at its size; compiled once for each number of
+      lung: the first network, of images at its size; compiled once for each number of
         them.
-      infection: the second, of films as `Region.show` shows them; None without one.
+      infection: the second, of images as `Region.show` shows them; None without one.
       sides: of the square that each network sees, pixels.
       points: what makes masks of their probabilities.
       remarks: what a user should know of this pair of networks.
@@ -92,37 +92,43 @@ class Segmenter:
             return infection.points["truth"]
         return _find_point(infection, self._region.roi)
 
-    def look(self, films: Sequence[np.ndarray]) -> list[Seen]:
-        """Asks the networks about films, uint8 [H, W] of any size."""
-        return self.look_at_squares([squeeze(film, self.sides) for film in films])
+    def look(self, radiographs: Sequence[np.ndarray]) -> list[Seen]:
+        """Asks the networks about images, uint8 [H, W] of any size."""
+        return self.look_at_squares(
+            [squeeze(radiograph, self.sides) for radiograph in radiographs]
+        )
 
-    def look_at_squares(self, films: Sequence[tuple[np.ndarray, ...]]) -> list[Seen]:
+    def look_at_squares(
+        self, radiographs: Sequence[tuple[np.ndarray, ...]]
+    ) -> list[Seen]:
         """Asks the networks.
 
-        Compiled once for each number of films: keep to one.
+        Compiled once for each number of images: keep to one.
 
         Args:
-          films: for each what `squeeze` makes of it for `sides`.
+          radiographs: for each what `squeeze` makes of it for `sides`.
 
         Returns:
           What was seen of each.
         """
-        squares = np.stack([squares[0] for squares in films])
+        squares = np.stack([squares[0] for squares in radiographs])
         lung_levels, presence = self.lung(squares[..., None])
         found = self.points.lung.masks(lung_levels, presence)
         lungs = [as_lungs(mask) for mask in found]
         if self.infection is None:
-            return [Seen(*of_film) for of_film in zip(lung_levels, lungs, strict=True)]
+            return [
+                Seen(*of_image) for of_image in zip(lung_levels, lungs, strict=True)
+            ]
         side = self.sides[1]
         shown = [
             self._region.show(
                 {"image": squares[1], "found_lung": resize_mask(mask, side)}
             )
-            for squares, mask in zip(films, lungs, strict=True)
+            for squares, mask in zip(radiographs, lungs, strict=True)
         ]
         levels, presence = self.infection(np.stack(shown))
-        of_films = zip(lung_levels, lungs, levels, presence.tolist(), strict=True)
-        return [Seen(*of_film) for of_film in of_films]
+        of_images = zip(lung_levels, lungs, levels, presence.tolist(), strict=True)
+        return [Seen(*of_image) for of_image in of_images]
 
 
 def _find_point(weights: Weights, roi: str) -> dict[str, Any]:
@@ -144,10 +150,10 @@ def _check_task(weights: Weights, task: str) -> None:
 
 
 def _region(weights: Weights) -> Region:
-    """Returns what stage 2 is shown of a film whose lungs were found.
+    """Returns what stage 2 is shown of an image whose lungs were found.
 
     Raises:
-      UsageError: if it was trained on what is no film.
+      UsageError: if it was trained on what is no image.
     """
     data = weights.trained.config.data
     if data.roi == "outside":

@@ -1,6 +1,6 @@
-"""The table of what was found on a user's films: a row a film, added as they are done.
+"""predictions.csv: one row per image, added as soon as it is done.
 
-predictions.csv       the rows of all films, once all are done; in their order. Before,
+predictions.csv       the rows of all images, once all are done; in their order. Before,
                       if somebody went on, of those that were to stay as they are.
                       The last two columns tell whether files have changed since
 .rows-<rank>.csv      rows that a process has added since; read back by whoever goes on
@@ -63,7 +63,7 @@ def claim(out: Path, about: dict[str, Any]) -> None:
 
 
 def read_rows(out: Path) -> dict[str, Row]:
-    """Returns the rows that are there, by the names of the films' outputs.
+    """Returns the rows that are there, by the names of the images' outputs.
 
     A row that was half-written, by a process that was killed, is left out.
     """
@@ -138,7 +138,7 @@ def _escaped(row: Row) -> Row:
 
 
 def in_order(rows: dict[str, Row], names: Sequence[str]) -> list[Row]:
-    """Returns the rows of some films in their order, then those of others."""
+    """Returns the rows of some images in their order, then those of others."""
     first = [rows[name] for name in names if name in rows]
     asked = set(names)
     return first + [row for name, row in rows.items() if name not in asked]

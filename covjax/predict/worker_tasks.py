@@ -1,4 +1,4 @@
-"""What one film takes beside the networks, in a worker process that has no jax."""
+"""What one image takes beside the networks, in a worker process that has no jax."""
 
 import errno
 import re
@@ -16,26 +16,26 @@ from covjax.predict.table import Row
 from covjax.predict.writer import make_row, write_outputs
 
 # What a disk answers to a name that it cannot give: one that is too long; of a folder
-# where a film's mask has it, or the other way round ("b.png/a.png" beside "b.jpg").
+# where an image's mask has it, or the other way round ("b.png/a.png" beside "b.jpg").
 _NO_NAME = (errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 # OpenCV raises its own error where memory runs out; that of std::bad_alloc has no code.
 _NO_MEMORY = re.compile(r"Insufficient memory|bad_alloc")
 
-_read: dict[str, Radiograph] = {}  # and not finished yet; by the names of the films
+_read: dict[str, Radiograph] = {}  # and not finished yet; by the names of the images
 
 
-def read_film(
+def read_sample(
     asked: Input, sides: tuple[int, ...]
 ) -> tuple[tuple[np.ndarray, ...], str] | str:
-    """Reads a film, and keeps it until it is finished.
+    """Reads an image, and keeps it until it is finished.
 
     Args:
-      asked: which film.
+      asked: which image.
       sides: of what each network is shown, pixels.
 
     Returns:
-      The film at these sizes, uint8 [S, S] each, and the SHA-256 of its file; or in
+      The image at these sizes, uint8 [S, S] each, and the SHA-256 of its file; or in
       one line why it cannot be read.
 
     Raises:
@@ -43,23 +43,23 @@ def read_film(
     """
     cv2.setNumThreads(1)  # there is a worker for each core
     try:
-        film = read_radiograph(asked.path)
-        squares = squeeze(film.image[film.box], sides)
+        radiograph = read_radiograph(asked.path)
+        squares = squeeze(radiograph.image[radiograph.box], sides)
     except DataError as error:
         return str(error)
     except (MemoryError, cv2.error) as error:
         return _too_large(asked, error)
-    _read[asked.name] = film
-    return squares, film.sha256
+    _read[asked.name] = radiograph
+    return squares, radiograph.sha256
 
 
-def finish_film(
+def finish_image(
     asked: Input, seen: Seen, out: Path, points: Points, origin: Origin, sha256: str
 ) -> Row:
-    """Writes the outputs of a film; returns its row, with the error if there is one.
+    """Writes the outputs of an image; returns its row, with the error if there is one.
 
     Args:
-      asked: which film. If this worker has not read it, another had, and died.
+      asked: which image. If this worker has not read it, another had, and died.
       seen: what the networks made of it.
       out: folder of all outputs.
       points: what makes masks of that.
@@ -71,10 +71,10 @@ def finish_film(
     """
     cv2.setNumThreads(1)
     try:
-        film = _read.pop(asked.name, None) or read_radiograph(asked.path)
-        if film.sha256 != sha256:
+        radiograph = _read.pop(asked.name, None) or read_radiograph(asked.path)
+        if radiograph.sha256 != sha256:
             raise DataError(f"{shown(asked.path)}: {CHANGED}")
-        return write_outputs(out, asked, film, seen, points, origin)
+        return write_outputs(out, asked, radiograph, seen, points, origin)
     except DataError as error:  # it has gone since it was read
         return make_row(asked, error=str(error))
     except (MemoryError, cv2.error) as error:

@@ -1,4 +1,4 @@
-"""What is written of one film: masks and a picture at its own size, and its row."""
+"""What is written of one image: masks and a picture at its own size, and its row."""
 
 import importlib.metadata
 from pathlib import Path
@@ -45,7 +45,7 @@ _OPTIONS = {  # of OpenCV
 
 
 def make_row(asked: Input, **told: str) -> Row:
-    """Returns a film's row, blank but for what is told."""
+    """Returns an image's row, blank but for what is told."""
     about = {"file": shown(asked.path), "name": asked.name}
     return dict.fromkeys(COLUMNS, "") | about | told
 
@@ -58,18 +58,18 @@ def write_outputs(
     points: Points,
     origin: Origin,
 ) -> Row:
-    """Writes masks and overlay of a film and, of DICOM, a segmentation.
+    """Writes masks and overlay of an image and, of DICOM, a segmentation.
 
     Args:
       out: folder of all outputs.
-      asked: which film.
+      asked: which image.
       radiograph: it.
       seen: what the networks made of the inside of its border.
       points: what makes masks of that.
       origin: the networks; if of phantoms, the overlay and the segmentation say so.
 
     Returns:
-      The film's row.
+      The image's row.
 
     Raises:
       OSError: if a file cannot be written.
@@ -127,7 +127,7 @@ def _figures(
     }
     if infection is not None:
         told |= {
-            # Of a film without lungs it means nothing.
+            # Of an image without lungs it means nothing.
             "presence": seen.presence if both.lung else None,
             "infected_share": both.share,
             "infected_share_right": right.share,

@@ -21,7 +21,7 @@ CLASS_STYLES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def draw_film(cell: Any, picture: np.ndarray) -> None:
+def draw_image(cell: Any, picture: np.ndarray) -> None:
     """Shows a grey picture, uint8 [H, W], without ticks."""
     cell.imshow(picture, cmap="gray", vmin=0, vmax=255)
     cell.set_xticks([])
@@ -29,7 +29,7 @@ def draw_film(cell: Any, picture: np.ndarray) -> None:
 
 
 def draw_outlines(cell: Any, truth: np.ndarray, output: np.ndarray) -> None:
-    """Draws the outlines of two masks, uint8 [H, W] in {0, 1}, over a film."""
+    """Draws the outlines of two masks, uint8 [H, W] in {0, 1}, over an image."""
     for mask, style in ((truth, TRUTH), (output, OUTPUT)):
         if mask.any() and not mask.all():
             cell.contour(

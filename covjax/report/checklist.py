@@ -50,7 +50,7 @@ CLAIM = (
          " background is given", "limits"),
     Item("4", "aims and hypotheses", PARTLY, "README.md: to reproduce a study; no"
          " hypothesis was set down"),
-    Item("5", "prospective or retrospective", YES, "retrospective: films that"
+    Item("5", "prospective or retrospective", YES, "retrospective: images that"
          " others had published (docs/data.md)"),
     Item("6", "goal of the study", PARTLY, "model building, on one data set:"
          " README.md"),
@@ -58,23 +58,23 @@ CLAIM = (
     Item("8", "criteria to include and exclude", NO, "not known of the data set"),
     Item("9", "preprocessing", YES, "resize, region of interest, augmentation:"
          f" {_SETTINGS}", "settings"),
-    Item("10", "parts of the data that were picked or cut out", YES, "films of the"
+    Item("10", "parts of the data that were picked or cut out", YES, "images of the"
          " published split (data.train_share of Train); of each, what data.roi and"
          f" data.roi_as show: {_SETTINGS}", "settings"),
     Item("11", "de-identification", NO, "done by the makers, not described"),
-    Item("12", "missing data", YES, "files that cannot be read, masks without films",
+    Item("12", "missing data", YES, "files that cannot be read, masks without images",
          "audit"),
-    Item("13", "how the films were taken", NO, "devices and views are not known"),
+    Item("13", "how the images were taken", NO, "devices and views are not known"),
     Item("14", "how the reference was made", PARTLY, "partly by machine: docs/data.md"),
     Item("15", "why this reference", PARTLY, "it is the only one published with the"
-         " films; no other was weighed"),
-    Item("16", "who drew the reference", NO, "not known film by film"),
+         " images; no other was weighed"),
+    Item("16", "who drew the reference", NO, "not known image by image"),
     Item("17", "how Test was annotated", NO, "like the rest; no reader drew it anew"),
     Item("18", "agreement between and within readers", PARTLY, "only of two readers"
-         " with the masks, as published, on 48 films", "limits"),
+         " with the masks, as published, on 48 images", "limits"),
     Item("19", "how the partitions were made", PARTLY, "taken over as published;"
          " docs/data.md"),
-    Item("20", "level at which they are disjoint", PARTLY, "films, with the twins that"
+    Item("20", "level at which they are disjoint", PARTLY, "images, with the twins that"
          " were found; patients are unknown", "audit"),
     Item("21", "intended size of the test set", NO, "as published; no calculation was"
          " made"),
@@ -90,25 +90,25 @@ CLAIM = (
     Item("27", "ensembles", YES, "none: one network", "settings"),
     Item("28", "measures and why these", YES, "definitions; docs/metrics.md says why",
          "families"),
-    Item("29", "uncertainty and significance", PARTLY, "intervals over films; one seed,"
-         " and no test against another model", "families"),
+    Item("29", "uncertainty and significance", PARTLY, "intervals over images; one"
+         " seed, and no test against another model", "families"),
     Item("30", "robustness", PARTLY, "other regions of interest; no noise, devices or"
          " hospitals", "regions"),
     Item("31", "explanation of outputs", PARTLY, "outlines can be seen, and what the"
          " outside of the lungs gives away", "probe"),
     Item("32", "evaluation on internal data", YES, "Test of the same data set",
          "headline"),
-    Item("33", "evaluation on external data", NO, "no other hospital's films"),
+    Item("33", "evaluation on external data", NO, "no other hospital's images"),
     Item("34", "registration as a trial", NO, "not a trial"),
-    Item("35", "numbers included and excluded", PARTLY, "films by split and class; no"
+    Item("35", "numbers included and excluded", PARTLY, "images by split and class; no"
          " flow of patients", "audit"),
     Item("36", "who the patients are, by partition", NO, _NO_PATIENTS),
     Item("37", "performance with uncertainty", PARTLY, "figures with intervals; none by"
          " age, sex or origin", "headline"),
-    Item("38", "diagnostic accuracy and its uncertainty", PARTLY, "of films with"
+    Item("38", "diagnostic accuracy and its uncertainty", PARTLY, "of images with"
          " infection against the masks, not a diagnosis", "detection"),
-    Item("39", "analysis of failures", PARTLY, "counts by class and the worst films; no"
-         " reader looked for causes", "classes"),
+    Item("39", "analysis of failures", PARTLY, "counts by class and the worst images;"
+         " no reader looked for causes", "classes"),
     Item("40", "limitations", YES, "", "limits"),
     Item("41", "what follows for practice", PARTLY, "nothing: not a medical device",
          "limits"),
@@ -139,11 +139,11 @@ TRIPOD_AI = (
          " twins; not by group of patients", "audit"),
     Item("8a", "outcome and how it is assessed", PARTLY, "masks, partly made by"
          " machine: docs/data.md"),
-    Item("8b", "assessors of the outcome", NO, "not known film by film"),
+    Item("8b", "assessors of the outcome", NO, "not known image by image"),
     Item("8c", "blinding of the assessment", NO, "not known"),
-    Item("9a", "choice of predictors", YES, "the pixels of the film, as data.roi and"
+    Item("9a", "choice of predictors", YES, "the pixels of the image, as data.roi and"
          " data.roi_as show them", "settings"),
-    Item("9b", "definition of predictors", YES, "8-bit grey films, resized:"
+    Item("9b", "definition of predictors", YES, "8-bit grey images, resized:"
          f" {_SETTINGS}", "settings"),
     Item("9c", "assessors of predictors", YES, "none: no reader comes between"),
     Item("10", "sample size", PARTLY, "the published split; its intervals show what it"
@@ -177,13 +177,14 @@ TRIPOD_AI = (
          " docs/data.md"),
     Item("18f", "availability of code", YES, "Apache-2.0; command and commit", "run"),
     Item("19", "patients and the public", YES, "not involved"),
-    Item("20a", "flow of participants", PARTLY, "films by split and class; no patients",
+    Item("20a", "flow of participants", PARTLY, "images by split and class; no"
+         " patients",
          "audit"),
     Item("20b", "characteristics of participants", NO, _NO_PATIENTS),
     Item("20c", "distributions, evaluation against development", PARTLY, "classes by"
          " split, and twins", "audit"),
     Item("21", "participants and events in each analysis", YES, "n of every table; the"
-         " infected are the COVID-19 films of docs/data.md", "splits"),
+         " infected are the COVID-19 images of docs/data.md", "splits"),
     Item("22", "the model in full", PARTLY, "code and settings repeat the training;"
          " weights are not published", "settings"),
     Item("23a", "performance with intervals", PARTLY, "overall and by class; not by"
@@ -194,7 +195,7 @@ TRIPOD_AI = (
          " further", "headline"),
     Item("26", "limitations", YES, "", "limits"),
     Item("27a", "poor or missing input", PARTLY, "unreadable files stop a run; the"
-         " quality of a film is not judged"),
+         " quality of an image is not judged"),
     Item("27b", "interaction and expertise of users", NO, "no use in a clinic is"
          " meant"),
     Item("27c", "next steps", NO, "not stated here"),

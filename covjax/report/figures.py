@@ -1,4 +1,4 @@
-"""Pictures of a run: what the model did on three films, and how training went."""
+"""Pictures of a run: what the model did on three images, and how training went."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,35 +14,35 @@ from covjax.report import canvas
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One film of the qualitative figure.
+    """One image of the qualitative figure.
 
     Attributes:
       title: which case it is, and its figures.
-      film: the whole film, uint8 [H, W].
+      sample: the whole image, uint8 [H, W].
       seen: what the network saw of it, uint8 [H, W].
       truth: uint8 [H, W] in {0, 1}.
       output: the same.
     """
 
     title: str
-    film: np.ndarray
+    sample: np.ndarray
     seen: np.ndarray
     truth: np.ndarray
     output: np.ndarray
 
 
-def choose_films(
+def choose_samples(
     labels: Sequence[str], counts: np.ndarray, lungs: bool
 ) -> list[tuple[str, int]]:
-    """Picks three films by a rule that looks at the truth, never at the output.
+    """Picks three images by a rule that looks at the truth, never at the output.
 
-    For infection: among the films that have any, the one at the 90th percentile of
-    infected pixels (severe) and at the 10th (mild), and the Normal film in the middle
-    of the list. For lungs: the middle film of each class.
+    For infection: among the images that have any, the one at the 90th percentile of
+    infected pixels (severe) and at the 10th (mild), and the Normal image in the middle
+    of the list. For lungs: the middle image of each class.
 
     Args:
-      labels: class of every film, [n].
-      counts: TP, FP, FN, TN of every film, int [n, 4].
+      labels: class of every image, [n].
+      counts: TP, FP, FN, TN of every image, int [n, 4].
       lungs: whether the task is lungs.
 
     Returns:
@@ -64,20 +64,20 @@ def choose_films(
 
 
 def draw_qualitative(path: Path, panels: Sequence[Panel], title: str) -> None:
-    """Draws a row for each film: input, truth, output, outlines over the film.
+    """Draws a row for each image: input, truth, output, outlines over the image.
 
     Args:
       path: of the PNG.
       panels: what to draw.
-      title: above all of it; says "PHANTOM" where the films are.
+      title: above all of it; says "PHANTOM" where the images are.
     """
     figure = Figure(figsize=(10, 2.5 * len(panels) + 0.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(panels), 4, squeeze=False)
     for row, panel in zip(axes, panels, strict=True):
-        pictures = (panel.seen, 255 * panel.truth, 255 * panel.output, panel.film)
+        pictures = (panel.seen, 255 * panel.truth, 255 * panel.output, panel.sample)
         for cell, picture in zip(row, pictures, strict=True):
-            canvas.draw_film(cell, picture)
+            canvas.draw_image(cell, picture)
         canvas.draw_outlines(row[3], panel.truth, panel.output)
         row[0].set_ylabel(panel.title, fontsize=8)
     for cell, name in zip(axes[0], ("input", "truth", "output", ""), strict=True):
@@ -92,7 +92,8 @@ def draw_qualitative(path: Path, panels: Sequence[Panel], title: str) -> None:
 def draw_curves(path: Path, lines: Sequence[dict[str, Any]], title: str) -> None:
     """Draws loss (Train, Val) and Dice (Val) over the steps of a run.
 
-    The loss of Train is what training lowers, that of Val the loss of each film's mask.
+    The loss of Train is what training lowers, that of Val the loss of each image's
+    mask.
 
     Args:
       path: of the PNG.

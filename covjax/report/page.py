@@ -18,7 +18,7 @@ SECTIONS: tuple[Callable[[RunFiles], Section | None], ...] = (
     page_scores.families,
     page_scores.regions,
     page_scores.probe,
-    page_pictures.films,
+    page_pictures.samples,
     page_pictures.sheets,
     page_scores.classes,
     page_scores.lesions,

@@ -34,27 +34,28 @@ def _curves_alt(lines: list[dict]) -> str:
     return text
 
 
-def films(run: RunFiles) -> Section | None:
-    """Returns Figure 1: films chosen by their truth."""
+def samples(run: RunFiles) -> Section | None:
+    """Returns Figure 1: images chosen by their truth."""
     if "qualitative" not in run.figures:
         return None
     which = (
-        "the middle film of each class"
+        "the middle image of each class"
         if run.task == "lung"
         else "a severe case (90th percentile of infected pixels), a mild one (10th) and"
-        " a Normal film"
+        " a Normal image"
     )
     caption = (
         f"Figure 1. Test: {which}, chosen by the truth alone, never by the output. From"
-        " left to right: the film as the network sees it, truth, output, and both"
-        " outlines over the film (truth blue and solid, output orange and dashed)."
+        " left to right: the image as the network sees it, truth, output, and both"
+        " outlines over the image (truth blue and solid, output orange and dashed)."
     )
     alt = (
-        f"A row for each film ({which}), with its Dice and its true and found pixels at"
-        f" the left. Mean Dice (all) over all Test films: {_dice(run)}."
+        f"A row for each image ({which}), with its Dice and its true and found pixels"
+        " at"
+        f" the left. Mean Dice (all) over all Test images: {_dice(run)}."
     )
     picture = Picture(run.figures["qualitative"], alt, caption)
-    return Section("figure-1", "Three films", [picture])
+    return Section("figure-1", "Three images", [picture])
 
 
 def _dice(run: RunFiles) -> str:
@@ -62,14 +63,14 @@ def _dice(run: RunFiles) -> str:
 
 
 _SHEETS = {
-    "best": "The ten best: highest Dice among films with a truth",
-    "median": "The ten middling: around the median Dice of films with a truth",
-    "worst": "The ten worst of all films: lowest Dice, most wrong pixels first",
+    "best": "The ten best: highest Dice among images with a truth",
+    "median": "The ten middling: around the median Dice of images with a truth",
+    "worst": "The ten worst of all images: lowest Dice, most wrong pixels first",
 }
 
 
 def sheets(run: RunFiles) -> Section | None:
-    """Returns the contact sheets of best, median and worst films."""
+    """Returns the contact sheets of best, median and worst images."""
     pictures: list[Part] = [
         Picture(run.figures[name], f"{caption}. {_range(run, name)}", caption + ".")
         for name, caption in _SHEETS.items()
@@ -78,10 +79,10 @@ def sheets(run: RunFiles) -> Section | None:
     if not pictures:
         return None
     first = Text(
-        "Outlines over the film: truth blue and solid, output orange and dashed; above"
+        "Outlines over the image: truth blue and solid, output orange and dashed; above"
         " each, file, class and Dice."
     )
-    return Section("sheets", "Best, median and worst films", [first, *pictures])
+    return Section("sheets", "Best, median and worst images", [first, *pictures])
 
 
 def _range(run: RunFiles, name: str) -> str:
@@ -145,7 +146,7 @@ def severity(run: RunFiles) -> Section | None:
             ["upper limit of agreement", figure(found["limits"]["high"])],
         ]
         caption = (
-            f"Infected share of the lungs (0 to 1), {count(found['n'])} films;"
+            f"Infected share of the lungs (0 to 1), {count(found['n'])} images;"
             f" {count(found['n_without_lungs'])} without lungs left out"
         )
         parts.append(Table(caption, ["", "share [95 %]"], rows))

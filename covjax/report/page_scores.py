@@ -19,11 +19,11 @@ from covjax.report.tables import (
 )
 
 _REGIONS = ("truth", "predicted", "none")
-_INTERVALS = "Brackets hold 95 % bootstrap intervals over films."
+_INTERVALS = "Brackets hold 95 % bootstrap intervals over images."
 _FAMILY_NAMES = {
-    "all": "all: mean over all films; empty truth and empty output count 1",
-    "positive": "positive: mean over films whose truth is not empty",
-    "pooled": "pooled: pixels summed over all films, then one ratio",
+    "all": "all: mean over all images; empty truth and empty output count 1",
+    "positive": "positive: mean over images whose truth is not empty",
+    "pooled": "pooled: pixels summed over all images, then one ratio",
 }
 
 
@@ -32,7 +32,7 @@ def headline(run: RunFiles) -> Section | None:
     main = run.main
     if not main:
         return None
-    what = "synthetic Test films (phantoms)" if run.phantom else "Test films"
+    what = "synthetic Test images (phantoms)" if run.phantom else "Test images"
     parts: list[Part] = [
         Text(
             f"{count(main['n'])} {what}, region of interest: {roi_name(main)}. Mean"
@@ -55,7 +55,7 @@ def headline(run: RunFiles) -> Section | None:
     ]
     caption = "Test, family “all”"
     if not run.phantom and has_study(main):
-        roi = "whole film" if run.task == "lung" else "true lungs"
+        roi = "whole image" if run.task == "lung" else "true lungs"
         rows.append([f"the study, {roi}", *map(number, study_figures(main))])
         caption += ", beside the study that covjax reproduces"
         parts.append(
@@ -116,19 +116,19 @@ def families(run: RunFiles) -> Section | None:
         Table(f"Families, {_of(main)}", head, rows),
     ]
     if at(main, "blank_rate", "mean") is not None:
-        kinds = {"all empty films": None, "Normal": "Normal", "Non-COVID": "Non-COVID"}
+        kinds = {"all empty images": None, "Normal": "Normal", "Non-COVID": "Non-COVID"}
         blank = [
             [name, *(_blank(c["blank_rate"], kind) for c in columns)]
             for name, kind in kinds.items()
         ]
         caption = (
-            f"Blank rate: of {count(main['n_empty'])} films with an empty truth, the"
+            f"Blank rate: of {count(main['n_empty'])} images with an empty truth, the"
             " share whose output is empty"
         )
         parts.append(Table(caption, ["", *names], blank))
         parts.append(
             Text(
-                "Non-COVID films show real opacities of other pneumonias, which the"
+                "Non-COVID images show real opacities of other pneumonias, which the"
                 " truth leaves out: leaving them blank is the harder part."
             )
         )
@@ -151,7 +151,7 @@ def _operating_point(results: dict[str, Any]) -> str:
         text += f"; areas below {point['min_area']} pixels (at {size} px) are dropped"
     if point.get("presence"):
         text += (
-            "; a film stays blank where its presence score"
+            "; an image stays blank where its presence score"
             f" ({_presence(results)}) is below {point['presence']:.3f}"
         )
     if point.get("chosen_on"):
@@ -185,7 +185,7 @@ def regions(run: RunFiles) -> Section | None:
     head = ["region of interest", *(f"Dice, {f}" for f in FAMILIES)]
     head += ["blank rate", "AUROC"]
     parts: list[Part] = [
-        Table("Test by what the network is shown of a film", head, rows)
+        Table("Test by what the network is shown of an image", head, rows)
     ]
     counts = [run.counts.get(stems[roi] or "") for roi in ("truth", "predicted")]
     if counts[0] and counts[1] and counts[0][0] == counts[1][0]:
@@ -194,7 +194,7 @@ def regions(run: RunFiles) -> Section | None:
             Text(
                 "With found instead of true lungs, each at its own operating point,"
                 f" Dice (all) changes by {change['mean']:+.4f} [{change['low']:+.4f},"
-                f" {change['high']:+.4f}], film by film. True lungs are"
+                f" {change['high']:+.4f}], image by image. True lungs are"
                 " an upper hand that no clinic has."
             )
         )
@@ -221,13 +221,14 @@ def probe(run: RunFiles) -> Section | None:
     if not auroc or auroc["mean"] is None:
         return None
     text = (
-        "With everything inside the lungs blacked out, COVID-19 films are told from the"
+        "With everything inside the lungs blacked out, COVID-19 images are told from"
+        " the"
         f" others with an AUROC of {figure(auroc)}. {_verdict(auroc)}"
     )
     data = run.config["data"]
     if data.get("roi_as") == "channel":
         text += (
-            " In training, this network saw all of each film, and the lungs beside it;"
+            " In training, this network saw all of each image, and the lungs beside it;"
             " in this pass it is still told where they are."
         )
     elif data.get("roi") in ("truth", "predicted"):
@@ -244,7 +245,7 @@ def probe(run: RunFiles) -> Section | None:
         "Shortcut probe",
         [
             Text(text, note=True),
-            Table("Detection of COVID-19 films, Test", ["shown", "AUROC"], rows),
+            Table("Detection of COVID-19 images, Test", ["shown", "AUROC"], rows),
         ],
     )
 
@@ -259,7 +260,8 @@ def _verdict(auroc: dict[str, float | None]) -> str:
         )
     if auroc["high"] is not None and auroc["high"] < 0.5:
         return (
-            "That is less than chance (.5): the network finds more in the films without"
+            "That is less than chance (.5): the network finds more in the images"
+            " without"
             " infection. What lies outside the lungs does differ between the classes,"
             " though not in the direction of the disease."
         )
@@ -281,12 +283,12 @@ def pixels(run: RunFiles) -> Section | None:
         dice = f"Surface Dice at {surface['tolerance']:g} px"
         rows += [
             [
-                f"{dice} ({count(surface['n_surface_dice'])} films)",
+                f"{dice} ({count(surface['n_surface_dice'])} images)",
                 figure(surface["surface_dice"]),
             ],
             [
                 f"95th percentile of surface distance, px ({count(surface['n_hd95'])}"
-                " films with both outlines)",
+                " images with both outlines)",
                 figure(surface["hd95"], digits=1),
             ],
         ]
@@ -298,24 +300,24 @@ def pixels(run: RunFiles) -> Section | None:
 
 
 def detection(run: RunFiles) -> Section | None:
-    """Returns how well films with infection are told from those without."""
+    """Returns how well images with infection are told from those without."""
     found = run.main.get("detection")
     if not found:
         return None
     names = {"auroc": "AUROC"}
     names |= {"sensitivity": "Sensitivity", "specificity": "Specificity"}
     caption = (
-        f"Films with infection ({count(found['n_positive'])} of {count(found['n'])})"
+        f"Images with infection ({count(found['n_positive'])} of {count(found['n'])})"
         f" told from those without, {_of(run.main)}"
     )
     rows = [[names[k], figure(found[k])] for k in names]
     note = Text(
         "Sensitivity and specificity hold at the operating point above, AUROC over all."
-        " The share of infected films is the data set's, not a clinic's: predictive"
+        " The share of infected images is the data set's, not a clinic's: predictive"
         " values cannot be taken from here."
     )
     table = Table(caption, ["", "mean [95 %]"], rows)
-    return Section("detection", "Detection of films", [table, note])
+    return Section("detection", "Detection of images", [table, note])
 
 
 def lesions(run: RunFiles) -> Section | None:
@@ -331,14 +333,14 @@ def lesions(run: RunFiles) -> Section | None:
         ]
         for b in bins
     ]
-    head = ["infected share of the lungs", "films", "Dice, positive", "IoU, positive"]
+    head = ["infected share of the lungs", "images", "Dice, positive", "IoU, positive"]
     head.append("sensitivity of pixels")
     table = Table(f"By extent of the infection, {_of(run.main)}", head, rows)
     return Section("lesions", "By extent of the infection", [table])
 
 
 def classes(run: RunFiles) -> Section | None:
-    """Returns the scores by class, and the films that went wrong altogether."""
+    """Returns the scores by class, and the images that went wrong altogether."""
     found = run.main.get("classes") or {}
     parts: list[Part] = []
     if found:
@@ -353,8 +355,8 @@ def classes(run: RunFiles) -> Section | None:
             ]
             for label, of_class in found.items()
         ]
-        head = ["class", "films", "empty truth", "Dice, all", "Dice, positive"]
-        head += ["blank rate", "false pixels a film"]
+        head = ["class", "images", "empty truth", "Dice, all", "Dice, positive"]
+        head += ["blank rate", "false pixels an image"]
         parts.append(Table(f"By class, {_of(run.main)}", head, rows))
     if run.headline in run.counts:
         parts.append(_failures(*run.counts[run.headline]))
@@ -362,7 +364,7 @@ def classes(run: RunFiles) -> Section | None:
 
 
 def _failures(labels: list[str], counts: np.ndarray) -> Table:
-    """Counts, by class, what a reader would call a wrong film."""
+    """Counts, by class, what a reader would call a wrong image."""
     tp, fp, fn, _ = counts.T
     positive = tp + fn > 0
     missed, false = positive & (tp == 0), ~positive & (fp > 0)
@@ -374,7 +376,7 @@ def _failures(labels: list[str], counts: np.ndarray) -> Table:
             row.append(f"{(of_class & failed).sum():,} of {(of_class & asked).sum():,}")
         rows.append(row)
     head = ["class", "truth missed altogether", "empty truth, output not empty"]
-    return Table("Films that failed, by class", head, rows)
+    return Table("Images that failed, by class", head, rows)
 
 
 def splits(run: RunFiles) -> Section | None:
@@ -388,11 +390,11 @@ def splits(run: RunFiles) -> Section | None:
         + [figure(r.get("blank_rate"))]
         for stem, r in found.items()
     ]
-    head = ["split", "films", "loss", *(f"Dice, {f}" for f in FAMILIES), "blank rate"]
+    head = ["split", "images", "loss", *(f"Dice, {f}" for f in FAMILIES), "blank rate"]
     roi = roi_name(next(iter(found.values())))
     note = Text(
         "Train was learned from and Val chose the epoch (and what was tuned): only Test"
-        " tells how the model does on other films of this data set."
+        " tells how the model does on other images of this data set."
     )
     table = Table(f"Splits, region of interest: {roi}", head, rows)
     return Section("splits", "Train, Val, Test", [table, note])

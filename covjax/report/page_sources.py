@@ -29,21 +29,24 @@ _TASKS = {
 
 
 _OF_COVID_QU_EX = (
-    "Films of one collection, split as published: another hospital, device or patient"
+    "Images of one collection, split as published: another hospital, device or patient"
     " group may give other figures. There is no external test.",
-    "No patient identifiers exist: films of one patient may stand in two splits, and no"
+    "No patient identifiers exist: images of one patient may stand in two splits, and"
+    " no"
     " figure can be given by age, sex or origin.",
     "Classes come from different sources: letters, borders and exposure can give a"
     " class away without a look at the lungs.",
     "The reference masks are partly made by machine; two radiologists agreed with them"
-    " at a mean Dice of .65 on 48 films. A higher Dice is agreement with this data set,"
+    " at a mean Dice of .65 on 48 images. A higher Dice is agreement with this data"
+    " set,"
     " not skill above theirs.",
 )
 _OF_ANOTHER_SET = (
-    "Films of another set than COVID-QU-Ex, split by whoever laid it out, or by a hash:"
+    "Images of another set than COVID-QU-Ex, split by whoever laid it out, or by a"
+    " hash:"
     " another hospital, device or patient group may give other figures.",
     "Nothing is known here of its patients: no figure can be given by age, sex or"
-    " origin. Where its table named none, films of one may stand in two splits.",
+    " origin. Where its table named none, images of one may stand in two splits.",
     "Nor is it known who drew its masks, or whether its classes come from different"
     " sources, which can give a class away without a look at the lungs. Lungs that a"
     " model found are no reference: against them, stage 1 is compared with that model.",
@@ -54,14 +57,14 @@ def about(run: RunFiles) -> Section:
     """Returns what was trained on what, and with which software."""
     config, told = run.config, run.about
     data = config["data"]
-    films = "COVID-QU-Ex, chest X-rays"
+    samples = "COVID-QU-Ex, chest X-rays"
     if run.from_table:
-        films = "another set than COVID-QU-Ex, laid out by a table of its films"
+        samples = "another set than COVID-QU-Ex, laid out by a table of its images"
     if run.phantom:
-        films = "PHANTOMS: synthetic films, drawn by a program"
+        samples = "PHANTOMS: synthetic images, drawn by a program"
     rows = [
         ["model", _TASKS[run.task]],
-        ["films", f"{films}, {data.get('image_size', NONE)} px"],
+        ["images", f"{samples}, {data.get('image_size', NONE)} px"],
         ["region of interest in training", roi_name(data) if "roi" in data else NONE],
         ["started from", config.get("init_from") or "random parameters"],
         ["lungs of the headline", _lungs(run)],
@@ -110,12 +113,12 @@ def audit(run: RunFiles) -> Section:
         parts: list[Part] = [
             Text(
                 "No audit lies in this run's folder: nothing is said here of damaged"
-                " files, or of films that stand in two splits. To make one:"
+                " files, or of images that stand in two splits. To make one:"
             ),
             Code("python -m covjax.data.audit DATA --json RUN/results/audit.json"),
         ]
         return Section("no-audit", title, parts)
-    parts = [_films(found)]
+    parts = [_images(found)]
     wrong = [
         [fault, count(len(found["files"].get(kind, ())))]
         for kind, fault in KINDS.items()
@@ -125,7 +128,7 @@ def audit(run: RunFiles) -> Section:
     return Section("audit", title, parts)
 
 
-def _films(found: dict[str, Any]) -> Table:
+def _images(found: dict[str, Any]) -> Table:
     rows = [
         [f"{TREES[task]}, {split}"]
         + [
@@ -134,11 +137,11 @@ def _films(found: dict[str, Any]) -> Table:
         ]
         for task, tree in found["trees"].items()
         for told in [tree["published"]]
-        for split, labels in tree["films"].items()
+        for split, labels in tree["images"].items()
     ]
     trees = [*found["trees"].values()]
-    title = "Films found" + (" / published" if trees[0]["published"] else "")
-    return Table(title, ["split", *trees[0]["films"]["Train"]], rows)
+    title = "Images found" + (" / published" if trees[0]["published"] else "")
+    return Table(title, ["split", *trees[0]["images"]["Train"]], rows)
 
 
 def _twins(found: dict[str, Any]) -> list[Part]:
@@ -148,15 +151,15 @@ def _twins(found: dict[str, Any]) -> list[Part]:
             leak = "yes" if pair["leak"] else "no"
             rows.append([name, " – ".join(pair["parts"]), count(pair["pairs"]), leak])
     if not rows:
-        return [Text("No film stands twice.")]
+        return [Text("No image stands twice.")]
     head = ["alike", "where", "pairs", "seen before it is scored"]
-    parts: list[Part] = [Table("Films that stand twice", head, rows)]
+    parts: list[Part] = [Table("Images that stand twice", head, rows)]
     seen = [
         [part, count(kinds["identical"]), count(kinds["near"])]
         for part, kinds in found["seen_before"].items()
     ]
     if seen:
-        caption = "Films with a twin in an earlier split, or in stage 1's films"
+        caption = "Images with a twin in an earlier split, or in stage 1's images"
         parts.append(Table(caption, ["part", "identical", "nearly identical"], seen))
     return parts
 
@@ -174,7 +177,7 @@ def limits(run: RunFiles) -> Section:
         )
     points += _OF_ANOTHER_SET if run.from_table else _OF_COVID_QU_EX
     points += [
-        "Intervals tell how far other films of the same kind would move a figure; they"
+        "Intervals tell how far other images of the same kind would move a figure; they"
         " say nothing about another seed. One run against one run is an anecdote.",
     ]
     if run.task == "infection" and run.headline == "test":

@@ -26,7 +26,7 @@ def draw_reliability(
       confidence: mean probability of a bin's pixels, [b]; NaN where it has none.
       frequency: share of a bin's pixels that are foreground, [b]; NaN likewise.
       pixels: how many lie in each bin, [b].
-      title: above all of it; says "PHANTOM" where the films are.
+      title: above all of it; says "PHANTOM" where the images are.
     """
     edges, pixels = np.asarray(edges, float), np.asarray(pixels, float)
     figure = Figure(figsize=(10, 4.2), layout="constrained")

@@ -31,7 +31,7 @@ class RunFiles:
       about: command, versions, commit; empty where the run did not write them.
       lines: of metrics.jsonl.
       results: by stem, what results/<stem>.json holds.
-      counts: by stem, class and TP, FP, FN, TN of every film of results/<stem>.csv.
+      counts: by stem, class and TP, FP, FN, TN of every image of results/<stem>.csv.
       audit: what results/audit.json holds, or None.
       figures: by stem, the bytes of figures/<stem>.png.
     """
@@ -52,13 +52,13 @@ class RunFiles:
 
     @property
     def phantom(self) -> bool:
-        """Tells whether the films are synthetic."""
-        asked = bool(self.config["data"].get("phantom_films"))
+        """Tells whether the images are synthetic."""
+        asked = bool(self.config["data"].get("phantom_images"))
         return asked or any(r.get("phantom") for r in self.results.values())
 
     @property
     def from_table(self) -> bool:
-        """Tells whether the films are of another set than COVID-QU-Ex."""
+        """Tells whether the images are of another set than COVID-QU-Ex."""
         return any(r.get("from_table") for r in self.results.values())
 
     @property
@@ -72,7 +72,7 @@ class RunFiles:
         return "test" if roi == own else self.of_region(roi)
 
     def of_region(self, roi: str) -> str | None:
-        """Returns the stem of Test where the network was shown this of each film."""
+        """Returns the stem of Test where the network was shown this of each image."""
         for stem in ("test", f"test-{roi}"):
             if self.results.get(stem, {}).get("roi") == roi:
                 return stem

@@ -22,16 +22,16 @@ def draw_severity(
 ) -> None:
     """Draws a scatter of shares and, beside it, their differences (Bland and Altman).
 
-    Films without a share (NaN: no lungs) are left out.
+    Images without a share (NaN: no lungs) are left out.
 
     Args:
       path: of the PNG.
       true_share: infected share of the lungs by the truth, 0 to 1, [n].
       found_share: the same by the output, [n].
-      labels: class of every film, [n].
+      labels: class of every image, [n].
       bias: mean of found − true.
       limits: of agreement, low and high.
-      title: above all of it; says "PHANTOM" where the films are.
+      title: above all of it; says "PHANTOM" where the images are.
 
     Reference:
       Bland and Altman, Lancet 327, 1986.

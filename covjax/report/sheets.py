@@ -1,4 +1,4 @@
-"""Contact sheets: the ten best, the ten middling and the ten worst films."""
+"""Contact sheets: the ten best, the ten middling and the ten worst images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ ROWS, COLUMNS = 2, 5
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """One film of a contact sheet.
+    """One image of a contact sheet.
 
     Attributes:
       name: of the file.
       label: its class.
-      dice: of the film.
-      film: uint8 [H, W].
+      dice: of the image.
+      sample: uint8 [H, W].
       truth: uint8 [H, W] in {0, 1}.
       output: the same.
     """
@@ -29,21 +29,21 @@ class Thumbnail:
     name: str
     label: str
     dice: float
-    film: np.ndarray
+    sample: np.ndarray
     truth: np.ndarray
     output: np.ndarray
 
 
 def choose_sheets(counts: np.ndarray) -> dict[str, list[int]]:
-    """Picks the films of the three sheets by their Dice.
+    """Picks the images of the three sheets by their Dice.
 
-    "best" and "median" are of the films with a truth: the highest Dice, and the places
-    around the middle one (an empty film that stays blank scores 1 and shows nothing).
-    "worst" is of all films: the lowest Dice, and among equals the most wrong pixels,
+    "best" and "median" are of the images with a truth: the highest Dice, and the places
+    around the middle one (an empty image that stays blank scores 1 and shows nothing).
+    "worst" is of all images: the lowest Dice, and among equals the most wrong pixels,
     so that whole lesions missed and large false alarms come first.
 
     Args:
-      counts: TP, FP, FN, TN of every film, int [n, 4].
+      counts: TP, FP, FN, TN of every image, int [n, 4].
 
     Returns:
       Up to ten indices each, in the order in which they are drawn.
@@ -61,13 +61,13 @@ def choose_sheets(counts: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def draw_sheet(path: Path, films: Sequence[Thumbnail], title: str) -> None:
-    """Draws up to ten films, five a row, with the outlines of truth and output.
+def draw_sheet(path: Path, samples: Sequence[Thumbnail], title: str) -> None:
+    """Draws up to ten images, five a row, with the outlines of truth and output.
 
     Args:
       path: of the PNG.
-      films: what to draw, from the top left.
-      title: above all of it; says "PHANTOM" where the films are.
+      samples: what to draw, from the top left.
+      title: above all of it; says "PHANTOM" where the images are.
     """
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr]
@@ -75,10 +75,12 @@ def draw_sheet(path: Path, films: Sequence[Thumbnail], title: str) -> None:
     cells = figure.subplots(ROWS, COLUMNS).ravel()
     for cell in cells:
         cell.axis("off")
-    for cell, film in zip(cells, films, strict=False):
-        canvas.draw_film(cell, film.film)
-        canvas.draw_outlines(cell, film.truth, film.output)
-        cell.set_title(f"{film.name}\n{film.label}, Dice {film.dice:.3f}", fontsize=8)
+    for cell, sample in zip(cells, samples, strict=False):
+        canvas.draw_image(cell, sample.sample)
+        canvas.draw_outlines(cell, sample.truth, sample.output)
+        cell.set_title(
+            f"{sample.name}\n{sample.label}, Dice {sample.dice:.3f}", fontsize=8
+        )
     figure.legend(
         canvas.outline_handles(cells[0]), ["truth", "output"],
         loc="outside lower center", ncols=2, frameon=False, fontsize=9,

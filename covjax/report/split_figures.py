@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from covjax.data.covidqu import read_film
+from covjax.data.covidqu import read_sample
 from covjax.data.pipeline import Region
 from covjax.evaluation.results import Evaluated
 from covjax.metrics.counts import dice_per_image
-from covjax.report.figures import Panel, choose_films, draw_qualitative
+from covjax.report.figures import Panel, choose_samples, draw_qualitative
 from covjax.report.reliability import draw_reliability
 from covjax.report.severity import draw_severity
 from covjax.report.sheets import Thumbnail, choose_sheets, draw_sheet
@@ -35,7 +35,7 @@ def draw_split(
       evaluated: the split.
       results: what its JSON file holds.
       region: what the network was shown.
-      title: above each figure; says "PHANTOM" where the films are.
+      title: above each figure; says "PHANTOM" where the images are.
     """
     test = results["split"] == "test"
     if test:  # a figure that cannot be drawn is not to be an older one
@@ -49,8 +49,8 @@ def draw_split(
         return
     for name, chosen in choose_sheets(evaluated.counts).items():
         if chosen:
-            films = [_thumbnail(evaluated, i) for i in chosen]
-            draw_sheet(folder / f"{name}.png", films, f"{title}; the {name}")
+            samples = [_thumbnail(evaluated, i) for i in chosen]
+            draw_sheet(folder / f"{name}.png", samples, f"{title}; the {name}")
     _draw_reliability(folder / "reliability.png", results, title)
     if results["severity"]:
         _draw_severity(folder / "severity.png", evaluated, results, title)
@@ -59,18 +59,18 @@ def draw_split(
 def _panels(
     evaluated: Evaluated, results: dict[str, Any], region: Region
 ) -> list[Panel]:
-    counts, films = evaluated.counts, evaluated.films
-    labels = [film.label for film in films]
+    counts, samples = evaluated.counts, evaluated.samples
+    labels = [sample.label for sample in samples]
     panels = []
-    for name, i in choose_films(labels, counts, results["task"] == "lung"):
-        record = read_film(films[i], results["image_size"])
+    for name, i in choose_samples(labels, counts, results["task"] == "lung"):
+        record = read_sample(samples[i], results["image_size"])
         true, found = counts[i, 0] + counts[i, 2], counts[i, 0] + counts[i, 1]
         dice = dice_per_image(counts[i : i + 1])[0]
         panels.append(
             Panel(
-                title=f"{name}: {films[i].name}\nDice {dice:.3f}; {true} px true,"
+                title=f"{name}: {samples[i].name}\nDice {dice:.3f}; {true} px true,"
                 f" {found} found",
-                film=record["image"],
+                sample=record["image"],
                 seen=region.show(record)[..., 0],
                 truth=evaluated.truth[i],
                 output=evaluated.output[i],
@@ -80,12 +80,12 @@ def _panels(
 
 
 def _thumbnail(evaluated: Evaluated, i: int) -> Thumbnail:
-    film = evaluated.films[i]
+    sample = evaluated.samples[i]
     return Thumbnail(
-        name=film.name,
-        label=film.label,
+        name=sample.name,
+        label=sample.label,
         dice=float(dice_per_image(evaluated.counts[i : i + 1])[0]),
-        film=read_film(film, evaluated.truth.shape[1])["image"],
+        sample=read_sample(sample, evaluated.truth.shape[1])["image"],
         truth=evaluated.truth[i],
         output=evaluated.output[i],
     )
@@ -112,13 +112,13 @@ def _draw_severity(
 ) -> None:
     found = results["severity"]
     limits = found["limits"]["low"]["mean"], found["limits"]["high"]["mean"]
-    if None in limits:  # fewer than two films with lungs
+    if None in limits:  # fewer than two images with lungs
         return
     draw_severity(
         path,
         true_share=evaluated.rows["true_share"],
         found_share=evaluated.rows["found_share"],
-        labels=[film.label for film in evaluated.films],
+        labels=[sample.label for sample in evaluated.samples],
         bias=found["bias"]["mean"],
         limits=limits,
         title=title,

@@ -41,9 +41,9 @@ def format_results(results: dict[str, Any], title: str) -> str:
       results: what results/<split>.json holds.
       title: printed first, for example the run's folder.
     """
-    films = "PHANTOM films" if results["phantom"] else "films"
+    samples = "PHANTOM images" if results["phantom"] else "images"
     lines = [
-        f"{title}: {results['task']}, {results['split']}, {results['n']} {films}"
+        f"{title}: {results['task']}, {results['split']}, {results['n']} {samples}"
         f" ({results['n_empty']} with an empty truth)",
         f"region of interest: {format_roi(results)}; {format_point(results)}",
         "",
@@ -56,9 +56,9 @@ def format_results(results: dict[str, Any], title: str) -> str:
     if untuned:
         name = f"  at {untuned['threshold']:g}, untuned"
         rows.append((name, (None, *_all(untuned))))
-    # The study saw these films alone, and gives figures of Test alone.
+    # The study saw these images alone, and gives figures of Test alone.
     if has_study(results) and results["split"] == "test":
-        shown = "whole film" if results["task"] == "lung" else "true lungs"
+        shown = "whole image" if results["task"] == "lung" else "true lungs"
         rows.append((f"the study, {shown}", study_figures(results)))
     for name, values in rows:
         cells = "".join(f"{number(v):>9}" for v in values)
@@ -77,7 +77,7 @@ def format_results(results: dict[str, Any], title: str) -> str:
 
 
 def has_study(results: dict[str, Any]) -> bool:
-    """Tells whether the study saw such films: neither phantoms nor another set's."""
+    """Tells whether the study saw such images: neither phantoms nor another set's."""
     return not results["phantom"] and not results.get("from_table")
 
 
@@ -113,14 +113,15 @@ def format_point(results: dict[str, Any]) -> str:
 
 
 def format_regions(found: Sequence[dict[str, Any]]) -> str:
-    """Returns a table of a split by what the network was shown of each film.
+    """Returns a table of a split by what the network was shown of each image.
 
     Args:
       found: what the JSON files of the regions hold.
     """
     head = ("Dice, all", "positive", "pooled", "blank rate", "AUROC")
     lines = [
-        "Shown of each film (Dice; below each, at the untuned threshold; intervals: see"
+        "Shown of each image (Dice; below each, at the untuned threshold; intervals:"
+        " see"
         " the report):",
         f"  {'':34}" + "".join(f"{name:>12}" for name in head),
     ]

@@ -1,16 +1,16 @@
-"""How many processes work on films beside the one that has the devices."""
+"""How many processes work on images beside the one that has the devices."""
 
 import os
 
-MOST = 16  # workers; one that trains from films holds some 300 MB of libraries
+MOST = 16  # workers; one that trains from images holds some 300 MB of libraries
 AUTO = -1
 
 
 def count_workers(wanted: int, *, cores: int, accelerated: bool) -> int:
     """Returns the number of worker processes beside the one that trains.
 
-    Without an accelerator there are none: a step takes far longer than its films, and
-    needs every core itself. With one, every second core loads films; a machine of two
+    Without an accelerator there are none: a step takes far longer than its images, and
+    needs every core itself. With one, every second core loads images; a machine of two
     or three has none to spare.
 
     Args:

@@ -100,7 +100,7 @@ def leave(status: int) -> None:
 
     Unless the others fail as well, at the same place: then all end in order.
 
-    Where it failed, the interpreter is not taken down. A thread that decodes a film
+    Where it failed, the interpreter is not taken down. A thread that decodes an image
     would be unwound through the C++ that it is in, which aborts the process (before
     Python 3.14).
     """

@@ -19,7 +19,8 @@ from covjax.runtime.signals import Interrupted
 OUT_OF_MEMORY = (
     "out of memory ({}). Lower config.train.batch_size, config.data.image_size or"
     " config.model.width, or set config.model.remat=True;\nwith augment.where='device',"
-    " data.cache='' keeps the films off the device; on the host, lower data.workers and"
+    " data.cache='' keeps the images off the device; on the host, lower data.workers"
+    " and"
     " data.prefetch"
 )
 # What the errors of collectives and of the service behind them have in common.

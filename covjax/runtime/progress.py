@@ -1,4 +1,4 @@
-"""How far long work on films is, for whoever looks at a terminal."""
+"""How far long work on images is, for whoever looks at a terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import rich.console
 import rich.progress
 
-Progress = Callable[[int, int], None]  # (films done, films in all)
+Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM: noted while a run trains, raised wherever else they come.
 
 They come to every process of a terminal or a cluster's job, also to those that load
-films. The one that trains still needs these until its checkpoint is written.
+images. The one that trains still needs these until its checkpoint is written.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
 """The augmentations as arrays of jax, inside the compiled train step.
 
 They do what data/augment.py does through Albumentations and OpenCV: the same
-distributions, though other draws; the same matrix about the same centre; a film
+distributions, though other draws; the same matrix about the same centre; an image
 interpolated linearly, a mask by the nearest pixel, both 0 beyond the border.
 
-What is written for one film is meant for `jax.vmap`: each film is augmented from its
-own seed, whichever films stand beside it.
+What is written for one image is meant for `jax.vmap`: each image is augmented from its
+own seed, whichever images stand beside it.
 """
 
 import functools
@@ -19,11 +19,11 @@ from jax.scipy.ndimage import map_coordinates
 from covjax.data.augment_params import Strengths
 from covjax.data.mask_ops import disk
 
-Record = dict[str, jax.Array]  # of a film, as `read_film` names its parts
+Record = dict[str, jax.Array]  # of an image, as `read_sample` names its parts
 
 
 class Draw(NamedTuple):
-    """What happens to one film; each a scalar, float32 but for `flip` and `noise`.
+    """What happens to one image; each a scalar, float32 but for `flip` and `noise`.
 
     A transform that does not happen has the values that change nothing. Those beyond
     the study are None where they never happen: then nothing of them is computed.
@@ -31,7 +31,7 @@ class Draw(NamedTuple):
     Attributes:
       flip: whether left and right are exchanged, bool.
       angle: of the rotation, radians; above 0 it is counter-clockwise.
-      scale: of the size; above 1 the film grows.
+      scale: of the size; above 1 the image grows.
       shift_x: whole pixels to the right.
       shift_y: whole pixels down.
       contrast: factor of the levels.
@@ -52,29 +52,29 @@ class Draw(NamedTuple):
 
 
 class DeviceAugment(Strengths):
-    """Does on the device what data/augment.py does to a film and its masks."""
+    """Does on the device what data/augment.py does to an image and its masks."""
 
     def __call__(self, record: Record, seed: jax.Array) -> Record:
-        """Augments one film.
+        """Augments one image.
 
         Args:
           record: "image" uint8 [H, W], and masks uint8 [H, W] in {0, 1}.
           seed: of this record in this epoch, uint32 [].
 
         Returns:
-          The same keys, shapes, dtypes; masks stay in {0, 1}. Where the film moves
-          away, pixels are 0 until brightness and noise change them as any others. A
-          film to which nothing happens keeps every bit.
+          The same keys, shapes, dtypes; masks stay in {0, 1}. Where the image moves
+          away, pixels are 0 until brightness and noise change them as any others. An
+          image to which nothing happens keeps every bit.
         """
         return apply(self.draw(seed, *record["image"].shape), record)
 
     def draw(self, seed: jax.Array, height: int, width: int) -> Draw:
-        """Draws what happens to a film.
+        """Draws what happens to an image.
 
         Args:
           seed: of this record in this epoch, uint32 [].
-          height: of the film, pixels.
-          width: of the film, pixels.
+          height: of the image, pixels.
+          width: of the image, pixels.
         """
         key = jax.random.key(seed)
         u = jax.random.uniform(key, (9,))
@@ -110,10 +110,10 @@ class DeviceAugment(Strengths):
 
 
 def apply(draw: Draw, record: Record) -> Record:
-    """Does to a film and its masks what was drawn.
+    """Does to an image and its masks what was drawn.
 
     Args:
-      draw: of this film.
+      draw: of this image.
       record: "image" uint8 [H, W], and masks uint8 [H, W] in {0, 1}.
 
     Returns:
@@ -126,24 +126,24 @@ def apply(draw: Draw, record: Record) -> Record:
         )
         for name, pixels in record.items()
     }
-    film = _as_levels(moved["image"] * draw.contrast + draw.brightness)
+    sample = _as_levels(moved["image"] * draw.contrast + draw.brightness)
     if draw.gamma is not None:
-        curved = _as_levels(255 * (film / 255) ** draw.gamma)
-        film = jnp.where(draw.gamma == 1, film, curved)  # to the last bit
+        curved = _as_levels(255 * (sample / 255) ** draw.gamma)
+        sample = jnp.where(draw.gamma == 1, sample, curved)  # to the last bit
     if draw.noise is not None:
-        film = _as_levels(film + draw.noise)
-    return moved | {"image": film}
+        sample = _as_levels(sample + draw.noise)
+    return moved | {"image": sample}
 
 
-def _as_levels(film: jax.Array) -> jax.Array:
+def _as_levels(sample: jax.Array) -> jax.Array:
     """Returns uint8, cut off, not rounded: each transform of Albumentations ends so."""
-    return jnp.clip(film, 0, 255).astype(jnp.uint8)
+    return jnp.clip(sample, 0, 255).astype(jnp.uint8)
 
 
 def _places(draw: Draw, height: int, width: int) -> tuple[jax.Array, jax.Array]:
     """Returns where each pixel comes from: rows and columns, float32 [H, W].
 
-    A flip first, then scale, rotation and shift take the point p of a film to
+    A flip first, then scale, rotation and shift take the point p of an image to
 
         p' = centre + shift + scale * [[cos, sin], [-sin, cos]] (p - centre)
 

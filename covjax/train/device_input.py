@@ -3,8 +3,8 @@
 There are three ways, which `config.augment.where` and the memory decide on:
 
 - "host": the pipeline augments and shows, the device gets what the step takes;
-- "device", the films lie there: the pipeline sends their indices and seeds;
-- "device", the films do not fit there: the pipeline sends them as they are.
+- "device", the images lie there: the pipeline sends their indices and seeds;
+- "device", the images do not fit there: the pipeline sends them as they are.
 
 The last two give the same batches.
 """
@@ -21,8 +21,8 @@ import ml_collections
 
 from covjax import parallel
 from covjax.data.augment_params import strengths_of
-from covjax.data.covidqu import Film
-from covjax.data.image_cache import PackedFilms
+from covjax.data.covidqu import Sample
+from covjax.data.image_cache import CachedSamples
 from covjax.data.pipeline import (
     ReadKey,
     ReadUnaugmented,
@@ -41,8 +41,8 @@ class Prepare:
     """Augments, shows and picks the target on the device, before the step.
 
     Attributes:
-      augment: changes a film and its masks, given a seed.
-      region: what is shown of a film.
+      augment: changes an image and its masks, given a seed.
+      region: what is shown of an image.
       task: whose mask is the target.
     """
 
@@ -61,15 +61,15 @@ class Prepare:
 
         Args:
           batch: "index" int32 [B], "seed" uint32 [B], "weight" float32 [B]; and
-            either `parts`, uint8 [B, H, W], or "films": the packed parts of the whole
+            either `parts`, uint8 [B, H, W], or "images": the packed parts of the whole
             split, as data/image_cache.py keeps them.
         """
-        if "films" in batch:
-            records = _unpack(batch["films"], batch["index"])
+        if "images" in batch:
+            records = _unpack(batch["images"], batch["index"])
         else:
             records = {name: batch[name] for name in self.parts}
         # Each stage is compiled for itself. Else a pixel may be computed anew for each
-        # of its uses, and a step round otherwise where its films come another way.
+        # of its uses, and a step round otherwise where its images come another way.
         records = jax.lax.optimization_barrier(records)
         records = jax.vmap(self.augment)(records, batch["seed"])
         records = jax.lax.optimization_barrier(records)
@@ -111,28 +111,28 @@ class Feed:
 
 
 def make_feed(
-    films: Sequence[Film], *, config: ml_collections.ConfigDict, steps: range
+    samples: Sequence[Sample], *, config: ml_collections.ConfigDict, steps: range
 ) -> Feed:
     """Returns the training batches of some steps.
 
     Args:
-      films: the training split.
+      samples: the training split.
       config: the whole config; `data`, `augment`, `seed`, `train` are read.
       steps: which steps of the run.
 
     Raises:
-      UsageError: if a batch is larger than the split, or the share of positive films
-        asks for films of a kind that it lacks.
-      DataError: if a film cannot be read, or its packed copy not written.
+      UsageError: if a batch is larger than the split, or the share of positive images
+        asks for images of a kind that it lacks.
+      DataError: if an image cannot be read, or its packed copy not written.
     """
     rank, world = parallel.process()
     supply = functools.partial(
-        make_train_dataset, films, config=config, steps=steps, rank=rank, world=world,
+        make_train_dataset, samples, config=config, steps=steps, rank=rank, world=world,
         workers=loading_workers(config),
     )  # fmt: skip
     if config.augment.where == "host":
         source = parallel.prefetch(supply())
-        told = "films are augmented on the host"
+        told = "images are augmented on the host"
         return Feed(source, lambda batch: batch, told, source)
     data = config.data
     prepare = Prepare(
@@ -140,9 +140,9 @@ def make_feed(
         make_region(data),
         data.task,
     )
-    told = "films are augmented on the device"
-    read = make_reader(films, data)
-    if isinstance(read, PackedFilms):
+    told = "images are augmented on the device"
+    read = make_reader(samples, data)
+    if isinstance(read, CachedSamples):
         need = read.count_bytes(prepare.parts)
         size = f"{need / 2**30:.2f} GiB"
         if parallel.has_room(need):
@@ -151,7 +151,7 @@ def make_feed(
             )
             # They are there before a worker would have started.
             source = parallel.prefetch(supply(read=ReadKey(config.seed), workers=0))
-            batches = ({**batch, "films": resident} for batch in source)
+            batches = ({**batch, "images": resident} for batch in source)
             return Feed(batches, prepare, f"{told}; all lie there ({size})", source)
         told += (
             f", each batch sent there (to stay, they need {2 * need / 1e6:.0f} MB free)"
@@ -164,7 +164,7 @@ def make_feed(
 
 
 def loading_workers(config: ml_collections.ConfigDict) -> int:
-    """Returns the number of processes that load training films, on this machine."""
+    """Returns the number of processes that load training images, on this machine."""
     return count_workers(
         config.data.workers,
         cores=count_cores(),
@@ -172,18 +172,18 @@ def loading_workers(config: ml_collections.ConfigDict) -> int:
     )
 
 
-def _unpack(films: Mapping[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
-    """Returns films and masks, uint8 [B, H, W], from their packed copies.
+def _unpack(samples: Mapping[str, jax.Array], index: jax.Array) -> dict[str, jax.Array]:
+    """Returns images and masks, uint8 [B, H, W], from their packed copies.
 
     Args:
-      films: "image" uint8 [n, H, W], masks as bits, uint8 [n, ceil(H * W / 8)].
-      index: of the films of the batch, int32 [B].
+      samples: "image" uint8 [n, H, W], masks as bits, uint8 [n, ceil(H * W / 8)].
+      index: of the images of the batch, int32 [B].
     """
-    images = films["image"][index]
-    pixels = math.prod(films["image"].shape[1:])
+    images = samples["image"][index]
+    pixels = math.prod(samples["image"].shape[1:])
     return {
         name: images
         if name == "image"
         else jnp.unpackbits(packed[index], axis=-1, count=pixels).reshape(images.shape)
-        for name, packed in films.items()
+        for name, packed in samples.items()
     }

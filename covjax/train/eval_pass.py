@@ -1,4 +1,4 @@
-"""One pass over a split: what a model makes of every film, averaged nowhere."""
+"""One pass over a split: what a model makes of every image, averaged nowhere."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from covjax import parallel
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.pipeline import make_eval_dataset
 from covjax.metrics.detection import presence_scores
 from covjax.runtime import watchdog
@@ -21,7 +21,7 @@ Terms = tuple[tuple[str, Any], ...]  # of the loss that is reported
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a model did on every film of a split, in the order of the split.
+    """What a model did on every image of a split, in the order of the split.
 
     Attributes:
       counts: TP, FP, FN, TN in pixels, int64 [n, 4].
@@ -34,7 +34,7 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What a model gave for every film of a split, in the order of the split.
+    """What a model gave for every image of a split, in the order of the split.
 
     Attributes:
       levels: probabilities times 255, rounded, uint8 [n, H, W].
@@ -60,13 +60,13 @@ def score(
       eval_step: from `compile_eval_step`.
       state: replicated.
       dataset: from `make_eval_dataset`.
-      n: films in the split.
+      n: images in the split.
 
     Returns:
       Scores of exactly n images, the same on every process.
 
     Raises:
-      RuntimeError: if the dataset did not supply every film exactly once.
+      RuntimeError: if the dataset did not supply every image exactly once.
     """
     kept = {"counts": np.zeros((n, 4), np.int64), "loss": np.zeros(n)}
     _collect(eval_step, state, dataset, kept)
@@ -75,7 +75,7 @@ def score(
 
 def predict_split(
     config: ml_collections.ConfigDict,
-    films: Sequence[Film],
+    samples: Sequence[Sample],
     state: Any,
     *,
     roi: str | None = None,
@@ -87,24 +87,24 @@ def predict_split(
     Args:
       config: `data`, `loss`, `eval.flip`, `model.presence` and `train.batch_size` are
         read.
-      films: the split.
+      samples: the split.
       state: replicated.
       roi: region of interest; None: `data.roi`.
       batch_size: over all processes; None: `train.batch_size`.
-      cached: False reads each film from its files, whatever `data.cache` says.
+      cached: False reads each image from its files, whatever `data.cache` says.
 
     Returns:
-      Outputs of all films, the same on every process.
+      Outputs of all images, the same on every process.
 
     Raises:
-      RuntimeError: if the dataset did not supply every film exactly once.
+      RuntimeError: if the dataset did not supply every image exactly once.
     """
     rank, world = parallel.process()
     dataset = make_eval_dataset(
-        films, config=config, rank=rank, world=world,
+        samples, config=config, rank=rank, world=world,
         roi=roi, batch_size=batch_size, cached=cached,
     )  # fmt: skip
-    n, side = len(films), config.data.image_size
+    n, side = len(samples), config.data.image_size
     kept = {"levels": np.zeros((n, side, side), np.uint8), "loss": np.zeros(n)}
     if config.model.presence:
         kept["presence"] = np.zeros(n)
@@ -133,7 +133,7 @@ def _collect(
         _store(pending, kept, seen)
     if (seen != 1).any():
         raise RuntimeError(
-            f"{np.sum(seen != 1)} of {len(seen)} films were not scored once"
+            f"{np.sum(seen != 1)} of {len(seen)} images were not scored once"
         )
 
 

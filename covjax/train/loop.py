@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from covjax import multihost, parallel
-from covjax.data.source import Films
+from covjax.data.source import Samples
 from covjax.runtime import watchdog
 from covjax.runtime.signals import Interrupt, Interrupted
 from covjax.train.checkpoint import Checkpoints
@@ -26,7 +26,7 @@ from covjax.train.validation import make_judge
 
 def fit(
     config: ml_collections.ConfigDict,
-    films: Films,
+    samples: Samples,
     state: TrainState,
     *,
     checkpoints: Checkpoints | None,
@@ -39,7 +39,7 @@ def fit(
 
     Args:
       config: the whole config.
-      films: of every split; Train and Val are read.
+      samples: of every split; Train and Val are read.
       state: to go on from, on the host.
       checkpoints: where it is kept; None in a process that keeps nothing.
       log: of the run.
@@ -54,7 +54,7 @@ def fit(
       Failure: if images cannot be read any more, here or in another process, once the
         newest state is written.
     """
-    steps_per_epoch = len(films["Train"]) // config.train.batch_size
+    steps_per_epoch = len(samples["Train"]) // config.train.batch_size
     start, total = int(state.step), config.train.epochs * steps_per_epoch
     if start == total:
         return
@@ -62,7 +62,7 @@ def fit(
     objective = make_objective(**config.loss)
     device_state = parallel.replicate(state)
     # After the state, so that the memory that is still free can be measured.
-    feed = make_feed(films["Train"], config=config, steps=range(start, total))
+    feed = make_feed(samples["Train"], config=config, steps=range(start, total))
     log.say(feed.description)
     prepare = feed.prepare  # alone: a compiled step outlives the batches
     step_fn = parallel.compile_train_step(
@@ -71,7 +71,7 @@ def fit(
             objective=objective, averaging=averaging, skip=skip,
         )
     )  # fmt: skip
-    judge = make_judge(config, films["Val"])
+    judge = make_judge(config, samples["Val"])
     reader = _Reader(
         log, Watch(skip=skip, dropped=log.dropped), schedule, config.train.log_every
     )

@@ -87,7 +87,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict, *, phantom: bool) ->
     Args:
       workdir: new, empty, or the folder of a run of the same config.
       config: of this run.
-      phantom: whether it is trained on synthetic films.
+      phantom: whether it is trained on synthetic images.
 
     Raises:
       UsageError: if the folder holds something else; nothing is changed then.

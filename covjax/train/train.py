@@ -13,7 +13,7 @@ import optax
 from covjax import multihost, parallel
 from covjax.config import compile_patterns
 from covjax.data.pipeline import make_order, make_region
-from covjax.data.source import Films
+from covjax.data.source import Samples
 from covjax.errors import UsageError
 from covjax.models import make_model
 from covjax.train import checkpoint
@@ -51,25 +51,25 @@ class Training:
 
 
 def make_training(
-    config: ml_collections.ConfigDict, workdir: Path, films: Films
+    config: ml_collections.ConfigDict, workdir: Path, samples: Samples
 ) -> Training:
     """Makes network, optimizer and first state; writes nothing.
 
     Args:
       config: the whole config.
       workdir: the run's folder, or where it is to be.
-      films: of every split; Train is read.
+      samples: of every split; Train is read.
 
     Raises:
       UsageError: if config, data or `init_from` cannot be used.
     """
-    steps_per_epoch = len(films["Train"]) // config.train.batch_size
+    steps_per_epoch = len(samples["Train"]) // config.train.batch_size
     if not steps_per_epoch:
         raise UsageError(
             f"config.train.batch_size = {config.train.batch_size}: there are only"
-            f" {len(films['Train'])} Train films"
+            f" {len(samples['Train'])} Train images"
         )
-    make_order(films["Train"], config)  # refuses a share that the films cannot give
+    make_order(samples["Train"], config)  # refuses a share that the images cannot give
     schedule = make_schedule(config, steps_per_epoch)
     averaging = make_averaging(config, steps_per_epoch)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
@@ -92,7 +92,7 @@ def make_training(
 def train(
     training: Training,
     workdir: Path,
-    films: Films,
+    samples: Samples,
     *,
     check: Callable[[], None],
     description: str,
@@ -105,7 +105,7 @@ def train(
     Args:
       training: from `make_training`.
       workdir: the run's folder, held by this process.
-      films: of every split; Train and Val are read.
+      samples: of every split; Train and Val are read.
       check: from `run_folder.hold`.
       description: of the run, for its log.
 
@@ -132,7 +132,7 @@ def train(
             log.say(description)
             log.say(origin)
             fit(
-                config, films, state,
+                config, samples, state,
                 checkpoints=checkpoints, log=log, schedule=training.schedule,
                 averaging=training.averaging, dropout_key=training.dropout_key,
             )  # fmt: skip

@@ -48,7 +48,7 @@ def create_train_state(
       model: maps float [B, image_size, image_size, channels] to logits.
       tx: the optimizer.
       rng: key of the initial parameters.
-      image_size: side of a film, pixels.
+      image_size: side of an image, pixels.
       channels: of what the model is shown.
     """
     image = jnp.zeros((1, image_size, image_size, channels))

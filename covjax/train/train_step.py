@@ -136,7 +136,7 @@ def scale_pixels(images: jax.Array) -> jax.Array:
 
 
 def predict(state: TrainState, images: jax.Array, *, flip: bool) -> Prediction:
-    """Returns what a network says of films; it is not training.
+    """Returns what a network says of images; it is not training.
 
     Args:
       state: the variables that are evaluated are read.

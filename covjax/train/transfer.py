@@ -10,7 +10,7 @@ from flax import traverse_util
 from covjax.config import compile_patterns
 from covjax.errors import UsageError
 
-# The leaves that see the film itself, [3, 3, C, width] and [C, width]. They may come
+# The leaves that see the image itself, [3, 3, C, width] and [C, width]. They may come
 # from a run of fewer channels; those that it lacks start at 0: they change nothing yet.
 FIRST = ("params/encoder_0/conv_0/kernel", "params/encoder_0/shortcut/kernel")
 
@@ -43,7 +43,7 @@ def transfer(
 
     Nothing is left unexplained: each leaf of either tree is taken or matches a
     pattern, and each pattern matches a leaf. Shapes are the same, except that leaves of
-    `FIRST` may have more input channels here (a film, and the lungs beside it).
+    `FIRST` may have more input channels here (an image, and the lungs beside it).
 
     Args:
       source: {"params": …, "batch_stats": …} of another run.

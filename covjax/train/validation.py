@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 from covjax import parallel
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.pipeline import make_eval_dataset
 from covjax.data.split_masks import read_split_masks
 from covjax.metrics.counts import count_pixels
@@ -33,7 +33,7 @@ class Verdict:
 
 
 def make_judge(
-    config: ml_collections.ConfigDict, films: Sequence[Film]
+    config: ml_collections.ConfigDict, samples: Sequence[Sample]
 ) -> Callable[[Any], Verdict]:
     """Returns what passes over Val with a replicated state, after an epoch.
 
@@ -44,16 +44,16 @@ def make_judge(
 
     Args:
       config: the whole config.
-      films: the Val split.
+      samples: the Val split.
     """
-    labels = [film.label for film in films]
+    labels = [sample.label for sample in samples]
     threshold = config.eval.threshold
     if config.eval.choose == "tuned":
         data = config.data
-        truths = read_split_masks(films, data.image_size, data.task).truth
+        truths = read_split_masks(samples, data.image_size, data.task).truth
 
         def judge_tuned(state: Any) -> Verdict:
-            found = eval_pass.predict_split(config, films, state)
+            found = eval_pass.predict_split(config, samples, state)
             plain = OperatingPoint(threshold).masks(found.levels, found.presence)
             numbers = _numbers(
                 count_pixels(truths, plain), found.losses, labels, threshold
@@ -69,11 +69,11 @@ def make_judge(
         return judge_tuned
 
     rank, world = parallel.process()
-    batches = make_eval_dataset(films, config=config, rank=rank, world=world)
+    batches = make_eval_dataset(samples, config=config, rank=rank, world=world)
     eval_fn = eval_pass.compile_eval_step(config)
 
     def judge(state: Any) -> Verdict:
-        scores = eval_pass.score(eval_fn, state, batches, len(films))
+        scores = eval_pass.score(eval_fn, state, batches, len(samples))
         numbers = _numbers(scores.counts, scores.losses, labels, threshold)
         return Verdict(numbers, numbers["all_dice"], _text(numbers, "all"))
 

@@ -2,11 +2,11 @@
 
   python -m experiments.benchmarks.evaluation --config=configs/infection.py:laptop
 
-Two questions. *The pass*: images a second of `predict_split`, which reads films, runs
+Two questions. *The pass*: images a second of `predict_split`, which reads images, runs
 the network and keeps levels, against the bare forward pass on a batch that lies on the
-device already; both at the config's batch, in turns, on --films films of Val. *The
-figures*: seconds that all measures of --figures drawn films take, at the config's size,
-with boundaries, intervals and files.
+device already; both at the config's batch, in turns, on --images images of Val. *The
+figures*: seconds that all measures of --figures drawn images take, at the config's
+size, with boundaries, intervals and files.
 
 The last line is a JSON object; "ratio" is the pass over the bare forward pass.
 """
@@ -27,9 +27,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax import parallel
-from covjax.data.covidqu import CLASSES, Film
+from covjax.data.covidqu import CLASSES, Sample
 from covjax.data.pipeline import make_eval_dataset, make_region
-from covjax.data.source import find_films
+from covjax.data.source import find_samples
 from covjax.data.split_masks import SplitMasks
 from covjax.evaluation.results import (
     measure,
@@ -48,15 +48,15 @@ SEARCH = "search of the operating point"  # over Val, once a checkpoint and regi
 
 
 def compare_pass(
-    config: ml_collections.ConfigDict, films: list[Film], rounds: int
+    config: ml_collections.ConfigDict, samples: list[Sample], rounds: int
 ) -> dict[str, list[float]]:
-    """Times the pass over some films and the bare forward pass, in turns.
+    """Times the pass over some images and the bare forward pass, in turns.
 
     Returns:
       "pass" and "forward": images a second of every round.
     """
     side, batch = config.data.image_size, config.train.batch_size
-    films = films[: len(films) // batch * batch]
+    samples = samples[: len(samples) // batch * batch]
     model = make_model(config)
     init = parallel.compile_once(lambda key: model.init(key, image, train=False))
     channels = make_region(config.data).channels
@@ -70,20 +70,20 @@ def compare_pass(
     forward = parallel.compile_eval_step(
         lambda s, b: s.apply_fn(s.variables(), scale_pixels(b), train=False).logits
     )
-    first = next(iter(parallel.prefetch(make_eval_dataset(films, config=config))))
+    first = next(iter(parallel.prefetch(make_eval_dataset(samples, config=config))))
 
     def time_forward() -> float:
         start = time.perf_counter()
-        for _ in range(len(films) // batch):
+        for _ in range(len(samples) // batch):
             # As long as the next is not asked for before this one is done, no more
             # work is queued than the pass would have.
             forward(state, first["image"]).block_until_ready()
-        return len(films) / (time.perf_counter() - start)
+        return len(samples) / (time.perf_counter() - start)
 
     def time_pass() -> float:
         start = time.perf_counter()
-        predict_split(config, films, state)
-        return len(films) / (time.perf_counter() - start)
+        predict_split(config, samples, state)
+        return len(samples) / (time.perf_counter() - start)
 
     time_forward()  # compiles
     time_pass()
@@ -97,15 +97,15 @@ def compare_pass(
 def time_figures(n: int, side: int, folder: Path) -> dict[str, float]:
     """Returns the seconds of each part of an evaluation's figures.
 
-    The films are drawn: two lungs of random size, a lesion in half of the films, and an
-    output that is the smoothed truth with noise, so that outlines are ragged.
+    The images are drawn: two lungs of random size, a lesion in half of the images, and
+    an output that is the smoothed truth with noise, so that outlines are ragged.
 
     Args:
-      n: films.
+      n: images.
       side: of each, pixels.
       folder: for the files.
     """
-    films, outputs, masks = _draw(n, side)
+    samples, outputs, masks = _draw(n, side)
     seconds = {}
 
     def timed(name, function, *args, **kwargs):
@@ -117,7 +117,7 @@ def time_figures(n: int, side: int, folder: Path) -> dict[str, float]:
     point = OperatingPoint(0.5, 32, 0.3)
     timed(SEARCH, calibrate, outputs.levels, masks.truth)
     evaluated = timed(
-        "rows", measure, films, outputs, masks, point, task="infection", roi="truth"
+        "rows", measure, samples, outputs, masks, point, task="infection", roi="truth"
     )
     summary = timed(
         "intervals", summarize_evaluated, evaluated, task="infection", threshold=0.5,
@@ -127,10 +127,10 @@ def time_figures(n: int, side: int, folder: Path) -> dict[str, float]:
     return seconds
 
 
-def _draw(n: int, side: int) -> tuple[list[Film], Outputs, SplitMasks]:
+def _draw(n: int, side: int) -> tuple[list[Sample], Outputs, SplitMasks]:
     rng = np.random.default_rng(0)
     lung, truth, levels = (np.zeros((n, side, side), np.uint8) for _ in range(3))
-    films, nowhere = [], Path("film.png")
+    samples, nowhere = [], Path("image.png")
     for i in range(n):
         for x in (0.3, 0.7):
             axes = (side * rng.uniform((0.1, 0.24), (0.16, 0.36))).astype(int).tolist()
@@ -144,9 +144,9 @@ def _draw(n: int, side: int) -> tuple[list[Film], Outputs, SplitMasks]:
         smooth = cv2.GaussianBlur(truth[i] + 0.8 * noise, (0, 0), side / 64)
         levels[i] = (255 * smooth).clip(0, 255)
         label = CLASSES[0] if i % 2 == 0 else CLASSES[1 + i // 2 % 2]
-        films.append(Film(f"{i}.png", label, "Test", nowhere, nowhere, nowhere))
+        samples.append(Sample(f"{i}.png", label, "Test", nowhere, nowhere, nowhere))
     outputs = Outputs(levels, np.zeros(n), presence_scores(levels))
-    return films, outputs, SplitMasks(truth, lung, None)
+    return samples, outputs, SplitMasks(truth, lung, None)
 
 
 def _main(_: list[str]) -> None:
@@ -157,7 +157,7 @@ def _main(_: list[str]) -> None:
             "--config is missing, for example --config=configs/infection.py:laptop"
         )
     if config.eval.flip:
-        sys.exit("config.eval.flip asks each film twice, and the bare pass once")
+        sys.exit("config.eval.flip asks each image twice, and the bare pass once")
     found: dict[str, Any] = {
         "devices": jax.device_count(),
         "backend": jax.default_backend(),
@@ -167,11 +167,11 @@ def _main(_: list[str]) -> None:
         "batch": config.train.batch_size,
     }
     print(", ".join(f"{k} {v}" for k, v in found.items()))
-    splits = find_films(config)[1]
-    films = splits["Val"][: _FILMS.value]
-    rates = compare_pass(config, films, _ROUNDS.value)
+    splits = find_samples(config)[1]
+    samples = splits["Val"][: _SAMPLES.value]
+    rates = compare_pass(config, samples, _ROUNDS.value)
     ratios = [p / f for p, f in zip(rates["pass"], rates["forward"], strict=True)]
-    print(f"\n{len(films)} films, {_ROUNDS.value} rounds")
+    print(f"\n{len(samples)} images, {_ROUNDS.value} rounds")
     print_spread("images/s", rates)
     print_spread("pass over forward", {"ratio": ratios})
     found |= {"ratio": float(np.median(ratios)), "ratios": ratios}
@@ -179,18 +179,18 @@ def _main(_: list[str]) -> None:
     if _FIGURES.value:
         with tempfile.TemporaryDirectory() as folder:
             seconds = time_figures(_FIGURES.value, config.data.image_size, Path(folder))
-        print(f"\nfigures of {_FIGURES.value:,} films, seconds")
+        print(f"\nfigures of {_FIGURES.value:,} images, seconds")
         figures = sum(v for k, v in seconds.items() if k != SEARCH)
         for name, value in (*seconds.items(), (f"all but the {SEARCH}", figures)):
             print(f"  {name:30}{value:8.1f}")
-        found |= {"figures_films": _FIGURES.value, "figures_s": seconds}
+        found |= {"figures_images": _FIGURES.value, "figures_s": seconds}
     print(json.dumps(found))
 
 
 # Here, since names of flags are those of the whole process.
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    _FILMS = flags.DEFINE_integer("films", 256, "Films of the pass")
-    _FIGURES = flags.DEFINE_integer("figures", 6788, "Films of the figures; 0: none")
+    _SAMPLES = flags.DEFINE_integer("images", 256, "Images of the pass")
+    _FIGURES = flags.DEFINE_integer("figures", 6788, "Images of the figures; 0: none")
     _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side")
     app.run(_main)

@@ -1,10 +1,10 @@
-"""What grows with the devices and with the films, and what does not.
+"""What grows with the devices and with the images, and what does not.
 
   python -m experiments.benchmarks.growth --config=configs/infection.py:phantom
 
 *Devices*: images a second of a train step at the config's batch, shared by 1, 2, 4, …
 devices (of a CPU, virtual ones, which share its cores), with the time to compile and
-the loss after three steps, which must not change. *Films*: for --films phantoms, the
+the loss after three steps, which must not change. *Images*: for --images phantoms, the
 seconds to decode them once; of a later run, to list the largest set, to open the packed
 copies and to have the first batch; images a second of the pipeline; and the memory of
 the host that belongs to the process alone (what the system caches of the packed copies
@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from covjax.data.pipeline import make_reader, make_train_dataset
-from covjax.data.source import find_films
+from covjax.data.source import find_samples
 from covjax.train.device_input import loading_workers
 from experiments.benchmarks.bare_steps import BareSteps
 
@@ -46,17 +46,17 @@ def measure_devices(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def measure_films(config: ml_collections.ConfigDict, n: int) -> dict[str, Any]:
-    """Returns the figures of the first `n` films of the config's set."""
-    find_films(config)  # makes the phantoms, if need be
+def measure_images(config: ml_collections.ConfigDict, n: int) -> dict[str, Any]:
+    """Returns the figures of the first `n` images of the config's set."""
+    find_samples(config)  # makes the phantoms, if need be
     start = time.perf_counter()
-    films = find_films(config)[1]["Train"][:n]
+    samples = find_samples(config)[1]["Train"][:n]
     listed = time.perf_counter()
-    make_reader(films, config.data)
+    make_reader(samples, config.data)
     opened = time.perf_counter()
     batches = iter(
         make_train_dataset(
-            films,
+            samples,
             config=config,
             steps=range(1 + _BATCHES.value),
             workers=loading_workers(config),
@@ -68,7 +68,7 @@ def measure_films(config: ml_collections.ConfigDict, n: int) -> dict[str, Any]:
         next(batches)
     rate = _BATCHES.value * config.train.batch_size / (time.perf_counter() - first)
     return {
-        "films": len(films),
+        "images": len(samples),
         "list_s": listed - start,  # of the whole folder, whatever `n` is
         "open_s": opened - listed,
         "first_batch_s": first - opened,
@@ -111,16 +111,16 @@ def _grow_devices(counts: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _grow_films(sizes: list[int], side: int) -> list[dict[str, Any]]:
-    phantoms = f"--config.data.phantom_films=({max(sizes)},1,1)"
-    print(f"\nPHANTOM films, {side} px: packed copies")
-    print("  films  decode s  list s  open s  first batch s  images/s  own memory MB")
+def _grow_images(sizes: list[int], side: int) -> list[dict[str, Any]]:
+    phantoms = f"--config.data.phantom_images=({max(sizes)},1,1)"
+    print(f"\nPHANTOM images, {side} px: packed copies")
+    print("  images  decode s  list s  open s  first batch s  images/s  own memory MB")
     rows = []
     for n in sizes:
         with tempfile.TemporaryDirectory() as cache:
             options = (phantoms, f"--config.data.cache={cache}")
-            first = _run_row("films", n, *options)
-            row = _run_row("films", n, *options) | {"decode_s": first["open_s"]}
+            first = _run_row("images", n, *options)
+            row = _run_row("images", n, *options) | {"decode_s": first["open_s"]}
         rows.append(row)
         print(f"{n:7}{row['decode_s']:10.1f}{row['list_s']:8.2f}", end="")
         print(f"{row['open_s']:8.2f}", end="")
@@ -136,8 +136,8 @@ def _main(_: list[str]) -> None:
         sys.exit("--config is missing, for example --config=configs/lung.py:phantom")
     if _ROW.value == "devices":
         print(json.dumps(measure_devices(config)))
-    elif _ROW.value == "films":
-        print(json.dumps(measure_films(config, _N.value)))
+    elif _ROW.value == "images":
+        print(json.dumps(measure_images(config, _N.value)))
     else:
         counts = [int(n) for n in _DEVICES.value]
         for n in counts:
@@ -147,19 +147,21 @@ def _main(_: list[str]) -> None:
                     f" divisible by {n} devices"
                 )
         devices = _grow_devices(counts)
-        sizes = sorted(int(n) for n in _FILMS.value)
-        films = _grow_films(sizes, config.data.image_size)
-        ratio = films[0]["open_s"] / films[-1]["open_s"] if films else None
-        print(json.dumps({"ratio": ratio, "devices": devices, "films": films}))
+        sizes = sorted(int(n) for n in _SAMPLES.value)
+        samples = _grow_images(sizes, config.data.image_size)
+        ratio = samples[0]["open_s"] / samples[-1]["open_s"] if samples else None
+        print(json.dumps({"ratio": ratio, "devices": devices, "images": samples}))
 
 
 # Here, since names of flags are those of the whole process.
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
     _DEVICES = flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of devices")
-    _FILMS = flags.DEFINE_list("films", ["1000", "4000", "16000", "34000"], "Set sizes")
+    _SAMPLES = flags.DEFINE_list(
+        "images", ["1000", "4000", "16000", "34000"], "Set sizes"
+    )
     _STEPS = flags.DEFINE_integer("steps", 10, "Steps that are timed")
     _BATCHES = flags.DEFINE_integer("batches", 100, "Batches that are timed")
-    _ROW = flags.DEFINE_enum("row", None, ["devices", "films"], "Only measure one row")
-    _N = flags.DEFINE_integer("n", 0, "Devices, or films, of the row")
+    _ROW = flags.DEFINE_enum("row", None, ["devices", "images"], "Only measure one row")
+    _N = flags.DEFINE_integer("n", 0, "Devices, or images, of the row")
     app.run(_main)

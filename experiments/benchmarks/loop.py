@@ -2,11 +2,11 @@
 
   python -m experiments.benchmarks.loop --config=configs/lung.py:laptop
 
-Images a second of `train_and_evaluate`, as a user starts it, on the config's films:
+Images a second of `train_and_evaluate`, as a user starts it, on the config's images:
 reading, augmentation, transfer, the progress bar and the log, over --steps steps after
 the first --skip (which compile, and fill the queues), within one epoch; against the
 same step on a batch that lies on the device. Both sides take turns, --rounds times;
---config.augment.where says where films are augmented. The passes over Val and the
+--config.augment.where says where images are augmented. The passes over Val and the
 checkpoints, at an epoch's end, are no part of it.
 
 The last line is a JSON object; "ratio" is the loop over the bare step.
@@ -29,7 +29,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from covjax.data.source import find_films
+from covjax.data.source import find_samples
 from covjax.errors import Failure
 from covjax.run import train_and_evaluate
 from covjax.train.metric_writer import RunLog
@@ -90,7 +90,7 @@ def _main(_: list[str]) -> None:
         "cache": bool(config.data.cache),
     }
     print(", ".join(f"{k} {v}" for k, v in found.items()))
-    steps = len(find_films(config)[1]["Train"]) // config.train.batch_size
+    steps = len(find_samples(config)[1]["Train"]) // config.train.batch_size
     if _SKIP.value + _STEPS.value > steps:
         sys.exit(f"--skip and --steps go beyond the {steps} steps of an epoch")
     with tempfile.TemporaryDirectory() as cache:

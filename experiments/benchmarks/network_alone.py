@@ -1,6 +1,6 @@
-"""One trained network beside ONNX Runtime and PyTorch, on films in the host's memory.
+"""One trained network beside ONNX Runtime and PyTorch, on images in the host's memory.
 
-What is timed goes from films, uint8, to what is known of them in the host's memory
+What is timed goes from images, uint8, to what is known of them in the host's memory
 again: levels (as `Segmenter` computes them) or probabilities.
 """
 
@@ -43,7 +43,7 @@ class Side:
       about: what computes it.
       seconds: number of batches → the seconds that they take.
       distance: how far its probabilities are from those of `make_inference`, at most,
-        on the films of `draw_samples`.
+        on the images of `draw_samples`.
     """
 
     about: dict[str, Any]
@@ -60,7 +60,7 @@ def open_sides(
     Args:
       weights: of the network.
       network: covjax's own, compiled.
-      batch: films of a batch.
+      batch: images of a batch.
       python: path of a Python with torch; None: no peer is wanted.
       folder: for files between the processes.
 
@@ -99,7 +99,7 @@ def open_sides(
 
 
 def of_batch(samples: np.ndarray, batch: int) -> np.ndarray:
-    """Returns as many films as a batch has, over and over the same if need be."""
+    """Returns as many images as a batch has, over and over the same if need be."""
     return samples[np.arange(batch) % len(samples)]
 
 
@@ -137,8 +137,8 @@ def _onnx_side(
     )
     names = list(expected)
 
-    def ask(films: np.ndarray) -> list[np.ndarray]:
-        return [np.asarray(array) for array in session.run(names, {"image": films})]
+    def ask(images: np.ndarray) -> list[np.ndarray]:
+        return [np.asarray(array) for array in session.run(names, {"image": images})]
 
     def told(answer: list[np.ndarray]) -> Said:
         return dict(zip(names, answer, strict=True))
@@ -159,22 +159,22 @@ def _side(
     batch: int,
     expected: Said,
 ) -> Side:
-    films = of_batch(samples, batch)
+    images = of_batch(samples, batch)
 
     def seconds(batches: int) -> float:
         start = time.perf_counter()
         for _ in range(batches):
-            ask(films)
+            ask(images)
         return time.perf_counter() - start
 
-    said = _in_batches(lambda films: told(ask(films)), samples, batch)
+    said = _in_batches(lambda images: told(ask(images)), samples, batch)
     return Side(about, seconds, find_distance(expected, said))
 
 
 def _in_batches(
     say: Callable[[np.ndarray], Said], samples: np.ndarray, batch: int
 ) -> Said:
-    """Returns what is said of all films, a batch at a time, as it is compiled."""
+    """Returns what is said of all images, a batch at a time, as it is compiled."""
     starts = range(0, len(samples), batch)
     parts = [say(of_batch(np.roll(samples, -start, 0), batch)) for start in starts]
     return {
@@ -188,13 +188,13 @@ def _start_peer(
 ) -> Peer | None:
     _check_peer_knows(weights.trained)
     (folder / "weights").write_bytes(pack_weights(weights))
-    (folder / "films").write_bytes(samples.tobytes())
+    (folder / "images").write_bytes(samples.tobytes())
     try:
         return Peer(
             python,
             PEER_SCRIPT,
             weights=str(folder / "weights"),
-            films=str(folder / "films"),
+            images=str(folder / "images"),
             shape=samples.shape,
             said=str(folder / "said"),
             batch=batch,

@@ -1,4 +1,4 @@
-"""How fast training batches come, beside a PyTorch DataLoader on the same films.
+"""How fast training batches come, beside a PyTorch DataLoader on the same images.
 
   python -m experiments.benchmarks.pipeline --config=configs/infection.py
 
@@ -38,7 +38,7 @@ from ml_collections import config_flags
 from covjax import parallel
 from covjax.data.augment import Augment
 from covjax.data.augment_params import strengths_of
-from covjax.data.covidqu import Film
+from covjax.data.covidqu import Sample
 from covjax.data.pipeline import (
     ReadBatch,
     finish,
@@ -47,7 +47,7 @@ from covjax.data.pipeline import (
     make_train_dataset,
     record_seed,
 )
-from covjax.data.source import find_films
+from covjax.data.source import find_samples
 from experiments.benchmarks.peer import Peer, PeerError
 
 PEER_SCRIPT = Path(__file__).with_name("torch_loader.py")
@@ -70,20 +70,23 @@ class Turn(NamedTuple):
 
 
 def take_turn(
-    config: ml_collections.ConfigDict, films: list[Film], setting: Setting, batches: int
+    config: ml_collections.ConfigDict,
+    samples: list[Sample],
+    setting: Setting,
+    batches: int,
 ) -> Turn:
     """Starts covjax's pipeline, waits for its first batch and times those that follow.
 
     Args:
       config: the whole config.
-      films: the training split.
+      samples: the training split.
       setting: overrides threads, workers and, for "png", the packed copies.
       batches: how many are timed.
     """
     config = _with(config, setting)
     start = time.perf_counter()
     # So many steps that, to the end of the turn, as much work waits as at its start.
-    dataset = make_train_dataset(films, config=config, steps=range(batches + 1000))
+    dataset = make_train_dataset(samples, config=config, steps=range(batches + 1000))
     batches_here = iter(dataset)
     try:
         batches_there = iter(parallel.prefetch(batches_here))
@@ -98,22 +101,22 @@ def take_turn(
 
 
 def time_stages(
-    config: ml_collections.ConfigDict, films: list[Film], side: str
+    config: ml_collections.ConfigDict, samples: list[Sample], side: str
 ) -> dict[str, float]:
     """Returns the seconds that each stage takes for one image, one after another.
 
     Args:
       config: the whole config.
-      films: whole batches of them.
+      samples: whole batches of them.
       side: "png" or "packed".
     """
     config = _with(config, Setting(side, 1, 0))
     data, batch_size = config.data, config.train.batch_size
-    read, region = make_reader(films, data), make_region(data)
+    read, region = make_reader(samples, data), make_region(data)
     augment = Augment(**strengths_of(config.augment))
     augment(read(0), 0)  # makes its Compose
     spent: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-    for indices in np.arange(len(films)).reshape(-1, batch_size).tolist():
+    for indices in np.arange(len(samples)).reshape(-1, batch_size).tolist():
         times = [time.perf_counter()]
         records = [read(i) for i in indices]
         times.append(time.perf_counter())
@@ -127,7 +130,7 @@ def time_stages(
         jax.block_until_ready(next(iter(parallel.prefetch([batch]))))
         times.append(time.perf_counter())
         for name, seconds in zip(STAGES, np.diff(times), strict=True):
-            spent[name] += float(seconds) / len(films)
+            spent[name] += float(seconds) / len(samples)
     return spent
 
 
@@ -141,7 +144,9 @@ def _with(
     return config
 
 
-def _start_peer(config: ml_collections.ConfigDict, films: list[Film]) -> Peer | None:
+def _start_peer(
+    config: ml_collections.ConfigDict, samples: list[Sample]
+) -> Peer | None:
     """Starts the peer; says so in one line if it cannot be had."""
     if _PEER.value == "none":
         return None
@@ -153,14 +158,18 @@ def _start_peer(config: ml_collections.ConfigDict, films: list[Film]) -> Peer | 
             " roi_dilate, and no config.augment.gamma_prob and noise_prob"
         )
     paths = [
-        {"image": film.image, "lung": film.lung_mask, "infection": film.infection_mask}
-        for film in films
+        {
+            "image": sample.image,
+            "lung": sample.lung_mask,
+            "infection": sample.infection_mask,
+        }
+        for sample in samples
     ]
     try:
         return Peer(
             _PEER_PYTHON.value,
             PEER_SCRIPT,
-            films=[{k: str(v) for k, v in film.items() if v} for film in paths],
+            samples=[{k: str(v) for k, v in sample.items() if v} for sample in paths],
             cut=config.data.roi == "truth",
             augment=strengths_of(config.augment),
             batch=config.train.batch_size,
@@ -230,7 +239,7 @@ def _print_turns(turns: dict[Setting, list[Turn]]) -> None:
 
 
 def _ask_in_turns(
-    config: ml_collections.ConfigDict, films: list[Film], peer: Peer | None
+    config: ml_collections.ConfigDict, samples: list[Sample], peer: Peer | None
 ) -> dict[Setting, list[Turn]]:
     turns: dict[Setting, list[Turn]] = {s: [] for s in _settings(peer is not None)}
     for _ in range(_ROUNDS.value):
@@ -240,7 +249,7 @@ def _ask_in_turns(
                 told = peer.ask(workers=setting.workers, batches=_BATCHES.value)
                 of_setting.append(Turn(**told))
             else:
-                of_setting.append(take_turn(config, films, setting, _BATCHES.value))
+                of_setting.append(take_turn(config, samples, setting, _BATCHES.value))
     return turns
 
 
@@ -249,34 +258,34 @@ def _main(_: list[str]) -> None:
     config = _CONFIG.value
     if config is None:
         sys.exit("--config is missing, for example --config=configs/infection.py")
-    films = find_films(config)[1]["Train"]
+    samples = find_samples(config)[1]["Train"]
     batch_size = config.train.batch_size
     parallel.check_batch_size(batch_size)
-    if len(films) < (_BATCHES.value + 1) * batch_size:
-        sys.exit(f"--batches: {len(films)} films are too few, an epoch of the peer")
+    if len(samples) < (_BATCHES.value + 1) * batch_size:
+        sys.exit(f"--batches: {len(samples)} images are too few, an epoch of the peer")
     found: dict[str, Any] = {
         "devices": jax.device_count(),
         "backend": jax.default_backend(),
         "cores": os.cpu_count(),
         "image_size": config.data.image_size,
         "batch": batch_size,
-        "films": len(films),
+        "images": len(samples),
         "python": sys.version.split()[0],
         "jax": jax.__version__,
         "opencv": cv2.__version__,
         "albumentations": albumentations.__version__,
     }
     print(", ".join(f"{k} {v}" for k, v in found.items()))
-    for film in films:  # so that the disk is asked of neither side
-        for path in (film.image, film.lung_mask, film.infection_mask):
+    for sample in samples:  # so that the disk is asked of neither side
+        for path in (sample.image, sample.lung_mask, sample.infection_mask):
             if path:
                 path.read_bytes()
-    peer = _start_peer(config, films)
+    peer = _start_peer(config, samples)
     if peer:
         found["peer"] = peer.about
         print("peer: " + ", ".join(f"{k} {v}" for k, v in peer.about.items()))
 
-    some = films[: 16 * batch_size][: len(films) // batch_size * batch_size]
+    some = samples[: 16 * batch_size][: len(samples) // batch_size * batch_size]
     cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     stages = {side: time_stages(config, some, side) for side in ("png", "packed")}
@@ -285,7 +294,7 @@ def _main(_: list[str]) -> None:
         stages["torch"] = peer.ask(stages=len(some))
     _print_stages(stages)
     try:
-        turns = _ask_in_turns(config, films, peer)
+        turns = _ask_in_turns(config, samples, peer)
     except PeerError as error:
         sys.exit(str(error))
     _print_turns(turns)

@@ -1,21 +1,21 @@
-"""How fast covjax finds lungs and infection on films of a user, on this machine.
+"""How fast covjax finds lungs and infection on images of a user, on this machine.
 
-  python -m experiments.benchmarks.predict [--lung=RUN] [--infection=RUN] [--films=64]
+  python -m experiments.benchmarks.predict [--lung=RUN] [--infection=RUN] [--images=64]
 
-Three questions, each side in turns with the others, --rounds times. *The whole*: films
+Three questions, each side in turns with the others, --rounds times. *The whole*: images
 a second of `covjax.predict.predict`, from PNGs (phantoms, of the network's size or of
 --size) to masks, overlays and the table, over those of its two networks alone, on
 pictures that are ready, as many at once and as many batches in flight. *The network*:
 that of the second stage as `Segmenter` compiles it, beside ONNX Runtime and PyTorch,
 once their probabilities agree. *The start*: seconds from the start of `python -m
-covjax.predict` on one film to its end, with an empty and with a filled cache of
+covjax.predict` on one image to its end, with an empty and with a filled cache of
 compiled programs.
 
 torch is no dependency of covjax: `pip install -e '.[bench]'`; or `--peer_python` names
 the Python of another environment that has it; or `--peer=none`.
 
 The last line is a JSON object; "share" is the whole over the networks alone, and
-"ratio_onnx" and "ratio_torch" are covjax's films a second over theirs, null without.
+"ratio_onnx" and "ratio_torch" are covjax's images a second over theirs, null without.
 """
 
 import argparse
@@ -58,12 +58,12 @@ from experiments.benchmarks.spread import print_spread
 _DRAWN = 24  # of different phantoms: a large one takes more than a second
 
 
-def write_films(folder: Path, count: int, size: int) -> list[Input]:
+def write_images(folder: Path, count: int, size: int) -> list[Input]:
     """Writes phantoms as PNGs; of many, the same few over and over.
 
     Args:
       folder: a new one.
-      count: of films.
+      count: of images.
       size: side of each, pixels.
     """
     folder.mkdir()
@@ -82,11 +82,11 @@ def write_films(folder: Path, count: int, size: int) -> list[Input]:
     return inputs
 
 
-def time_start(film: Path, networks: Sequence[str], cache: Path) -> float:
+def time_start(sample: Path, networks: Sequence[str], cache: Path) -> float:
     """Returns the seconds from the start of a process to its end, masks written.
 
     Args:
-      film: that it is given.
+      sample: that it is given.
       networks: flags that name them.
       cache: folder of compiled programs.
 
@@ -95,7 +95,7 @@ def time_start(film: Path, networks: Sequence[str], cache: Path) -> float:
     """
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "covjax.predict", str(film), *networks]
+        command = [sys.executable, "-m", "covjax.predict", str(sample), *networks]
         start = time.perf_counter()
         done = subprocess.run(
             [*command, f"--out={out}"], env=environment, capture_output=True, text=True
@@ -108,14 +108,14 @@ def time_start(film: Path, networks: Sequence[str], cache: Path) -> float:
 
 
 def time_starts(
-    film: Path, networks: Sequence[str], rounds: int
+    sample: Path, networks: Sequence[str], rounds: int
 ) -> dict[str, list[float]]:
     """Returns the seconds of every round with an "empty" and a "filled" cache."""
     seconds: dict[str, list[float]] = {"empty": [], "filled": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
             for times in seconds.values():
-                times.append(time_start(film, networks, Path(cache)))
+                times.append(time_start(sample, networks, Path(cache)))
     return seconds
 
 
@@ -127,12 +127,12 @@ def compare_whole(
 
     Args:
       segmenter: of two stages.
-      inputs: films, whole batches of them.
+      inputs: images, whole batches of them.
       shown: what each network is shown of a batch, uint8 [B, S, S, C].
       rounds: turns of each.
 
     Returns:
-      "predict" and "forward": films a second of every round.
+      "predict" and "forward": images a second of every round.
     """
     batches = len(inputs) // len(shown[0])
     networks = [n for n in (segmenter.lung, segmenter.infection) if n is not None]
@@ -154,7 +154,7 @@ def compare_whole(
             _, failed = predicting.predict(inputs, out, segmenter, {})
             seconds = time.perf_counter() - start
         if failed:
-            raise UsageError(f"{failed} of {len(inputs)} films failed")
+            raise UsageError(f"{failed} of {len(inputs)} images failed")
         return len(inputs) / seconds
 
     forward(0)  # compiles
@@ -175,7 +175,7 @@ def compare_network(
     Args:
       weights: of the network.
       network: covjax's own, compiled.
-      batch: films of a batch.
+      batch: images of a batch.
       batches: of a turn.
       rounds: turns of each.
       python: path of a Python with torch; None: no peer is wanted.
@@ -201,7 +201,7 @@ def compare_network(
         for _ in range(rounds):
             for name, side in sides.items():
                 rates[name].append(batch * batches / side.seconds(batches))
-    print_spread("films/s", rates)
+    print_spread("images/s", rates)
     ratios = {
         name: _ratios(rates["covjax"], of_side)
         for name, of_side in rates.items()
@@ -212,7 +212,7 @@ def compare_network(
     for name, of_rounds in ratios.items():
         found[f"ratio_{name}"] = float(np.median(of_rounds))
         found[f"ratios_{name}"] = of_rounds
-    return found | {f"{k}_films_per_s": float(np.median(v)) for k, v in rates.items()}
+    return found | {f"{k}_images_per_s": float(np.median(v)) for k, v in rates.items()}
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         folder = Path(temporary)
         stages = [_as_packed(stage, folder) for stage in found_stages]
         segmenter = Segmenter(*stages)
-        size = given.batch or predicting.batch_size(given.films)
+        size = given.batch or predicting.batch_size(given.samples)
         _check(given, size)
         sides = [stage.trained.config.data.image_size for stage in stages]
         found: dict[str, Any] = {
@@ -241,13 +241,13 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "cores": count_cores(),
             "jax": jax.__version__,
             "image_size": sides[0],
-            "film_size": given.size or sides[0],
-            "films": given.films,
+            "source_size": given.size or sides[0],
+            "images": given.samples,
             "batch": size,
             "in_flight": predicting.IN_FLIGHT,
         }
         print(", ".join(f"{k} {v}" for k, v in found.items()))
-        inputs = write_films(folder / "films", given.films, found["film_size"])
+        inputs = write_images(folder / "images", given.samples, found["source_size"])
         shown = [
             of_batch(draw_samples(make_region(data), data.image_size), size)
             for data in (stage.trained.config.data for stage in stages)
@@ -259,16 +259,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             rates = compare_whole(segmenter, inputs, shown, given.rounds)
         shares = _ratios(rates["predict"], rates["forward"])
         print()
-        print_spread("films/s", rates)
+        print_spread("images/s", rates)
         print_spread("predict over forward", {"share": shares})
         found |= {"share": float(np.median(shares)), "shares": shares}
-        found |= {f"{k}_films_per_s": float(np.median(v)) for k, v in rates.items()}
+        found |= {f"{k}_images_per_s": float(np.median(v)) for k, v in rates.items()}
         assert segmenter.infection is not None
         found |= compare_network(
             stages[1],
             segmenter.infection,
             batch=size,
-            batches=given.films // size,
+            batches=given.samples // size,
             rounds=given.rounds,
             python=None if given.peer == "none" else given.peer_python,
         )
@@ -276,7 +276,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             starts = time_starts(inputs[0].path, networks, given.rounds)
             print()
             print_spread(
-                "seconds of one film", {f"{k} cache": v for k, v in starts.items()}
+                "seconds of one image", {f"{k} cache": v for k, v in starts.items()}
             )
             found |= {f"start_{k}_s": float(np.median(v)) for k, v in starts.items()}
     return found
@@ -299,8 +299,8 @@ def _check(given: argparse.Namespace, size: int) -> None:
         raise UsageError(f"--batch={size}: must be divisible by {devices} devices")
     if given.size and given.size < MIN_SIZE:
         raise UsageError(f"--size={given.size}: phantoms have {MIN_SIZE} px or more")
-    if given.films % size:
-        raise UsageError(f"--films={given.films}: must be whole batches of {size}")
+    if given.samples % size:
+        raise UsageError(f"--images={given.samples}: must be whole batches of {size}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -325,9 +325,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--lung", default="", metavar="RUN", help="finds the lungs")
     add("--infection", default="", metavar="RUN", help="finds infection")
-    add("--films", type=_count, default=64, help="of a turn (%(default)s)")
-    add("--size", type=_count, help="of the films, pixels (the first network's)")
-    add("--batch", type=_count, help="films at once (as covjax.predict has it)")
+    add("--images", type=_count, default=64, help="of a turn (%(default)s)")
+    add("--size", type=_count, help="of the images, pixels (the first network's)")
+    add("--batch", type=_count, help="images at once (as covjax.predict has it)")
     add("--rounds", type=_count, default=5, help="turns of each side (%(default)s)")
     add("--peer", choices=("torch", "none"), default="torch", help="whom to compare")
     add("--peer_python", default=sys.executable, help="Python with torch")

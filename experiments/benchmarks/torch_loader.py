@@ -1,8 +1,8 @@
-"""The peer of pipeline.py: the same films through PyTorch's DataLoader.
+"""The peer of pipeline.py: the same images through PyTorch's DataLoader.
 
 Its own process, which may run in an environment of its own: it needs torch, numpy,
 OpenCV and Albumentations, and nothing of covjax. It is spoken to in JSON, a line each
-way: first it is told the films and settings and says what it is; then each line asks
+way: first it is told the images and settings and says what it is; then each line asks
 for one turn, and until that comes it sleeps. No line is left: it ends.
 """
 
@@ -58,33 +58,33 @@ def make_transform(augment: dict[str, float]) -> A.Compose:
     )
 
 
-class Films(Dataset):
-    """Films and their target masks, decoded, augmented and cut to the lungs.
+class Samples(Dataset):
+    """Images and their target masks, decoded, augmented and cut to the lungs.
 
     Attributes:
-      films: paths: "image", "lung" and, where the target is infection, "infection".
+      samples: paths: "image", "lung" and, where the target is infection, "infection".
       cut: whether all but the lungs is blackened.
       transform: of Albumentations.
     """
 
     def __init__(
         self,
-        films: list[dict[str, str]],
+        samples: list[dict[str, str]],
         cut: bool,
         transform: Callable[..., dict[str, np.ndarray]],
     ):
         """Sets the attributes."""
-        self.films, self.cut, self.transform = films, cut, transform
+        self.samples, self.cut, self.transform = samples, cut, transform
 
     def __len__(self) -> int:
-        """Returns the number of films."""
-        return len(self.films)
+        """Returns the number of images."""
+        return len(self.samples)
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """Returns a film, uint8 [H, W], and its masks in {0, 1}."""
+        """Returns an image, uint8 [H, W], and its masks in {0, 1}."""
         record = {
             name: cv2.imread(path, cv2.IMREAD_GRAYSCALE)
-            for name, path in self.films[index].items()
+            for name, path in self.samples[index].items()
         }
         image = record.pop("image")
         return {"image": image} | {k: (m > 0).view(np.uint8) for k, m in record.items()}
@@ -95,7 +95,7 @@ class Films(Dataset):
         return self.transform(**named)
 
     def finish(self, record: dict[str, np.ndarray], index: int) -> dict[str, Any]:
-        """Cuts a film and picks its target: tensors [1, H, W], uint8."""
+        """Cuts an image and picks its target: tensors [1, H, W], uint8."""
         image, lung = record["image"], record["mask"]
         target = record.get("infection", lung)
         image = image * lung if self.cut else image
@@ -106,12 +106,12 @@ class Films(Dataset):
         }
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns one film's share of a batch."""
+        """Returns one image's share of a batch."""
         return self.finish(self.augment(self.read(index)), index)
 
 
 def take_turn(
-    films: Films, batch_size: int, device: str, workers: int, batches: int
+    samples: Samples, batch_size: int, device: str, workers: int, batches: int
 ) -> dict[str, float]:
     """Starts a loader, waits for its first batch and times those that follow.
 
@@ -121,7 +121,7 @@ def take_turn(
     """
     start = time.perf_counter()
     loader = DataLoader(
-        films,
+        samples,
         batch_size,
         shuffle=True,
         drop_last=True,
@@ -146,7 +146,9 @@ def take_turn(
     return {"first_s": first - start, "rate": batches * batch_size / seconds}
 
 
-def time_stages(films: Films, batch_size: int, device: str, n: int) -> dict[str, float]:
+def time_stages(
+    samples: Samples, batch_size: int, device: str, n: int
+) -> dict[str, float]:
     """Returns the seconds that each stage takes for one image, one after another."""
     clock, spent = time.perf_counter, dict.fromkeys(
         ("decode", "augment", "cut and batch", "transfer"), 0.0
@@ -154,12 +156,12 @@ def time_stages(films: Films, batch_size: int, device: str, n: int) -> dict[str,
     for first in range(0, n, batch_size):
         indices = range(first, first + batch_size)
         times = [clock()]
-        records = [films.read(i) for i in indices]
+        records = [samples.read(i) for i in indices]
         times.append(clock())
-        records = [films.augment(record) for record in records]
+        records = [samples.augment(record) for record in records]
         times.append(clock())
         batch = torch.utils.data.default_collate(
-            [films.finish(*pair) for pair in zip(records, indices, strict=True)]
+            [samples.finish(*pair) for pair in zip(records, indices, strict=True)]
         )
         times.append(clock())
         for value in batch.values():
@@ -173,7 +175,7 @@ def time_stages(films: Films, batch_size: int, device: str, n: int) -> dict[str,
 def main() -> None:
     """Answers line by line."""
     told = json.loads(sys.stdin.readline())
-    films = Films(told["films"], told["cut"], make_transform(told["augment"]))
+    samples = Samples(told["images"], told["cut"], make_transform(told["augment"]))
     device = "cuda" if told["gpu"] and torch.cuda.is_available() else "cpu"
     answer(
         torch=torch.__version__,
@@ -185,9 +187,9 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if "stages" in asked:
-            answer(**time_stages(films, told["batch"], device, asked["stages"]))
+            answer(**time_stages(samples, told["batch"], device, asked["stages"]))
         else:
-            answer(**take_turn(films, told["batch"], device, **asked))
+            answer(**take_turn(samples, told["batch"], device, **asked))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Its own process, which may run in an environment of its own: it needs torch and nothing
 of covjax. It is spoken to in JSON, a line each way. The first line names the files of
-the weights and of sample films, and where what the network says of these is to be
-written; then {"batches": n} is answered by {"seconds": t}, from films in the host's
+the weights and of sample images, and where what the network says of these is to be
+written; then {"batches": n} is answered by {"seconds": t}, from images in the host's
 memory to probabilities there.
 
 As a careful user of PyTorch would have it: norms folded into the convolutions before
@@ -129,7 +129,7 @@ class Network(nn.Module):
         self.flip = config["eval"]["flip"]
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Maps films, uint8 [B, H, W, C], to probabilities [B, H, W], and [B]."""
+        """Maps images, uint8 [B, H, W, C], to probabilities [B, H, W], and [B]."""
         x = images.permute(0, 3, 1, 2).float().div(255)
         x = x.contiguous(memory_format=torch.channels_last)
         if not self.flip:
@@ -160,13 +160,13 @@ class Network(nn.Module):
 
 
 class Peer:
-    """The network, and a batch of films in the host's memory."""
+    """The network, and a batch of images in the host's memory."""
 
     def __init__(self, told: dict[str, Any]):
-        """Makes them, and writes what the network says of the films.
+        """Makes them, and writes what the network says of the images.
 
         Args:
-          told: the first line: "weights" and "films" (uint8 of "shape", [N, H, W, C])
+          told: the first line: "weights" and "images" (uint8 of "shape", [N, H, W, C])
             are files, "said" is one to be; "batch" and "threads" are numbers.
         """
         torch.set_num_threads(told["threads"])
@@ -179,31 +179,31 @@ class Peer:
         network = network.to(memory_format=torch.channels_last)
         self._network: Any = torch.compile(network) if gpu else network
         self._half = gpu and config["model"]["dtype"] == "bfloat16"
-        content = bytearray(Path(told["films"]).read_bytes())
-        films = torch.frombuffer(content, dtype=torch.uint8).reshape(told["shape"])
+        content = bytearray(Path(told["images"]).read_bytes())
+        samples = torch.frombuffer(content, dtype=torch.uint8).reshape(told["shape"])
         # A batch at a time, so that the network is compiled for no other number.
-        n, batch = len(films), told["batch"]
+        n, batch = len(samples), told["batch"]
         batches = [
-            self._say(films[torch.arange(start, start + batch) % n])
+            self._say(samples[torch.arange(start, start + batch) % n])
             for start in range(0, n, batch)
         ]
         with open(told["said"], "wb") as out:
             for parts in zip(*batches, strict=True):
                 out.write(_bytes(torch.cat(parts)[:n]))
-        self._films = films[torch.arange(batch) % n]
+        self._images = samples[torch.arange(batch) % n]
 
-    def _say(self, films: torch.Tensor) -> list[torch.Tensor]:
+    def _say(self, samples: torch.Tensor) -> list[torch.Tensor]:
         half = contextlib.nullcontext()
         if self._half:
             half = torch.autocast(self._device, torch.bfloat16)
         with torch.inference_mode(), half:
-            return [told.cpu() for told in self._network(films.to(self._device))]
+            return [told.cpu() for told in self._network(samples.to(self._device))]
 
     def run(self, batches: int) -> float:
         """Returns the seconds that some batches take."""
         start = time.perf_counter()
         for _ in range(batches):
-            self._say(self._films)
+            self._say(self._images)
         return time.perf_counter() - start
 
 

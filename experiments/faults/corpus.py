@@ -20,10 +20,10 @@ from experiments.faults.pictures import chunk, png, rows, saved
 SIDE = 32
 COUNTS = {"Train": 6, "Val": 4, "Test": 4}
 FOLDERS = {"image": "images", "lung": "lung masks", "infection": "infection masks"}
-LABEL = "COVID-19"  # of the film that a fault is put into
+LABEL = "COVID-19"  # of the image that a fault is put into
 
 Record = dict[str, np.ndarray | None]  # parts; None: any pixels of the right shape
-Films = dict[str, Record]  # "Train/COVID-19/covid_1.png" → what was meant
+Samples = dict[str, Record]  # "Train/COVID-19/covid_1.png" → what was meant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Case:
       make: puts it into a copy of the whole set.
       must: "read": as it was meant; "refuse"; or "either" of them.
       named: what the refusal has to name.
-      meant: films that are not as in the whole set; None: not there.
-      near: levels by which a film may differ, where a decoder rounds.
+      meant: images that are not as in the whole set; None: not there.
+      near: levels by which an image may differ, where a decoder rounds.
       content: of the one file that is another; None where it is another fault.
     """
 
@@ -55,27 +55,27 @@ class Whole:
 
     Attributes:
       root: where it lies.
-      films: what it holds, read with OpenCV.
+      samples: what it holds, read with OpenCV.
     """
 
     root: Path
-    films: Films
+    samples: Samples
 
 
 def make_whole(root: Path) -> Whole:
     """Writes the whole set, of the infection tree alone."""
-    write_phantoms(root, films=COUNTS, size=SIDE, seed=0)
+    write_phantoms(root, samples=COUNTS, size=SIDE, seed=0)
     shutil.rmtree(root / TREES["lung"])
-    films: Films = {}
+    samples: Samples = {}
     for split in SPLITS:
         for path in sorted(tree(root).glob(f"{split}/*/images/*.png")):
             label = path.parent.parent.name
-            films[f"{split}/{label}/{path.name}"] = {
+            samples[f"{split}/{label}/{path.name}"] = {
                 part: pixels(path.parent.parent / folder / path.name)
                 // (1 if part == "image" else 255)
                 for part, folder in FOLDERS.items()
             }
-    return Whole(root, films)
+    return Whole(root, samples)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -112,13 +112,13 @@ def make_seeds(whole: Whole) -> list[bytes]:
 
 
 class _Spot:
-    """One film of one split, which faults are put into."""
+    """One image of one split, which faults are put into."""
 
     def __init__(self, whole: Whole, split: str):
         self.split = split
-        self.key = next(k for k in whole.films if k.startswith(f"{split}/{LABEL}/"))
+        self.key = next(k for k in whole.samples if k.startswith(f"{split}/{LABEL}/"))
         self.name = self.key.rpartition("/")[2]
-        record = whole.films[self.key]
+        record = whole.samples[self.key]
         self.image, self.lung, self.infection = (
             np.asarray(record[part]) for part in FOLDERS
         )
@@ -144,7 +144,7 @@ class _Spot:
 
         changed: dict[str, Record | None] = {}
         if meant is not None or any_pixels:
-            record = dict(self.whole.films[self.key])
+            record = dict(self.whole.samples[self.key])
             changed[self.key] = record | {part: meant}
         # With pixels for another size, the masks are what does not fit.
         named = (
@@ -216,7 +216,7 @@ def _luma(colour: np.ndarray) -> np.ndarray:
 
 
 def _kinds(spot: _Spot) -> Iterator[Case]:
-    """Films of other kinds than grey of 8 bits."""
+    """Images of other kinds than grey of 8 bits."""
     grey, height, width = spot.image, *spot.image.shape
     picture = Image.fromarray(grey)
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -387,7 +387,7 @@ def _masks(spot: _Spot) -> Iterator[Case]:
 
 def _missing(spot: _Spot) -> Iterator[Case]:
     folder, name = f"{spot.split}/{LABEL}", spot.name
-    of_class = {k: None for k in spot.whole.films if k.startswith(f"{folder}/")}
+    of_class = {k: None for k in spot.whole.samples if k.startswith(f"{folder}/")}
     for part in FOLDERS:
 
         def remove(root: Path, part: str = part) -> None:
@@ -396,7 +396,7 @@ def _missing(spot: _Spot) -> Iterator[Case]:
         gone = {spot.key: None}
         named = f"{FOLDERS[part]}/{name}"
         if part == "image":
-            yield spot.change("film-missing", remove, "read", named, gone)
+            yield spot.change("image-missing", remove, "read", named, gone)
         else:
             yield spot.change(f"{part}-missing", remove, "refuse", named)
 
@@ -405,7 +405,7 @@ def _missing(spot: _Spot) -> Iterator[Case]:
             shutil.copy(path, path.with_name("more.png"))
 
         if part == "image":
-            yield spot.change("film-surplus", add, "refuse", "masks/more.png")
+            yield spot.change("image-surplus", add, "refuse", "masks/more.png")
         else:
             yield spot.change(f"{part}-surplus", add, "read", "")
 
@@ -489,7 +489,7 @@ def _rename(spot: _Spot, name: bytes) -> Callable[[Path], None]:
 
 
 def _names(spot: _Spot) -> Iterator[Case]:
-    record = spot.whole.films[spot.key]
+    record = spot.whole.samples[spot.key]
     for name in (
         "with spaces.png", "肺 (1).png", "лёгкие.png", "رئة.png", "फेफड़े.png",
         "ä.png", "a\u0308.png", "-dash.png", "a,b;c.png", "'\"quoted\".png", "50%.png",
@@ -508,7 +508,13 @@ def _names(spot: _Spot) -> Iterator[Case]:
         shown = repr(name)[2:-1]
         named = "images/" if name[:1] in b"\xff\x1b" else f"images/{shown[:3]}"
         yield spot.change(f"name-{shown}", make, "refuse", named)
-    for name in (".hidden.png", "no-ending", "film.dcm", "film.png.part", "._film.png"):
+    for name in (
+        ".hidden.png",
+        "no-ending",
+        "image.dcm",
+        "image.png.part",
+        "._image.png",
+    ):
         make = _rename(spot, name.encode())
         yield spot.change(f"ignored-{name}", make, "read", "", {spot.key: None})
     stem = spot.name.removesuffix(".png")

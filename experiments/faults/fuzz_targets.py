@@ -100,13 +100,15 @@ def try_dicom(content: bytes) -> None:
     path = _FOLDER / "m.dcm"
     path.write_bytes(content)
     try:
-        film = reader.read_dicom(path)
+        radiograph = reader.read_dicom(path)
     except DataError as error:
         _check_refusal(error, path)
     else:
-        assert film.image.dtype == np.uint8 and film.image.ndim == 2
-        assert film.image.size <= image_io.MAX_PIXELS
-        assert not any(_SECRET in remark for remark in film.remarks), film.remarks
+        assert radiograph.image.dtype == np.uint8 and radiograph.image.ndim == 2
+        assert radiograph.image.size <= image_io.MAX_PIXELS
+        assert not any(_SECRET in remark for remark in radiograph.remarks), (
+            radiograph.remarks
+        )
     try:
         reader.read_header(path)
     except DataError as error:

@@ -41,7 +41,7 @@ from covjax.train.metric_writer import METRICS, read_metrics
 
 PROJECT = Path(__file__).parents[2]
 SMALL = (
-    "--config.data.phantom_films=(24, 8, 12)",
+    "--config.data.phantom_images=(24, 8, 12)",
     "--config.data.image_size=32",
     "--config.model.width=4",
     "--config.model.depth=2",
@@ -244,11 +244,11 @@ def gaps(a: Path, b: Path) -> dict[str, float]:
     Returns:
       "loss", "grad_norm": in metrics.jsonl; "metrics": of the other numbers there;
       "parameters": of parameters and batch statistics, of the newest checkpoint and of
-      the best; "pixels": of the counts of a film in any table of results, as a share of
-      its pixels.
+      the best; "pixels": of the counts of an image in any table of results, as a share
+      of its pixels.
 
     Raises:
-      AssertionError: if they do not have the same checkpoints, steps and films.
+      AssertionError: if they do not have the same checkpoints, steps and images.
     """
     assert newest(a) == newest(b), f"at step {newest(a)} and {newest(b)}"
     found = dict.fromkeys(TOLERANCES, 0.0)
@@ -403,7 +403,7 @@ class _Faults:
         run = self._runs / name
         with self._start(name) as group:
             if when == "in evaluation":
-                group.wait_until(lambda: "Test, 12 films" in group.said(0))
+                group.wait_until(lambda: "Test, 12 images" in group.said(0))
             else:
                 group.wait_until(lambda: newest(run) > 0)
             # A frozen process is as a machine that is gone: no connection is closed.

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from covjax import parallel
-from covjax.data.covidqu import SPLITS, Film
+from covjax.data.covidqu import SPLITS, Sample
 from covjax.data.pipeline import make_reader
-from covjax.data.source import find_films
+from covjax.data.source import find_samples
 from covjax.errors import UsageError
-from covjax.train.sample_manifest import choose_films
+from covjax.train.sample_manifest import choose_samples
 from experiments.faults.corpus import SIDE, Case, Whole, make_cases, make_whole
 
 BATCH = 100  # sets a child looks at
@@ -111,7 +111,7 @@ def look_apart(
             last = printed.read_text(errors="replace") if printed.exists() else ""
             outcomes[fallen] = {"fell": f"{said} {last[-500:]}"}
     for k, outcome in outcomes.items():
-        if "films" in outcome:
+        if "images" in outcome:
             arrays = np.load(work / str(k) / "read.npz")
             outcome["arrays"] = {name: arrays[name] for name in arrays.files}
     shutil.rmtree(work)
@@ -188,7 +188,7 @@ def make_config(root: Path) -> Any:
     from configs import infection
 
     config = infection.get_config("phantom")
-    config.data.phantom_films, config.data.root = (), str(root)
+    config.data.phantom_images, config.data.root = (), str(root)
     config.data.image_size = SIDE
     # Half of the sets are packed, half are read and dropped.
     packed = root.parent.name.isdecimal() and int(root.parent.name) % 2
@@ -197,27 +197,29 @@ def make_config(root: Path) -> Any:
 
 
 def look(config: Any, workdir: Path) -> tuple[Outcome, dict[str, np.ndarray]]:
-    """Returns what the check before a run finds, and the films that it lets pass."""
+    """Returns what the check before a run finds, and the images that it lets pass."""
     arrays = {}
     try:
-        films = find_films(config)[1]
-        films = choose_films(config, workdir, films, SPLITS, training=True).films
+        samples = find_samples(config)[1]
+        samples = choose_samples(
+            config, workdir, samples, SPLITS, training=True
+        ).samples
         names = []
         for split in SPLITS:
-            read = make_reader(films[split], config.data)
-            for k, film in enumerate(films[split]):
+            read = make_reader(samples[split], config.data)
+            for k, sample in enumerate(samples[split]):
                 for part, array in read(k).items():
                     arrays[f"{len(names)}-{part}"] = array
-                names.append(_key(film))
-        return {"films": names}, arrays
+                names.append(_key(sample))
+        return {"images": names}, arrays
     except UsageError as error:
         return {"refused": str(error), "kind": type(error).__name__}, {}
     except BaseException as error:
         return {"raised": repr(error)[:300]}, {}
 
 
-def _key(film: Film) -> str:
-    return f"{film.split}/{film.label}/{film.name}"
+def _key(sample: Sample) -> str:
+    return f"{sample.split}/{sample.label}/{sample.name}"
 
 
 def judge(whole: Whole, case: Case, outcome: Outcome) -> str:
@@ -239,10 +241,12 @@ def judge(whole: Whole, case: Case, outcome: Outcome) -> str:
         return "one line" if case.named in said else f"names not {case.named}: {said}"
     if case.must == "refuse":
         return "read, and should be refused"
-    meant = {k: r for k, r in (whole.films | dict(case.meant)).items() if r is not None}
-    if set(outcome["films"]) != set(meant):
-        return f"other films: {sorted(set(outcome['films']) ^ set(meant))}"
-    for k, name in enumerate(outcome["films"]):
+    meant = {
+        k: r for k, r in (whole.samples | dict(case.meant)).items() if r is not None
+    }
+    if set(outcome["images"]) != set(meant):
+        return f"other images: {sorted(set(outcome['images']) ^ set(meant))}"
+    for k, name in enumerate(outcome["images"]):
         for part, array in meant[name].items():
             read = outcome["arrays"][f"{k}-{part}"]
             near = case.near if part == "image" else 0
@@ -265,7 +269,7 @@ def run_command(whole: Whole, case: Case, work: Path) -> str:
         command = [
             sys.executable, "-m", "covjax.main",
             "--config=configs/infection.py:phantom",
-            "--config.data.phantom_films=()", f"--config.data.root={work / 'SET'}",
+            "--config.data.phantom_images=()", f"--config.data.root={work / 'SET'}",
             f"--config.data.image_size={SIDE}", "--config.train.batch_size=2",
             "--config.model.width=4", "--config.model.depth=2",
             f"--workdir={work / 'run'}",

@@ -32,7 +32,7 @@ from experiments.faults.same_run import compare_runs, find_torn
 
 PROJECT = Path(__file__).parents[2]
 SMALL = (
-    "--config.data.phantom_films=(24, 8, 8)",
+    "--config.data.phantom_images=(24, 8, 8)",
     "--config.data.image_size=32",
     "--config.model.width=4",
     "--config.model.depth=2",
@@ -71,7 +71,7 @@ MOMENTS = {
     "transfer": Moment(
         lambda run, said: "leaves from" in said or "finding the lungs" in said, 0.5
     ),
-    "steps": Moment(lambda run, said: "films are augmented" in said, 3.0),
+    "steps": Moment(lambda run, said: "images are augmented" in said, 3.0),
     "a checkpoint": Moment(
         lambda run, said: any((run / "checkpoints").glob("*.orbax-checkpoint-tmp*")),
         0.05,

@@ -139,7 +139,7 @@ def damaged_pngs(grey: np.ndarray) -> dict[str, bytes]:
 
 @functools.cache
 def bombs() -> dict[str, bytes]:
-    """Returns small files that say, or hold, far more than a film does."""
+    """Returns small files that say, or hold, far more than an image does."""
     side = 30_000
     grey = png(side, side, zeros(side * (side + 1)))
     tiff = bytearray(saved(np.zeros((8, 8), np.uint8), "TIFF"))

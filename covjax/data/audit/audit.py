@@ -3,7 +3,7 @@
   python -m covjax.data.audit ROOT [--json FILE]
 
 Prints the counts (beside the published ones, unless a table laid the set out), the
-files that cannot be used, the masks that are not what they should be, and the films
+files that cannot be used, the masks that are not what they should be, and the images
 that stand in two splits, byte for byte or nearly. Nothing is changed. Exit status: 0 if
 the audit was completed, whatever it found; 2 if there is nothing to audit, or the
 report cannot be written.
@@ -41,7 +41,7 @@ from covjax.runtime.private import private_folder
 from covjax.runtime.progress import progress_bar
 from covjax.runtime.strict_json import read_json
 
-# Films that the study reports, by tree and split, in the order of `covidqu.CLASSES`.
+# Images that the study reports, by tree and split, in the order of `covidqu.CLASSES`.
 PUBLISHED = {
     "lung": {
         "Train": (7658, 7208, 6849),
@@ -61,24 +61,24 @@ LISTED = 12  # lines of a list on the terminal; the JSON holds all
 def audit(
     root: Path, progress: Callable[[int, int], object] | None = None
 ) -> dict[str, Any]:
-    """Reads every film and mask of both trees and tells what it found.
+    """Reads every image and mask of both trees and tells what it found.
 
     Args:
       root: the folder of the data, as `covidqu.find_tree` takes it.
-      progress: called with (films read, films in all) after every film.
+      progress: called with (images read, images in all) after every image.
 
     Returns:
       What `--json` writes, the same on every run:
-        "root", "phantom" (synthetic films?);
-        "trees": by task (only those found): "folder", and "films" and "published",
+        "root", "phantom" (synthetic images?);
+        "trees": by task (only those found): "folder", and "images" and "published",
           both by split and class; "published" is None for another set, which a table
           laid out;
         "files": by kind (`KINDS`) a list of {"path": below root, ...};
         "identical", "near": {"pairs": [{"parts": two "task/split", "pairs": n,
-          "leak": bool}], "across_splits": groups of films in more than one split}; a
-          group is {"films": names} or {"first": names, "second": names,
+          "leak": bool}], "across_splits": groups of images in more than one split}; a
+          group is {"images": names} or {"first": names, "second": names,
           "correlation": r}, where all the names of a list are the same picture;
-        "seen_before": by part ("task/split"), how many of its films have a twin
+        "seen_before": by part ("task/split"), how many of its images have a twin
           ("identical", "near") in an earlier split of the same tree or, for
           infection, of the lung tree: those were seen before they are scored.
 
@@ -100,7 +100,7 @@ def audit(
         found += faults
         trees[task] = {
             "folder": _below(root, folder),
-            "films": _count(listed),
+            "images": _count(listed),
             "published": None if another else _published(task),
         }
     if not trees:
@@ -136,8 +136,8 @@ def audit(
 
 def _published(task: str) -> dict[str, dict[str, int]]:
     return {
-        split: dict(zip(covidqu.CLASSES, films, strict=True))
-        for split, films in PUBLISHED[task].items()
+        split: dict(zip(covidqu.CLASSES, samples, strict=True))
+        for split, samples in PUBLISHED[task].items()
     }
 
 
@@ -173,7 +173,7 @@ def format_report(findings: dict[str, Any]) -> str:
     name = "COVID-QU-Ex" if published else "A set that a table laid out,"
     lines = [f"{name} in {findings['root']}"]
     if findings["phantom"]:
-        lines.append("A phantom set: synthetic films, nobody's chest.")
+        lines.append("A phantom set: synthetic images, nobody's chest.")
     for task in covidqu.TASKS:
         lines += ["", *_format_counts(task, findings)]
     lines += ["", "Files and masks"]
@@ -185,12 +185,12 @@ def format_report(findings: dict[str, Any]) -> str:
         lines += ["", *_format_twins(title, findings[kind])]
     lines += [
         "",
-        "Films seen in an earlier split, or by stage 1, before they are scored",
+        "Images seen in an earlier split, or by stage 1, before they are scored",
     ]
     for part, seen in findings["seen_before"].items():
-        films = findings["trees"][part.split("/")[0]]["films"][part.split("/")[1]]
+        samples = findings["trees"][part.split("/")[0]]["images"][part.split("/")[1]]
         counts = f"{seen['identical']:,} identical, {seen['near']:,} near-identical"
-        lines.append(f"  {part}: {counts}, of {sum(films.values()):,}")
+        lines.append(f"  {part}: {counts}, of {sum(samples.values()):,}")
     if not findings["seen_before"]:
         lines.append("  none")
     return "\n".join(lines)
@@ -203,16 +203,16 @@ def _format_counts(task: str, findings: dict[str, Any]) -> list[str]:
     titles = (*covidqu.CLASSES, "all")
     head = "".join(f"{title:>18}" for title in titles)
     if tree["published"] is None:
-        lines = [f"{tree['folder']}: films", f"  {'':5}{head}"]
-        for split, films in tree["films"].items():
-            have = [*films.values()]
+        lines = [f"{tree['folder']}: images", f"  {'':5}{head}"]
+        for split, samples in tree["images"].items():
+            have = [*samples.values()]
             row = "".join(f"{n:>18,}" for n in [*have, sum(have)])
             lines.append(f"  {split:5}{row}")
         return lines
-    lines = [f"{tree['folder']}: films / published", f"  {'':5}{head}"]
+    lines = [f"{tree['folder']}: images / published", f"  {'':5}{head}"]
     for split in covidqu.SPLITS:
         have, told = (
-            [*of[split].values()] for of in (tree["films"], tree["published"])
+            [*of[split].values()] for of in (tree["images"], tree["published"])
         )
         cells = zip([*have, sum(have)], [*told, sum(told)], strict=True)
         row = "".join(f"{f'{n:,} / {of:,}':>18}" for n, of in cells)
@@ -228,7 +228,7 @@ def _describe(what: dict[str, Any]) -> str:
 
 
 def _format_twins(title: str, twins: dict[str, Any]) -> list[str]:
-    lines = [f"{title} films, pairs"]
+    lines = [f"{title} images, pairs"]
     for row in twins["pairs"]:
         a, b = row["parts"]
         note = "  leak" if row["leak"] else ""
@@ -236,8 +236,8 @@ def _format_twins(title: str, twins: dict[str, Any]) -> list[str]:
     if not twins["pairs"]:
         lines.append("       0")
     groups = [
-        " = ".join(group["films"])
-        if "films" in group
+        " = ".join(group["images"])
+        if "images" in group
         else f"{group['correlation']:.3f}  {' = '.join(group['first'])}"
         f" ~ {' = '.join(group['second'])}"
         for group in twins["across_splits"]
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def audit_with_bar(root: Path) -> dict[str, Any]:
     """Returns what `audit` finds; a terminal shows how far it is."""
-    with progress_bar("reading films") as progress:
+    with progress_bar("reading images") as progress:
         return audit(root, progress)
 
 
@@ -306,7 +306,7 @@ def audit_once(root: Path) -> dict[str, Any]:
             found = read_json(path, finite=False)
             if isinstance(found, dict):
                 return found | {"root": str(root)}
-    print(f"\nauditing the films of {root}", flush=True)
+    print(f"\nauditing the images of {root}", flush=True)
     found = audit_with_bar(root)
     if path is not None:
         with contextlib.suppress(OSError):  # the next run audits again

@@ -1,4 +1,4 @@
-"""Checks the films and masks of a tree one by one; faults are told, not raised."""
+"""Checks the images and masks of a tree one by one; faults are told, not raised."""
 
 import dataclasses
 import hashlib
@@ -19,13 +19,13 @@ from covjax.errors import DataError
 KINDS = {
     "unreadable": "files that cannot be read",
     "same_name": "files of one name in one folder",
-    "missing_mask": "films without a mask",
-    "surplus_mask": "masks without a film",
-    "size_differs": "masks of another size than their film",
+    "missing_mask": "images without a mask",
+    "surplus_mask": "masks without an image",
+    "size_differs": "masks of another size than their image",
     "not_binary": "masks with values besides 0 and 255",
     "infection_outside_lungs": "infection masks that leave the lungs",
-    "covid_without_infection": "COVID-19 films with an empty infection mask",
-    "infection_in_others": "infection in Normal or Non-COVID films",
+    "covid_without_infection": "COVID-19 images with an empty infection mask",
+    "infection_in_others": "infection in Normal or Non-COVID images",
 }
 # A kind and what is known: "path", a Path, and what else its kind has to say.
 Finding = tuple[str, dict[str, Any]]
@@ -33,11 +33,11 @@ Finding = tuple[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A film and those of its masks that are there.
+    """An image and those of its masks that are there.
 
     Attributes:
       place: tree, split, class and name.
-      image: path of the film.
+      image: path of the image.
       masks: paths by kind, "lung masks" and "infection masks".
     """
 
@@ -48,12 +48,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What one film and its masks gave.
+    """What one image and its masks gave.
 
     Attributes:
       findings: what is wrong with them.
-      digest: hash of the film's grey pixels and shape; None if it cannot be read.
-      thumbnail: the film, small, as `near_duplicates` compares it; None likewise.
+      digest: hash of the image's grey pixels and shape; None if it cannot be read.
+      thumbnail: the image, small, as `near_duplicates` compares it; None likewise.
     """
 
     findings: list[Finding]
@@ -62,14 +62,14 @@ class Reading:
 
 
 def list_entries(folder: Path, task: str) -> tuple[list[Entry], list[Finding]]:
-    """Lists a tree as it is; `covidqu.list_films` stops at the first fault.
+    """Lists a tree as it is; `covidqu.list_samples` stops at the first fault.
 
     Args:
       folder: what `covidqu.find_tree` returned.
       task: "lung" or "infection": which tree.
 
     Returns:
-      The films by split, class and name, and what is missing or too much.
+      The images by split, class and name, and what is missing or too much.
     """
     entries: list[Entry] = []
     found: list[Finding] = []
@@ -117,7 +117,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
 
 
 def read_entry(entry: Entry) -> Reading:
-    """Reads a film and its masks, each once.
+    """Reads an image and its masks, each once.
 
     A file that cannot be read is a finding, and the others are checked without it.
     """
@@ -154,7 +154,7 @@ def _check_mask(
 ) -> list[Finding]:
     found: list[Finding] = []
     if image is not None and mask.shape != image.shape:
-        sizes = {"size": list(mask.shape[::-1]), "film": list(image.shape[::-1])}
+        sizes = {"size": list(mask.shape[::-1]), "image": list(image.shape[::-1])}
         found.append(("size_differs", {"path": path, **sizes}))
     white = np.iinfo(mask.dtype).max
     grey = np.bincount(mask.ravel(), minlength=white + 1)
@@ -185,17 +185,17 @@ def _check_infection(entry: Entry, masks: dict[str, np.ndarray]) -> list[Finding
     return found
 
 
-def check_film(film: covidqu.Film) -> tuple[tuple[int, ...], bool]:
-    """Reads a film and its masks; returns their shape, and whether there is infection.
+def check_image(sample: covidqu.Sample) -> tuple[tuple[int, ...], bool]:
+    """Returns the shape of an image and its masks, and whether infection is marked.
 
     Raises:
       DataError: if one of them cannot be used; the message begins with the column.
     """
-    shape = _read("image", read_grey, film.image).shape
+    shape = _read("image", read_grey, sample.image).shape
     infected = False
     for column, path in (
-        ("lung_mask", film.lung_mask),
-        ("infection_mask", film.infection_mask),
+        ("lung_mask", sample.lung_mask),
+        ("infection_mask", sample.infection_mask),
     ):
         if path is None:
             continue
@@ -203,13 +203,13 @@ def check_film(film: covidqu.Film) -> tuple[tuple[int, ...], bool]:
         if mask.shape != shape:
             raise DataError(
                 f"{column}: {shown(path)}: mask of {mask.shape[1]}x{mask.shape[0]}"
-                f" pixels for a film of {shape[1]}x{shape[0]}"
+                f" pixels for an image of {shape[1]}x{shape[0]}"
             )
         infected = column == "infection_mask" and bool(mask.any())
-    if infected and film.label != covidqu.POSITIVE:
+    if infected and sample.label != covidqu.POSITIVE:
         raise DataError(
-            f"infection_mask: {shown(film.infection_mask or '')}: infection in a"
-            f" {film.label} film, where {covidqu.POSITIVE} alone may have any"
+            f"infection_mask: {shown(sample.infection_mask or '')}: infection in a"
+            f" {sample.label} image, where {covidqu.POSITIVE} alone may have any"
         )
     return shape, infected
 

@@ -1,4 +1,4 @@
-"""Which splits share a film, and where that lets a score look better than it is."""
+"""Which splits share an image, and where that lets a score look better than it is."""
 
 import collections
 import itertools
@@ -8,7 +8,7 @@ from covjax.data import covidqu
 
 
 class Place(NamedTuple):
-    """Where a film stands; `str(place)` is "infection/Test/COVID-19/covid_1.png"."""
+    """Where an image stands; `str(place)` is "infection/Test/COVID-19/covid_1.png"."""
 
     task: str
     split: str
@@ -26,9 +26,9 @@ class Place(NamedTuple):
 
 
 def is_leak(earlier: str, later: str) -> bool:
-    """Tells whether films of one part are seen before another part is scored.
+    """Tells whether images of one part are seen before another part is scored.
 
-    A film is seen when it is trained on (Train) or selected on (Val). Stage 2 starts
+    An image is seen when it is trained on (Train) or selected on (Val). Stage 2 starts
     from the weights of stage 1, so that what the lung tree shows is seen before the
     infection tree is; nothing goes the other way.
 
@@ -43,7 +43,7 @@ def is_leak(earlier: str, later: str) -> bool:
 def find_leaks(
     pictures: list[list[Place]], near: list[tuple[int, int, float]]
 ) -> dict[str, Any]:
-    """Sorts identical and near-identical films by where they stand.
+    """Sorts identical and near-identical images by where they stand.
 
     Args:
       pictures: for every different picture, all the places where it stands.
@@ -68,7 +68,7 @@ def find_leaks(
         for a, b in itertools.combinations(places, 2):
             add("identical", a, b)
         if _several_splits(places):
-            identical.append({"films": [str(place) for place in places]})
+            identical.append({"images": [str(place) for place in places]})
     for i, j, correlation in near:
         for a, b in itertools.product(pictures[i], pictures[j]):
             add("near", a, b)

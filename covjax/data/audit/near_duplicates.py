@@ -1,22 +1,22 @@
-"""Finds the same film twice, also where its pixels are not the same.
+"""Finds the same image twice, also where its pixels are not the same.
 
-Chest films all look alike, so what they share (dark lungs, a bright middle) must not
+Chest X-rays all look alike, so what they share (dark lungs, a bright middle) must not
 count. Three questions are asked of every pair, each dearer than the one before:
 
 1. A difference hash of 128 bits: is a cell of an 8x8 grid darker than the next one, to
    the right and below? Pairs that differ in more than `HASH_BITS` are not alike.
-2. The texture, that is the film less its own blur and divided by its local contrast, is
-   correlated at 16 and at 32 pixels a side.
+2. The texture, that is the image less its own blur and divided by its local contrast,
+   is correlated at 16 and at 32 pixels a side.
 3. The same at 64 pixels, over shifts of up to 3 of them (5 % of the side). What remains
    at `MATCH` or more is one exposure: copied, compressed, windowed, shifted, cropped a
    little.
 
-The numbers come from the 5,826 films of COVID-QU-Ex's infection tree, where the last
+The numbers come from the 5,826 images of COVID-QU-Ex's infection tree, where the last
 question was asked of all 17 million pairs and the best ones across splits were looked
-at. At 0.80 and above every pair showed one film, down to the writing on it; from 0.70
+at. At 0.80 and above every pair showed one image, down to the writing on it; from 0.70
 to 0.76 twins and strangers mix; below lie strangers, in numbers that grow fivefold
 with every 0.05. The first two questions cost about a sixth of the 123 pairs above 0.80
-(those shifted most) and spare 99.9 % of the work. A film that was turned, mirrored,
+(those shifted most) and spare 99.9 % of the work. An image that was turned, mirrored,
 inverted or cropped by more than a few percent is not found.
 """
 
@@ -30,19 +30,19 @@ HASH_BITS = 17  # of 128 that may differ
 MATCH = 0.80
 # Side, blur radius, largest shift (all in pixels of that side), least correlation.
 _STEPS = ((16, 2, 0, 0.77), (32, 2, 1, 0.68), (SIDE, 4, 3, MATCH))
-_ROWS = 256  # hashes compared with all others at once: 2 MiB for each 1,000 films
-_FILMS = 64  # textures made at once: 1 MiB, which a core's cache holds
+_ROWS = 256  # hashes compared with all others at once: 2 MiB for each 1,000 images
+_SAMPLES = 64  # textures made at once: 1 MiB, which a core's cache holds
 _PAIRS = 2048  # textures correlated at once: 2 x 32 MiB at 64 pixels
 
 
 def make_thumbnail(image: np.ndarray) -> np.ndarray:
-    """Shrinks a film to what `find_near_duplicates` compares.
+    """Shrinks an image to what `find_near_duplicates` compares.
 
     Args:
-      image: grey film, uint8 [H, W].
+      image: grey image, uint8 [H, W].
 
     Returns:
-      uint8 [SIDE, SIDE], box means; stretched if the film is not square.
+      uint8 [SIDE, SIDE], box means; stretched if the image is not square.
     """
     return _shrink(image, SIDE, SIDE)
 
@@ -67,12 +67,12 @@ def difference_hash(thumbnail: np.ndarray) -> np.ndarray:
 
 
 def find_near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int, float]]:
-    """Finds the pairs of films that are one exposure, as the module's text tells.
+    """Finds the pairs of images that are one exposure, as the module's text tells.
 
-    Memory: about 11 KiB a film, and 0.3 GiB for what is compared at once.
+    Memory: about 11 KiB an image, and 0.3 GiB for what is compared at once.
 
     Args:
-      thumbnails: uint8 [N, SIDE, SIDE], of different films.
+      thumbnails: uint8 [N, SIDE, SIDE], of different images.
 
     Returns:
       (i, j, correlation) with i < j, ordered by i, then j.
@@ -103,17 +103,17 @@ def _alike_in_hash(thumbnails: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _textures(thumbnails: np.ndarray, side: int, blur: int) -> np.ndarray:
-    """Returns films less their blur, over their local contrast: float16 [N, s, s]."""
+    """Returns images less their blur, over their local contrast: float16 [N, s, s]."""
     textures = np.empty((len(thumbnails), side, side), np.float16)
-    for start in range(0, len(thumbnails), _FILMS):
-        films = thumbnails[start : start + _FILMS]
-        block = np.stack([_shrink(film, side, side) for film in films])
+    for start in range(0, len(thumbnails), _SAMPLES):
+        samples = thumbnails[start : start + _SAMPLES]
+        block = np.stack([_shrink(sample, side, side) for sample in samples])
         detail = block.astype(np.float32)
         detail -= _box_mean(detail, blur)
         # Added variance of 2 grey levels squared: noise of rounding and of JPEG in an
         # even background must not grow into texture.
         contrast = np.sqrt(_box_mean(detail**2, blur) + 4)
-        textures[start : start + _FILMS] = detail / contrast
+        textures[start : start + _SAMPLES] = detail / contrast
     return textures
 
 
@@ -134,7 +134,7 @@ def _box_mean(images: np.ndarray, radius: int) -> np.ndarray:
 def _correlations(textures: np.ndarray, pairs: np.ndarray, shift: int) -> np.ndarray:
     """Returns the best correlation of every pair over all shifts, float32 [P].
 
-    The middle of the first film is laid over all of the second. A film without any
+    The middle of the first image is laid over all of the second. An image without any
     texture resembles nothing: 0.
     """
     side = textures.shape[1] - 2 * shift

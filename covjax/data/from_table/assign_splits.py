@@ -1,7 +1,7 @@
-"""Which split a film stands in, where nobody has said: by a hash, most in Train.
+"""Which split an image stands in, where nobody has said: by a hash, most in Train.
 
-A hash of the patient, so that all films of one stand together; of the film's bytes
-where patients are not known. What stands in a split stays there when films are added.
+A hash of the patient, so that all images of one stand together; of the image's bytes
+where patients are not known. What stands in a split stays there when images are added.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ def assign_splits(
 
     Args:
       rows: that all have a split, or all none; the same of the patient.
-      digests: SHA-256 of every film.
+      digests: SHA-256 of every image.
     """
     if rows[0].split:
         checked = "each patient in one" if rows[0].patient else "patients not known"
         return list(rows), f"as the table has them, {checked}"
-    by = "patient" if rows[0].patient else "film: patients not known"
+    by = "patient" if rows[0].patient else "image: patients not known"
 
     def digest(row: Row) -> bytes:
         if row.patient:

@@ -1,12 +1,12 @@
-"""Lays out films and masks of any folders as the published set, by a table of them.
+"""Lays out images and masks of any folders as the published set, by a table of them.
 
   python -m covjax.data.from_table TABLE ROOT [--class "pneumonia=Non-COVID"] [--copy]
 
-TABLE is a CSV file with a row a film (docs/data.md, "Another data set"). ROOT, which is
-new, empty or laid out by the same table before, gets links to the files, or copies, and
-both stages can be trained on it. Every file is read before anything is written. Stopped
-half-way, or with a changed table, the same command goes on. Exit status: 0; 2 if the
-table, a file or ROOT cannot be used.
+TABLE is a CSV file with a row an image (docs/data.md, "Another data set"). ROOT, which
+is new, empty or laid out by the same table before, gets links to the files, or copies,
+and both stages can be trained on it. Every file is read before anything is written.
+Stopped half-way, or with a changed table, the same command goes on. Exit status: 0; 2
+if the table, a file or ROOT cannot be used.
 """
 
 import argparse
@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 
 from covjax.data import covidqu
-from covjax.data.audit.checks import check_film
-from covjax.data.covidqu import CLASSES, POSITIVE, SPLITS, TREES, Film
+from covjax.data.audit.checks import check_image
+from covjax.data.covidqu import CLASSES, POSITIVE, SPLITS, TREES, Sample
 from covjax.data.from_table import link_tree
 from covjax.data.from_table.assign_splits import assign_splits
 from covjax.data.from_table.table import (
@@ -41,7 +41,7 @@ from covjax.data.from_table.table import (
     read_table,
 )
 from covjax.data.image_io import shown
-from covjax.data.integrity import BadFilms, read_all
+from covjax.data.integrity import BadSamples, read_all
 from covjax.errors import DataError, UsageError
 from covjax.runtime.cores import count_cores
 from covjax.runtime.files import write_whole
@@ -52,17 +52,17 @@ _STAGES = {"lung": "stage 1", "infection": "stage 2"}
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A film of the table that was read.
+    """An image of the table that was read.
 
     Attributes:
       row: where it stands.
-      film: what it will be called, and its files as the table names them.
-      shape: of the film and its masks, (H, W).
+      sample: what it will be called, and its files as the table names them.
+      shape: of the image and its masks, (H, W).
       infected: whether there is infection in its mask.
     """
 
     row: Row
-    film: Film
+    sample: Sample
     shape: tuple[int, ...]
     infected: bool
 
@@ -72,24 +72,24 @@ class Laid:
     """What was laid out.
 
     Attributes:
-      films: all of them, in the table's order.
+      samples: all of them, in the table's order.
       split_by: where their splits are from, one line.
       written: number of files that were not there before.
     """
 
-    films: Sequence[Checked]
+    samples: Sequence[Checked]
     split_by: str
     written: int
 
     def of(self, task: str) -> list[Checked]:
-        """Returns the films of a tree."""
-        return [one for one in self.films if _in_tree(one.row, task)]
+        """Returns the images of a tree."""
+        return [one for one in self.samples if _in_tree(one.row, task)]
 
 
 def from_table(
     table: Table, root: Path, *, copy: bool = False, progress: Progress | None = None
 ) -> Laid:
-    """Lays out a table's films, once every one of them was read.
+    """Lays out a table's images, once every one of them was read.
 
     Args:
       table: from `read_table`.
@@ -98,20 +98,21 @@ def from_table(
       progress: told how far the reading is.
 
     Raises:
-      DataError: as `layout.lay_out` does; if a stage has no films in a split; `Faults`
-        of films that stand in two rows, that cannot be read or whose masks cannot be
-        theirs. Nothing has been written then.
+      DataError: as `layout.lay_out` does; if a stage has no samples in a split;
+        `Faults` of images that stand in two rows, that cannot be read or whose masks
+        cannot be theirs. Nothing has been written then.
     """
     link_tree.check_root(root, table.path)  # told before the reading, not after it
-    digests = _digest_films(table)
+    digests = _digest_images(table)
     rows, split_by = assign_splits(table.rows, digests)
     _check_splits(table.path, rows)
-    films = [
-        _make_film(row, name) for row, name in zip(rows, name_films(rows), strict=True)
+    samples = [
+        _make_image(row, name)
+        for row, name in zip(rows, name_images(rows), strict=True)
     ]
-    checked = _read_films(table.path, rows, films, progress)
+    checked = _read_images(table.path, rows, samples, progress)
     written = link_tree.lay_out(root, table.path, _plan(checked, copy))
-    _pass_on_phantom(root, films)
+    _pass_on_phantom(root, samples)
     return Laid(checked, split_by, written)
 
 
@@ -119,11 +120,11 @@ def _in_tree(row: Row, task: str) -> bool:
     return task == "lung" or row.has_infection_mask
 
 
-def _digest_films(table: Table) -> dict[Path, bytes]:
-    """Returns a hash of each film's bytes.
+def _digest_images(table: Table) -> dict[Path, bytes]:
+    """Returns a hash of each image's bytes.
 
     Raises:
-      Faults: of films that cannot be read, or that are the same.
+      Faults: of images that cannot be read, or that are the same.
     """
     faults = []
 
@@ -140,7 +141,7 @@ def _digest_films(table: Table) -> dict[Path, bytes]:
     first: dict[bytes, int] = {}
     for row, found in digests.items():
         if found and (line := first.setdefault(found, row.line)) != row.line:
-            said = f"the same film as in line {line}, byte for byte: keep one of them"
+            said = f"the same image as in line {line}, byte for byte: keep one of them"
             faults.append(Fault(row.line, f"image: {shown(row.image)}: {said}"))
     if faults:
         raise Faults(table.path, faults)
@@ -153,15 +154,15 @@ def _check_splits(path: Path, rows: Sequence[Row]) -> None:
         lacking = [split for split in SPLITS if split not in have]
         if have and lacking:
             raise DataError(
-                f"{shown(path)}: {stage} has no films in {' nor '.join(lacking)}: it"
+                f"{shown(path)}: {stage} has no images in {' nor '.join(lacking)}: it"
                 " takes some of each split (column split)"
             )
 
 
-def name_films(rows: Sequence[Row]) -> list[str]:
+def name_images(rows: Sequence[Row]) -> list[str]:
     """Returns names without endings, each once in its split and class.
 
-    A film keeps the name of its file; a second one of that name is called name_2, as
+    An image keeps the name of its file; a second one of that name is called name_2, as
     is one that differs in capitals alone, which not every disk tells apart.
 
     Args:
@@ -178,8 +179,8 @@ def name_films(rows: Sequence[Row]) -> list[str]:
     return names
 
 
-def _make_film(row: Row, name: str) -> Film:
-    return Film(
+def _make_image(row: Row, name: str) -> Sample:
+    return Sample(
         name + row.image.suffix,
         row.label,
         row.split,
@@ -189,37 +190,40 @@ def _make_film(row: Row, name: str) -> Film:
     )
 
 
-def _read_films(
-    path: Path, rows: Sequence[Row], films: Sequence[Film], progress: Progress | None
+def _read_images(
+    path: Path,
+    rows: Sequence[Row],
+    samples: Sequence[Sample],
+    progress: Progress | None,
 ) -> list[Checked]:
-    row_of = dict(zip(films, rows, strict=True))
+    row_of = dict(zip(samples, rows, strict=True))
     found: list[tuple[tuple[int, ...], bool]] = []
     try:
-        for some in read_all(films, check_film, progress):
+        for some in read_all(samples, check_image, progress):
             found += some
-    except BadFilms as bad:
-        faults = [Fault(row_of[one.film].line, one.reason) for one in bad.bad]
+    except BadSamples as bad:
+        faults = [Fault(row_of[one.sample].line, one.reason) for one in bad.bad]
         raise Faults(path, faults) from None
     return [
-        Checked(row, film, *told)
-        for row, film, told in zip(rows, films, found, strict=True)
+        Checked(row, sample, *told)
+        for row, sample, told in zip(rows, samples, found, strict=True)
     ]
 
 
-def _plan(films: Sequence[Checked], copy: bool) -> dict[str, link_tree.Item]:
+def _plan(samples: Sequence[Checked], copy: bool) -> dict[str, link_tree.Item]:
     make = functools.cache(link_tree.copy if copy else link_tree.link)
     plan = {}
     for task, tree in TREES.items():
-        for one in films:
+        for one in samples:
             if not _in_tree(one.row, task):
                 continue
-            film = one.film
-            stem = os.path.splitext(film.name)[0]
-            folder = f"{tree}/{film.split}/{film.label}"
+            sample = one.sample
+            stem = os.path.splitext(sample.name)[0]
+            folder = f"{tree}/{sample.split}/{sample.label}"
             files = {
-                covidqu.IMAGES: film.image,
-                covidqu.LUNG_MASKS: film.lung_mask,
-                covidqu.INFECTION_MASKS: film.infection_mask,
+                covidqu.IMAGES: sample.image,
+                covidqu.LUNG_MASKS: sample.lung_mask,
+                covidqu.INFECTION_MASKS: sample.infection_mask,
             }
             for kind in (covidqu.IMAGES, *covidqu.MASK_FOLDERS[task]):
                 source = files[kind]
@@ -237,9 +241,9 @@ def _empty_mask(shape: tuple[int, ...]) -> link_tree.Item:
     return link_tree.drawn(file.getvalue())
 
 
-def _pass_on_phantom(root: Path, films: Sequence[Film]) -> None:
-    """Marks the set, if one of its films lies in a set of phantoms."""
-    folders = {folder for film in films for folder in film.image.parents}
+def _pass_on_phantom(root: Path, samples: Sequence[Sample]) -> None:
+    """Marks the set, if one of its images lies in a set of phantoms."""
+    folders = {folder for sample in samples for folder in sample.image.parents}
     for folder in sorted(folders):
         if covidqu.is_phantom(folder) and not covidqu.is_phantom(root):
             told = {"phantom": True, "from": str(folder)}
@@ -253,14 +257,14 @@ def format_summary(table: Table, root: Path, laid: Laid) -> str:
     """Returns the counts of what was laid out, and the commands that follow."""
     titles = (*CLASSES, "all")
     lines = [
-        f"{shown(root)}: {len(laid.films):,} films ({laid.written:,} files written)",
+        f"{shown(root)}: {len(laid.samples):,} images ({laid.written:,} files written)",
         f"split: {laid.split_by}",
     ]
     if table.left_aside:
         lines.append(f"columns left aside: {', '.join(map(shown, table.left_aside))}")
-    lines += ["", f"{'films':14}" + "".join(f"{title:>11}" for title in titles)]
+    lines += ["", f"{'images':14}" + "".join(f"{title:>11}" for title in titles)]
     for task, stage in _STAGES.items():
-        counts = Counter((one.film.split, one.film.label) for one in laid.of(task))
+        counts = Counter((one.sample.split, one.sample.label) for one in laid.of(task))
         for split in SPLITS if counts else ():
             row = [counts[split, label] for label in CLASSES]
             cells = "".join(f"{n:>11,}" for n in [*row, sum(row)])
@@ -272,11 +276,11 @@ def format_summary(table: Table, root: Path, laid: Laid) -> str:
 def _notes(laid: Laid) -> list[str]:
     of_2 = laid.of("infection")
     notes = []
-    if blank := sum(one.film.label == POSITIVE and not one.infected for one in of_2):
-        notes.append(f"{POSITIVE} films with an empty infection mask: {blank:,}")
-    if without := len(laid.films) - len(of_2):
-        notes.append(f"films of stage 1 alone, without an infection mask: {without:,}")
-    infected = {one.film.split for one in of_2 if one.infected}
+    if blank := sum(one.sample.label == POSITIVE and not one.infected for one in of_2):
+        notes.append(f"{POSITIVE} images with an empty infection mask: {blank:,}")
+    if without := len(laid.samples) - len(of_2):
+        notes.append(f"images of stage 1 alone, without an infection mask: {without:,}")
+    infected = {one.sample.split for one in of_2 if one.infected}
     if of_2 and (lacking := [split for split in SPLITS if split not in infected]):
         # Empty masks would have a Dice of 1 there, and be chosen.
         where = " nor ".join(lacking)
@@ -340,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         table = read_table(flags.table, _parse_classes(flags.classes))
-        with progress_bar("reading films") as progress:
+        with progress_bar("reading images") as progress:
             laid = from_table(table, flags.root, copy=flags.copy, progress=progress)
     except Faults as error:
         print(error.tell(max(1, flags.show)), file=sys.stderr)

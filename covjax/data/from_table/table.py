@@ -1,4 +1,4 @@
-"""A table of films: a CSV file with a row a film.
+"""A table of images: a CSV file with a row an image.
 
 The columns are in `COLUMNS`; docs/data.md says what stands in them. A fault in a table
 is told with its line and column, and all faults of a kind together.
@@ -26,17 +26,17 @@ FEW = 5  # faults that a message shows
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One film of a table.
+    """One image of a table.
 
     Attributes:
       line: of the table, 1 is the first.
-      image: path of the film.
+      image: path of the image.
       lung_mask: path of its lung mask.
       infection_mask: path of its infection mask, or None.
       no_infection: whether the table says that it has none, so that its mask is empty.
       label: class, one of `covidqu.CLASSES`.
       split: one of `covidqu.SPLITS`; "" where the table has no such column.
-      patient: whose film it is; "" likewise.
+      patient: whose image it is; "" likewise.
     """
 
     line: int
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def has_infection_mask(self) -> bool:
-        """Tells whether stage 2 can use the film: it has a mask, if an empty one."""
+        """Tells whether stage 2 can use the image: it has a mask, if an empty one."""
         return self.no_infection or self.infection_mask is not None
 
 
@@ -60,7 +60,7 @@ class Table:
 
     Attributes:
       path: its file.
-      rows: one a film, at least one.
+      rows: one an image, at least one.
       left_aside: names of columns that nothing reads.
     """
 
@@ -132,7 +132,7 @@ def read_table(path: Path, names: Mapping[str, str] | None = None) -> Table:
             said = f"{len(values)} cells, where the first line has {len(columns)}"
             faults.append(Fault(line, said))
     if not cells and not faults:
-        raise DataError(f"{shown(path)}: no films, only the names of columns")
+        raise DataError(f"{shown(path)}: no images, only the names of columns")
     reader = _Reader(path, known, [of for _, of in cells])
     rows = [reader.read(line, of) for line, of in cells]
     if faults := faults + reader.faults:
@@ -263,7 +263,7 @@ class _Reader:
             self._unknown.add((column, value))
             said = f"{shown(value)} is none of {_one_of(names)}: {way}"
             if not value:
-                said = f"empty, where each film has {_one_of(names)}"
+                said = f"empty, where each image has {_one_of(names)}"
             self._say(line, column, said)
         return found
 
@@ -276,7 +276,7 @@ class _Reader:
         first, other = self._split_of.setdefault(patient, (line, split))
         if other != split:
             said = f"in {split} here and in {other} in line {first}: one patient's"
-            self._say(line, "patient", f"{said} films have to stand in one split")
+            self._say(line, "patient", f"{said} images have to stand in one split")
 
     def _file(self, line: int, column: str, cell: str) -> Path:
         path = Path(os.path.abspath(self._folder / cell))
@@ -296,7 +296,7 @@ class _Reader:
 def _fault_of(path: Path, cell: str) -> str:
     """Returns why a file cannot be laid out, or nothing; its pixels come later."""
     if not cell:
-        return "empty, where each film needs one"
+        return "empty, where each image needs one"
     if not fits_a_line(cell):
         return "a name with control characters: rename it"
     if path.name.startswith("."):

@@ -1,8 +1,8 @@
-"""Phantoms: synthetic chest films, written in the layout of COVID-QU-Ex.
+"""Phantoms: synthetic chest X-rays, written in the layout of COVID-QU-Ex.
 
     python -m covjax.data.phantom ROOT [--train N --val N --test N --size S --seed K]
 
-They stand in for patients in tests and in the demo. `phantom_film.py` draws one.
+They stand in for patients in tests and in the demo. `drawing.py` draws one.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from covjax.errors import DataError, UsageError
 from covjax.runtime.files import sync_folder
 from covjax.runtime.strict_json import read_json
 
-# Part of the marker: raise it when the same seed draws other films.
+# Part of the marker: raise it when the same seed draws other images.
 GENERATOR_VERSION = 1
 STEMS = {"COVID-19": "covid", "Non-COVID": "non_COVID", "Normal": "Normal"}
 # The classes take turns: in the infection tree, as published, half is COVID-19.
@@ -35,20 +35,20 @@ TURNS = {
 
 
 def write_phantoms(
-    root: Path, *, films: Mapping[str, int], size: int, seed: int
+    root: Path, *, samples: Mapping[str, int], size: int, seed: int
 ) -> Path:
     """Writes a set of phantoms, both trees, or finds it written.
 
-    Film k of a tree, split and class is a function of these and of the seed: a larger
-    set begins with the films of a smaller one, under the same names. The set appears
+    Image k of a tree, split and class is a function of these and of the seed: a larger
+    set begins with the images of a smaller one, under the same names. The set appears
     under its name whole or not at all, even when two processes write it at once.
 
     Args:
       root: folder to write; nothing of that name may exist, but the same set.
-      films: number of films of each split and tree, {"Train": 240, ...}; a split that
-        is not named gets none. COVID-19 is half of the infection tree and a third of
-        the lung tree; the other classes share the rest.
-      size: side of the films, pixels, at least `MIN_SIZE`.
+      samples: number of images of each split and tree, {"Train": 240, ...}; a split
+        that is not named gets none. COVID-19 is half of the infection tree and a third
+        of the lung tree; the other classes share the rest.
+      size: side of the images, pixels, at least `MIN_SIZE`.
       seed: not negative.
 
     Returns:
@@ -59,16 +59,16 @@ def write_phantoms(
       DataError: if `root` holds anything else, which is left as it is, or cannot be
         written.
     """
-    if size < MIN_SIZE or seed < 0 or min(films.values(), default=0) < 0:
+    if size < MIN_SIZE or seed < 0 or min(samples.values(), default=0) < 0:
         raise UsageError(
-            f"phantoms: size {size} (at least {MIN_SIZE}), seed {seed} and films"
-            f" {dict(films)} (none negative)"
+            f"phantoms: size {size} (at least {MIN_SIZE}), seed {seed} and images"
+            f" {dict(samples)} (none negative)"
         )
-    if unknown := set(films) - set(covidqu.SPLITS):
+    if unknown := set(samples) - set(covidqu.SPLITS):
         raise UsageError(f"phantoms: no split {sorted(unknown)}; {covidqu.SPLITS}")
     marker = {
         "phantom": True,
-        "films": {split: int(films.get(split, 0)) for split in covidqu.SPLITS},
+        "images": {split: int(samples.get(split, 0)) for split in covidqu.SPLITS},
         "size": size,
         "seed": seed,
         "version": GENERATOR_VERSION,
@@ -121,20 +121,22 @@ def _write_tree(root: Path, task: str, marker: Mapping[str, Any]) -> None:
             kinds = (covidqu.IMAGES, *covidqu.MASK_FOLDERS[task])
             for kind in kinds:
                 (folder / kind).mkdir(parents=True)
-            for k in range(_count(marker["films"][split], label, TURNS[task])):
+            for k in range(_count(marker["images"][split], label, TURNS[task])):
                 key = (marker["seed"], task_id, split_id, label_id, k)
-                film = make_phantom(label, np.random.default_rng(key), marker["size"])
+                sample = make_phantom(label, np.random.default_rng(key), marker["size"])
                 # The splits take turns, so that a name stands once in a tree and
                 # stays when the set grows.
                 number = k * len(covidqu.SPLITS) + split_id + 1
-                masks = (255 * film["lung"], 255 * film["infection"])
-                for kind, picture in zip(kinds, (film["image"], *masks), strict=False):
+                masks = (255 * sample["lung"], 255 * sample["infection"])
+                for kind, picture in zip(
+                    kinds, (sample["image"], *masks), strict=False
+                ):
                     path = folder / kind / f"{STEMS[label]}_{number}.png"
                     Image.fromarray(picture).save(path, compress_level=1)
 
 
 def _count(total: int, label: str, turns: Sequence[str]) -> int:
-    """Number of films of one class among the first `total`, the classes in turn."""
+    """Number of images of one class among the first `total`, the classes in turn."""
     places = [at for at, turn in enumerate(turns) if turn == label]
     return sum(len(range(at, total, len(turns))) for at in places)
 
@@ -143,21 +145,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes a set from the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m covjax.data.phantom",
-        description="Writes synthetic chest films in the layout of COVID-QU-Ex.",
+        description="Writes synthetic chest X-rays in the layout of COVID-QU-Ex.",
     )
     parser.add_argument("root", type=Path, help="folder to write")
     for split, number in zip(covidqu.SPLITS, (240, 48, 96), strict=True):
-        text = f"films of {split} in each tree (%(default)s)"
+        text = f"images of {split} in each tree (%(default)s)"
         parser.add_argument(f"--{split.lower()}", type=int, default=number, help=text)
     parser.add_argument("--size", type=int, default=256, help="side, px (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     flags = parser.parse_args(arguments)
-    films = {split: getattr(flags, split.lower()) for split in covidqu.SPLITS}
+    samples = {split: getattr(flags, split.lower()) for split in covidqu.SPLITS}
     try:
-        write_phantoms(flags.root, films=films, size=flags.size, seed=flags.seed)
+        write_phantoms(flags.root, samples=samples, size=flags.size, seed=flags.seed)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    numbers = ", ".join(f"{split} {number}" for split, number in films.items())
-    print(f"{flags.root}: phantoms of {flags.size} px, films a tree: {numbers}")
+    numbers = ", ".join(f"{split} {number}" for split, number in samples.items())
+    print(f"{flags.root}: phantoms of {flags.size} px, images a tree: {numbers}")
     return 0

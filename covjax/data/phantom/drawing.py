@@ -1,13 +1,13 @@
-"""One synthetic chest film with its masks, drawn from a random generator.
+"""One synthetic chest X-ray with its masks, drawn from a random generator.
 
-Lungs are easy to see, infection is not. A film is a sum of attenuations (body, heart,
+Lungs are easy to see, infection is not. An image is a sum of attenuations (body, heart,
 bones, air, disease), developed through a tone curve. Everything but the disease is
 drawn alike for the three classes, so only the lungs tell them apart; no figure from
 phantoms says anything of patients.
 
-Anatomy is measured in fractions of the film's side. The frame of a thorax has u
+Anatomy is measured in fractions of the image's side. The frame of a thorax has u
 across it (0 at the midline, negative on the viewer's left, which is the patient's
-right) and y down it (0 at the top of an upright film).
+right) and y down it (0 at the top of an upright image).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ MIN_SIZE = 32  # below, a lung is a few pixels wide
 
 @dataclasses.dataclass(frozen=True)
 class _Thorax:
-    """Geometry of one patient on the film; arrays are float32 [size, size].
+    """Geometry of one patient on the image; arrays are float32 [size, size].
 
     Attributes:
       u: distance from the midline, signed.
@@ -33,7 +33,7 @@ class _Thorax:
       reach: distance of the heart's border from the midline, at this height.
       base: height of the diaphragm, at this u.
       apex: height of the lungs' top, a scalar.
-      to_film: [2, 3], takes (u, y, 1) to fractions (x, y) of the film.
+      to_image: [2, 3], takes (u, y, 1) to fractions (x, y) of the image.
     """
 
     u: np.ndarray
@@ -44,13 +44,13 @@ class _Thorax:
     reach: np.ndarray
     base: np.ndarray
     apex: float
-    to_film: np.ndarray
+    to_image: np.ndarray
 
 
 def make_phantom(
     label: str, rng: np.random.Generator, size: int
 ) -> dict[str, np.ndarray]:
-    """Draws one synthetic chest film with its masks.
+    """Draws one synthetic chest X-ray with its masks.
 
     From generators of one state the three classes get the same patient, exposure and
     noise, and differ by the disease alone. COVID-19: patchy, mostly peripheral
@@ -60,7 +60,7 @@ def make_phantom(
     Args:
       label: one of `covidqu.CLASSES`.
       rng: source of all randomness; must be able to spawn, as `default_rng` can.
-      size: side of the film, pixels, at least `MIN_SIZE`.
+      size: side of the image, pixels, at least `MIN_SIZE`.
 
     Returns:
       "image" uint8 [size, size] in 0 to 255; "lung" and "infection" uint8
@@ -72,8 +72,8 @@ def make_phantom(
     if label not in covidqu.CLASSES:
         raise ValueError(f"unknown class {label!r}; one of {covidqu.CLASSES}")
     if size < MIN_SIZE:
-        raise ValueError(f"films of {size} px: at least {MIN_SIZE}")
-    body_rng, disease_rng, film_rng = rng.spawn(3)
+        raise ValueError(f"images of {size} px: at least {MIN_SIZE}")
+    body_rng, disease_rng, image_rng = rng.spawn(3)
     thorax = _make_thorax(body_rng, size)
     lungs = _two_largest(thorax.lung > 0)
     attenuation = _tissue(thorax, body_rng) + _bones(thorax, body_rng)
@@ -85,7 +85,7 @@ def make_phantom(
     elif label == "Non-COVID":
         attenuation += _consolidation(thorax, disease_rng)
     return {
-        "image": _develop(attenuation, film_rng),
+        "image": _develop(attenuation, image_rng),
         "lung": lungs.astype(np.uint8),
         "infection": infection.astype(np.uint8),
     }
@@ -120,8 +120,8 @@ def _make_thorax(rng: np.random.Generator, size: int) -> _Thorax:
     across = scale * np.array([np.cos(angle), np.sin(angle)])
     down = scale * np.array([-np.sin(angle), np.cos(angle)])
     middle = rng.uniform(-0.03, 0.03, 2) + 0.5
-    to_film = np.stack([across, down, middle - down / 2], axis=1)
-    to_thorax = np.linalg.inv(np.vstack([to_film, [0, 0, 1]])).astype(np.float32)
+    to_image = np.stack([across, down, middle - down / 2], axis=1)
+    to_thorax = np.linalg.inv(np.vstack([to_image, [0, 0, 1]])).astype(np.float32)
     line = (np.arange(size, dtype=np.float32) + 0.5) / size
     u, y = (r[0] * line[None, :] + r[1] * line[:, None] + r[2] for r in to_thorax[:2])
     side, right = np.abs(u), _ramp(u, 0.08)
@@ -150,7 +150,7 @@ def _make_thorax(rng: np.random.Generator, size: int) -> _Thorax:
     lung = np.minimum(lateral - side, side - np.maximum(medial, reach))
     lung = np.minimum(np.minimum(lung, base - y), y - apex)
     lung += 0.003 * _clouds(rng, 12, size)  # no contour is a smooth curve
-    return _Thorax(u, y, side, lung, lateral, reach, base, float(apex), to_film)
+    return _Thorax(u, y, side, lung, lateral, reach, base, float(apex), to_image)
 
 
 def _tissue(thorax: _Thorax, rng: np.random.Generator) -> np.ndarray:
@@ -214,8 +214,8 @@ def _vessels(thorax: _Thorax, rng: np.random.Generator) -> np.ndarray:
         step = rng.uniform(0.03, 0.06, (count, 1, 1))
         strides = step * np.stack([sign * np.cos(bend), np.sin(bend)], axis=-1)
         paths = hilum + strides.cumsum(axis=1)
-        film = paths @ thorax.to_film[:, :2].T + thorax.to_film[:, 2]
-        points = np.rint(film * size * 16).astype(np.int32)  # 4 binary places
+        sample = paths @ thorax.to_image[:, :2].T + thorax.to_image[:, 2]
+        points = np.rint(sample * size * 16).astype(np.int32)  # 4 binary places
         for part in range(joints - 1):
             width = max(1, round(size / 96 * (1.6 - 0.3 * part)))
             shade = 230 - 38 * part
@@ -268,21 +268,21 @@ def _consolidation(thorax: _Thorax, rng: np.random.Generator) -> np.ndarray:
 
 
 def _develop(attenuation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turns attenuation into a film: tone curve, vignette, marks, blur and noise."""
+    """Turns attenuation into an image: tone curve, vignette, marks, blur and noise."""
     size = attenuation.shape[0]
-    film = 1 - np.exp(-rng.uniform(1.1, 2.2) * np.maximum(attenuation, 0))
-    film = film ** rng.uniform(0.75, 1.5) * rng.uniform(0.7, 1.05)
+    sample = 1 - np.exp(-rng.uniform(1.1, 2.2) * np.maximum(attenuation, 0))
+    sample = sample ** rng.uniform(0.75, 1.5) * rng.uniform(0.7, 1.05)
     line = np.linspace(-1, 1, size, dtype=np.float32)
     centre = rng.uniform(-0.3, 0.3, 2)
     away = np.square(line - centre[0])[None, :] + np.square(line - centre[1])[:, None]
-    film = film * (1 - rng.uniform(0, 0.18) * away) + rng.uniform(0, 0.12)
-    film = np.maximum(film, rng.uniform(0.75, 1.0) * _marks(rng, size))
-    film = cv2.GaussianBlur(
-        film.astype(np.float32), (0, 0), rng.uniform(0.0015, 0.005) * size
+    sample = sample * (1 - rng.uniform(0, 0.18) * away) + rng.uniform(0, 0.12)
+    sample = np.maximum(sample, rng.uniform(0.75, 1.0) * _marks(rng, size))
+    sample = cv2.GaussianBlur(
+        sample.astype(np.float32), (0, 0), rng.uniform(0.0015, 0.005) * size
     )
     grain = rng.standard_normal((size, size), dtype=np.float32)
-    film += rng.uniform(0.006, 0.028) * grain
-    return np.rint(255 * np.clip(film, 0, 1)).astype(np.uint8)
+    sample += rng.uniform(0.006, 0.028) * grain
+    return np.rint(255 * np.clip(sample, 0, 1)).astype(np.uint8)
 
 
 def _marks(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The frame around a film: the collimator's shutters, or the scanner's black or white.
+"""The frame around an image: collimator shutters, or the black or white of a scanner.
 
 Rows and columns count as frame from an edge inward, as long as they are all but
 uniform. A shutter that is round or slanted is no row: it stays.
@@ -11,7 +11,7 @@ _MOST = 0.4  # of a side; more than that is hardly a frame
 
 
 def find_box(image: np.ndarray) -> tuple[slice, slice]:
-    """Returns the part of a film that is not frame.
+    """Returns the part of an image that is not frame.
 
     A line is frame if its levels lie within 4 of each other, and all lines outside of
     it are frame. Rows and columns are looked at in turn, each within what is left,

@@ -53,7 +53,7 @@ _MOST_TILES = 2**12
 def decode_stream(
     stream: bytes, syntax: str, shape: tuple[int, int, int], bits: int
 ) -> np.ndarray:
-    """Decodes the pixels of one film.
+    """Decodes the pixels of one image.
 
     Args:
       stream: the compressed pixels, all fragments as one.

@@ -1,7 +1,7 @@
 """What a stored grey level looks like, as DICOM defines it (PS3.3, C.7.6.3 to C.11.2).
 
 All is said of a table with an entry for each pattern of bits that a pixel may have,
-65,536 at most, in float64: exact, and small however large the film is.
+65,536 at most, in float64: exact, and small however large the image is.
 """
 
 import numpy as np
@@ -66,9 +66,9 @@ def stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def present(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Returns the .5th and 99.5th percentile of a film's levels.
+    """Returns the .5th and 99.5th percentile of an image's levels.
 
-    The lowest and the highest level in their place, if a film has too few of others.
+    The lowest and the highest level in their place, if an image has too few of others.
 
     Args:
       values: a level for each pattern of bits.

@@ -1,4 +1,4 @@
-"""Chest films out of DICOM files: the pixels as a viewer shows them, and their size.
+"""Chest X-rays out of DICOM files: the pixels as a viewer shows them, and their size.
 
 What `decode.py` holds to holds here: only a regular file is opened, and its header is
 believed in nothing but what can be refused. Beyond the elements listed below nothing of
@@ -41,7 +41,7 @@ _MOST_READS = 2**17
 _LONGEST, _LONGEST_LUT = 2**12, 2**20  # bytes of an element; of a LUT, or a sequence
 _AT_ONCE = 256  # rows that are counted: eight bytes a pixel
 _PIXELS = 0x7FE00000  # the group of elements that hold them
-# Of what is neither a film nor said to be one by the elements below.
+# Of what is neither an image nor said to be one by the elements below.
 _NO_PIXELS = {
     "1.2.840.10008.1.3.10": "a directory of other files (DICOMDIR)",
     "1.2.840.10008.5.1.4.1.1.104.1": "an encapsulated PDF",
@@ -59,10 +59,10 @@ _COLOURS = {
     "YBR_ICT": 3,
     "YBR_RCT": 3,
 }
-# Spacings in the plane of the detector, or of a film that was scanned.
+# Spacings in the plane of the detector, or of an image that was scanned.
 _UNCORRECTED = {
     "ImagerPixelSpacing": "pixel spacing in the detector's plane",
-    "NominalScannedPixelSpacing": "pixel spacing of the scanned film",
+    "NominalScannedPixelSpacing": "pixel spacing of the scanned image",
 }
 _READ = (
     ["Modality", "ViewPosition", "ViewCodeSequence", "BodyPartExamined"]
@@ -80,7 +80,7 @@ _READ = (
     ]
     + ["PixelData"]
 )
-_FILMS = {"CR", "DX"}  # modalities of a chest film; those of no chest film:
+_SAMPLES = {"CR", "DX"}  # modalities of a chest X-ray; those of no chest X-ray:
 _OTHERS = set("CT ES IO IVUS MG MR NM OCT OP OT PT PX RF RG RTDOSE RTIMAGE SC".split())
 _OTHERS |= set("SEG SM US XA XC".split())
 _FRONTAL = {"AP", "PA"}
@@ -98,22 +98,22 @@ _ELSEWHERE = set(
     " TSPINE WHOLEBODY WRIST".split()
 )
 
-# What pydicom remarks on in a file quotes it, and is nothing to whoever reads a film.
+# What pydicom remarks on in a file quotes it, and is nothing to whoever reads an image.
 logging.getLogger("pydicom").propagate = False  # a level would be set anew
 
 
 @dataclasses.dataclass(frozen=True)
-class DicomFilm:
-    """A chest film, upright as its file has it.
+class DicomImage:
+    """A chest X-ray, upright as its file has it.
 
     Attributes:
       image: as displayed, 0 black and 255 white; uint8 [H, W].
       spacing: mm from row to row and from column to column; None: not told. Where a
-        remark names the detector or the scanned film, a chest is smaller than it says.
+        remark names the detector or the scanned image, a chest is smaller than it says.
       patient_left_on_right: whether the patient's left is on the picture's right, as is
         usual; so too if the file does not tell.
       box: rows and columns without the frame; see `borders.find_box`.
-      remarks: what makes one doubt that this is a frontal chest film as it should be.
+      remarks: what makes one doubt that this is a frontal chest X-ray as it should be.
     """
 
     image: np.ndarray
@@ -140,8 +140,8 @@ def is_dicom(content: bytes | Path) -> bool:
     return content[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC
 
 
-def read_dicom(path: Path) -> DicomFilm:
-    """Reads a film.
+def read_dicom(path: Path) -> DicomImage:
+    """Reads an image.
 
     Grey levels go through the modality LUT (or slope and intercept), then through the
     VOI LUT or the first window, to 0 to 255; MONOCHROME1 is turned round. Without a
@@ -156,7 +156,7 @@ def read_dicom(path: Path) -> DicomFilm:
         such file, broken, or without a picture.
       UsageError: if pydicom is not installed, or imagecodecs for compressed pixels.
     """
-    return _safely(path, lambda content: _film(*_parse(content, _READ)))
+    return _safely(path, lambda content: _image(*_parse(content, _READ)))
 
 
 def read_header(path: Path) -> "Dataset":
@@ -257,12 +257,12 @@ class _CountedReads(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads += 1
         if self.reads > _MOST_READS:
-            raise _Unfit("more elements than a film has")
+            raise _Unfit("more elements than an image has")
         return super().read(size)
 
 
 def _check_length(dataset: "Dataset", name: str) -> None:
-    """Refuses an element that is longer than what a film needs.
+    """Refuses an element that is longer than what an image needs.
 
     pydicom makes objects of its values, of some hundred bytes each, when it is asked
     for it.
@@ -276,11 +276,11 @@ def _check_length(dataset: "Dataset", name: str) -> None:
         return
     long = name.endswith(("Sequence", "Data"))
     if len(element.value or b"") > (_LONGEST_LUT if long else _LONGEST):
-        raise _Unfit(f"its {name} is longer than that of a film")
+        raise _Unfit(f"its {name} is longer than that of an image")
 
 
-def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:
-    _check_film(dataset, kind)
+def _image(dataset: "Dataset", syntax: str, kind: str) -> DicomImage:
+    _check_image(dataset, kind)
     samples, coloured = _decode(dataset, syntax)
     remarks = []
     if _COLOURS[dataset.PhotometricInterpretation] == 3:
@@ -291,7 +291,7 @@ def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:
         image, remarks = _grey(dataset, samples[..., 0])
     spacing, doubted = _spacing(dataset)
     left_on_right, turned = _orientation(dataset)
-    return DicomFilm(
+    return DicomImage(
         image,
         spacing,
         left_on_right,
@@ -300,8 +300,8 @@ def _film(dataset: "Dataset", syntax: str, kind: str) -> DicomFilm:
     )
 
 
-def _check_film(dataset: "Dataset", kind: str) -> None:
-    """Refuses what is no single picture of a depth and a size that films have."""
+def _check_image(dataset: "Dataset", kind: str) -> None:
+    """Refuses what is no single picture of a depth and a size that images have."""
     if "PixelData" not in dataset:
         what = [said for start, said in _NO_PIXELS.items() if kind.startswith(start)]
         raise _Unfit(f"no pixels in it, but {what[0]}" if what else "no pixels in it")
@@ -309,7 +309,7 @@ def _check_film(dataset: "Dataset", kind: str) -> None:
     _ours(check_size, columns, rows)
     frames = _whole(dataset, "NumberOfFrames", 1)
     if frames > 1:
-        raise _Unfit(f"{frames} frames, where one film is asked for")
+        raise _Unfit(f"{frames} frames, where one image is asked for")
     allocated, stored = (
         _whole(dataset, name) for name in ("BitsAllocated", "BitsStored")
     )
@@ -406,7 +406,7 @@ def _from_palette(dataset: "Dataset", samples: np.ndarray) -> np.ndarray:
 
 
 def _grey(dataset: "Dataset", samples: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Returns the film as displayed, uint8 [H, W], and remarks on its levels."""
+    """Returns the image as displayed, uint8 [H, W], and remarks on its levels."""
     patterns, bits = _patterns(dataset, samples)
     stored = lut.stored_values(bits, _whole(dataset, "PixelRepresentation", 0) == 1)
     padding = _padding(dataset, stored)
@@ -500,7 +500,7 @@ def _read_lut(item: "Dataset") -> tuple[int, np.ndarray, int]:
 def _spacing(dataset: "Dataset") -> tuple[tuple[float, float] | None, list[str]]:
     """Returns mm from row to row and from column to column, and what to think of it.
 
-    A PixelSpacing that repeats one of the detector is that one: the film was not
+    A PixelSpacing that repeats one of the detector is that one: the image was not
     corrected for magnification (PS3.3, 10.7.1.1).
     """
     told = {}
@@ -525,32 +525,32 @@ def _orientation(dataset: "Dataset") -> tuple[bool, list[str]]:
         return True, []
     across, down = (str(direction)[:1] for direction in told)
     if {across, down} & {"A", "P"}:
-        return True, ["PatientOrientation: not a frontal film?"]
+        return True, ["PatientOrientation: not a frontal image?"]
     if across in ("H", "F") or down in ("L", "R"):
         return True, ["PatientOrientation: turned by a quarter?"]
     return across != "R", ["PatientOrientation: upside down?"] if down == "H" else []
 
 
 def _doubts(dataset: "Dataset") -> list[str]:
-    """Returns why this may be no frontal chest film, by codes that are known."""
+    """Returns why this may be no frontal chest X-ray, by codes that are known."""
     modality, view, part = (
         str(dataset.get(name) or "").upper()
         for name in ("Modality", "ViewPosition", "BodyPartExamined")
     )
     said = []
-    if modality and modality not in _FILMS:
+    if modality and modality not in _SAMPLES:
         named = f" {modality}" if modality in _OTHERS else ""
-        said.append(f"Modality{named}: not a chest film?")
+        said.append(f"Modality{named}: not a chest X-ray?")
     if view and view not in _FRONTAL:
         named = f" {view}" if view in _NOT_FRONTAL else ""
-        said.append(f"ViewPosition{named}: not a frontal film?")
+        said.append(f"ViewPosition{named}: not a frontal image?")
     views = dataset.get("ViewCodeSequence") or []
     codes = {str(view.get("CodeValue") or "") for view in views}
     if not view and codes & _NOT_FRONTAL_CODES:
-        said.append("ViewCodeSequence: not a frontal film?")
+        said.append("ViewCodeSequence: not a frontal image?")
     if part and part not in _CHEST:
         named = f" {part}" if part in _ELSEWHERE else ""
-        said.append(f"BodyPartExamined{named}: not a chest film?")
+        said.append(f"BodyPartExamined{named}: not a chest X-ray?")
     if str(dataset.get("PresentationIntentType") or "").upper() == "FOR PROCESSING":
         said.append("PresentationIntentType FOR PROCESSING: raw levels?")
     if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES":
