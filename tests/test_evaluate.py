@@ -421,9 +421,9 @@ def passes(monkeypatch) -> list[tuple[str, str]]:
     noted = []
     predict = evaluate.predict_split
 
-    def note(config, samples, state):
-        noted.append((samples[0].split, config.data.roi))
-        return predict(config, samples, state)
+    def note(config, samples, state, *, roi):
+        noted.append((samples[0].split, roi))
+        return predict(config, samples, state, roi=roi)
 
     monkeypatch.setattr(evaluate, "predict_split", note)
     return noted

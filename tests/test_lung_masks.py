@@ -66,9 +66,9 @@ def predicted(monkeypatch) -> list[str]:
     names = []
     predict = lung_masks.predict_split
 
-    def recorded(config, samples, state):
+    def recorded(config, samples, state, **how):
         names.extend(sample.name for sample in samples)
-        return predict(config, samples, state)
+        return predict(config, samples, state, **how)
 
     monkeypatch.setattr(lung_masks, "predict_split", recorded)
     return names

@@ -130,7 +130,7 @@ with run_folder.hold(Path(sys.argv[1])):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds a folder."""
-    env = os.environ | {"PYTHONPATH": str(Path(run_folder.__file__).parents[1])}
+    env = os.environ | {"PYTHONPATH": str(Path(run_folder.__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "run")],
         env=env, stdout=subprocess.PIPE, text=True,

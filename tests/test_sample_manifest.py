@@ -13,7 +13,6 @@ from covjax import parallel
 from covjax.data import image_cache
 from covjax.data.covidqu import Sample
 from covjax.errors import DataError, UsageError
-from covjax.evaluation import evaluate
 from covjax.run import evaluate_run, train_and_evaluate
 from covjax.train import readable_check, sample_manifest, train
 from covjax.train.sample_manifest import choose_samples
@@ -266,12 +265,11 @@ def test_a_run_begins_and_is_evaluated_with_the_images_that_are_left(
     config.model.width, config.model.depth = 2, 1
     config.train.batch_size = 8
     seen = {}
-    for module in (train, evaluate):
-        monkeypatch.setattr(module, "find_samples", lambda _: (tmp_path, dict(samples)))
+    monkeypatch.setattr("covjax.run.find_samples", lambda _: (tmp_path, dict(samples)))
     monkeypatch.setattr(
         train, "fit", lambda _, samples, *rest, **others: seen.update(fit=samples)
     )
-    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
+    monkeypatch.setattr("covjax.run.draw_curves", lambda *_: None)
     monkeypatch.setattr(
         "covjax.run.evaluate_best", lambda *given: seen.update(best=given[3])
     )

@@ -19,7 +19,6 @@ from covjax.config import save_config
 from covjax.data import pipeline
 from covjax.data.source import find_samples
 from covjax.errors import DataError, Diverged, UsageError
-from covjax.evaluation import evaluate
 from covjax.run import train_and_evaluate
 from covjax.runtime.signals import Interrupted
 from covjax.train import loop, train
@@ -421,7 +420,7 @@ def test_share_that_the_images_cannot_give_is_refused_before_a_folder_is_made(
     samples["Train"] = [
         sample for sample in samples["Train"] if sample.label != "COVID-19"
     ]
-    monkeypatch.setattr(train, "find_samples", lambda config: (root, samples))
+    monkeypatch.setattr("covjax.run.find_samples", lambda config: (root, samples))
     with pytest.raises(UsageError, match="asks for positive images"):
         train_and_evaluate(config, run)
     assert not run.exists()
@@ -443,7 +442,7 @@ def test_training_on_found_lungs_is_shown_them_and_leaves_test_alone(
             dataclasses.replace(f, found_lung=Path(f"{f.name}.png")) for f in samples
         ]
 
-    monkeypatch.setattr(evaluate, "find_lungs", find_lungs)
+    monkeypatch.setattr("covjax.run.find_lungs", find_lungs)
     monkeypatch.setattr(
         train, "fit", lambda _, samples, *__, **___: trained_on.append(samples)
     )

@@ -1,6 +1,6 @@
-"""What an evaluated split comes to: a row an image, a summary, and the masks.
+"""What an evaluated split comes to: a row per image, a summary, and the masks.
 
-    results/<stem>.csv   a row an image; every figure below is taken from these,
+    results/<stem>.csv   a row per image; every figure below is taken from these,
     results/<stem>.npz   the calibration from these: levels and masks,
     results/<stem>.json  figures with intervals.
 

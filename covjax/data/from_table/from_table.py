@@ -2,7 +2,7 @@
 
   python -m covjax.data.from_table TABLE ROOT [--class "pneumonia=Non-COVID"] [--copy]
 
-TABLE is a CSV file with a row an image (docs/data.md, "Another data set"). ROOT, which
+TABLE is a CSV file with a row per image (docs/data.md, "Another data set"). ROOT, which
 is new, empty or laid out by the same table before, gets links to the files, or copies,
 and both stages can be trained on it. Every file is read before anything is written.
 Stopped half-way, or with a changed table, the same command goes on. Exit status: 0; 2

@@ -1,4 +1,4 @@
-"""A table of images: a CSV file with a row an image.
+"""A table of images: a CSV file with a row per image.
 
 The columns are in `COLUMNS`; docs/data.md says what stands in them. A fault in a table
 is told with its line and column, and all faults of a kind together.
