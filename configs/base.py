@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.augment.shift = 0.0625  # share of the side, each way
     config.augment.scale = 0.1  # 0.1: from 0.9 to 1.1
     config.augment.rotate = 15.0  # degrees, each way
-    config.augment.tone_prob = 0.5
+    config.augment.brightness_contrast_prob = 0.5
     config.augment.brightness = 0.2  # share of full scale, each way
     config.augment.contrast = 0.2  # 0.2: from 0.8 to 1.2
     # Beyond the study; a probability of 0 leaves a transform out.
@@ -75,7 +75,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # image).
     config.model.intensity = "unit"
     config.model.residual = False  # a way past each block of the encoder
-    config.model.presence = False  # a head that tells whether there is a finding at all
+    config.model.presence_head = (
+        False  # a head that tells whether there is a finding at all
+    )
     config.model.deep_supervision = 0  # coarser levels of the decoder that have a head
     config.model.upsample = "transpose"  # or "depth_to_space", faster on a CPU
     config.model.dropout = 0.0
@@ -88,12 +90,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.loss.focal = 0.0
     config.loss.focal_gamma = 2.0  # 0: the cross entropy
     config.loss.tversky = 0.0
-    config.loss.tversky_missed = 0.7  # weight of missed pixels; false ones: the rest
-    config.loss.over = "image"  # or "batch": sums of Dice and Tversky, over all devices
+    config.loss.tversky_beta = 0.7  # weight of missed pixels; false ones: the rest
+    config.loss.batch_dice = False  # sum Dice and Tversky over the batch, all devices
     config.loss.presence = 0.0  # of the presence head's cross entropy
     # Weight of an image without foreground in the pixel losses. With 0, the mask learns
     # from images that have something, and the presence head when there is nothing.
-    config.loss.blank = 1.0
+    config.loss.empty_weight = 1.0
 
     config.optim = ml_collections.ConfigDict()  # AdamW, warm-up, cosine to 0
     config.optim.lr = 1e-3
@@ -118,7 +120,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.threshold = 0.5  # probability above which a pixel is foreground
-    config.eval.flip = False  # average the logits of an image and of its mirror image
+    config.eval.tta_flip = (
+        False  # average the logits of an image and of its mirror image
+    )
     # The best epoch has the highest Dice (`all`) on Val, "untuned" at the threshold
     # above or "tuned" at the operating point that Val gives this epoch.
     config.eval.choose = "untuned"

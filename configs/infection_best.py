@@ -16,8 +16,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.roi, config.data.roi_as = "predicted", "channel"
     # Most of a wrong Dice (`all`) is false alarms: a head tells whether there is any.
     # The mask, freed from that question, learns from images that have something.
-    config.model.presence, config.loss.presence = True, 0.5
-    config.loss.blank = 0.0
+    config.model.presence_head, config.loss.presence = True, 0.5
+    config.loss.empty_weight = 0.0
     # Outlines first, then less of them than Train's half: the share of a batch that has
     # something, at the start and at the end.
     config.data.positive_share = (0.8, 0.4)

@@ -22,4 +22,4 @@ def strengthen(config: ml_collections.ConfigDict) -> None:
     config.model.residual = True
     config.model.deep_supervision = 2
     config.optim.average = "ema"
-    config.eval.flip = True
+    config.eval.tta_flip = True

@@ -45,21 +45,21 @@ _SINCE = {
     "model.remat": False,
     "model.intensity": "unit",
     "model.residual": False,
-    "model.presence": False,
+    "model.presence_head": False,
     "model.deep_supervision": 0,
     "loss.focal": 0.0,
     "loss.focal_gamma": 2.0,
     "loss.tversky": 0.0,
-    "loss.tversky_missed": 0.7,
-    "loss.over": "image",
+    "loss.tversky_beta": 0.7,
+    "loss.batch_dice": False,
     "loss.presence": 0.0,
-    "loss.blank": 1.0,
+    "loss.empty_weight": 1.0,
     "optim.average": "none",
     "optim.ema_decay": 0.998,
     "optim.average_epochs": 3,
     "train.checkpoint_every": 0,
     "train.on_nan": "stop",
-    "eval.flip": False,
+    "eval.tta_flip": False,
     "eval.choose": "untuned",
     "transfer.frozen": (),
     "transfer.frozen_epochs": 0,
@@ -155,7 +155,7 @@ _CHECKS: dict[str, _Check] = {
     "augment.shift": _between(0, 1),
     "augment.scale": _FRACTION,
     "augment.rotate": _between(0, 180),
-    "augment.tone_prob": _PROBABILITY,
+    "augment.brightness_contrast_prob": _PROBABILITY,
     "augment.brightness": _between(0, 1),
     "augment.contrast": _between(0, 1),
     "augment.gamma_prob": _PROBABILITY,
@@ -171,17 +171,17 @@ _CHECKS: dict[str, _Check] = {
     "model.remat": _FLAG,
     "model.intensity": _one_of("unit", "standard", "equal"),
     "model.residual": _FLAG,
-    "model.presence": _FLAG,
+    "model.presence_head": _FLAG,
     "model.deep_supervision": _whole(0),
     "loss.dice": _at_least(0),
     "loss.bce": _at_least(0),
     "loss.focal": _at_least(0),
     "loss.focal_gamma": _at_least(0),
     "loss.tversky": _at_least(0),
-    "loss.tversky_missed": _between(0, 1),
-    "loss.over": _one_of("image", "batch"),
+    "loss.tversky_beta": _between(0, 1),
+    "loss.batch_dice": _FLAG,
     "loss.presence": _at_least(0),
-    "loss.blank": _between(0, 1),
+    "loss.empty_weight": _between(0, 1),
     "optim.lr": _above(0, math.inf),
     "optim.weight_decay": _at_least(0),
     "optim.warmup_epochs": _at_least(0),
@@ -195,7 +195,7 @@ _CHECKS: dict[str, _Check] = {
     "train.checkpoint_every": _whole(0),
     "train.on_nan": _one_of("stop", "skip"),
     "eval.threshold": _above(0, 1),
-    "eval.flip": _FLAG,
+    "eval.tta_flip": _FLAG,
     "eval.choose": _one_of("untuned", "tuned"),
     "transfer.fresh": _PATTERNS,
     "transfer.frozen": _PATTERNS,
@@ -214,21 +214,24 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             f"config.loss: {', '.join(PIXEL_LOSSES)} are all 0; one has to be above"
         )
-    if not config.loss.blank and not config.model.presence:
+    if not config.loss.empty_weight and not config.model.presence_head:
         raise UsageError(
-            "config.loss.blank = 0: must be above 0 where config.model.presence is"
+            "config.loss.empty_weight = 0: must be above 0 where"
+            " config.model.presence_head is"
             " False (nothing would teach the network that an image can be blank)"
         )
-    if bool(config.loss.presence) != config.model.presence:
+    if bool(config.loss.presence) != config.model.presence_head:
         raise UsageError(
-            f"config.loss.presence = {config.loss.presence} and config.model.presence"
-            f" = {config.model.presence}: a presence head needs a loss, and only one"
+            f"config.loss.presence = {config.loss.presence} and"
+            " config.model.presence_head"
+            f" = {config.model.presence_head}: a presence head needs a loss, and only"
+            " one"
             " that is there can have one"
         )
-    if config.loss.blank < 1 and config.loss.over == "batch":
+    if config.loss.empty_weight < 1 and config.loss.batch_dice:
         raise UsageError(
-            f"config.loss.blank = {config.loss.blank}: must be 1 where config.loss.over"
-            " is 'batch' (a sum over the batch is not of one image)"
+            f"config.loss.empty_weight = {config.loss.empty_weight}: must be 1 where"
+            " config.loss.batch_dice is set (a sum over the batch is not of one image)"
         )
     if config.optim.warmup_epochs >= config.train.epochs:
         raise UsageError(
@@ -261,10 +264,11 @@ def validate_config(config: ml_collections.ConfigDict) -> None:
             " config.data.task is 'lung' (the lungs are the answer)"
         )
     if config.data.task == "lung" and (
-        config.data.positive_share or config.model.presence
+        config.data.positive_share or config.model.presence_head
     ):
         raise UsageError(
-            "config.data.positive_share and config.model.presence are of the infection:"
+            "config.data.positive_share and config.model.presence_head are of the"
+            " infection:"
             " every image has lungs"
         )
     if config.data.roi == "none" and config.data.roi_as == "channel":

@@ -22,7 +22,7 @@ class Arm:
     """A config, and what it says otherwise.
 
     Attributes:
-      overrides: fields → values, {"loss.over": "batch"}. A field that begins with
+      overrides: fields → values, {"loss.batch_dice": True}. A field that begins with
         "lung:" is of the run of stage 1. That run has this arm's network by itself:
         nobody has to say `model.norm` twice.
       config: name of a file in configs/, a key of `STAGE_1`.
@@ -71,12 +71,12 @@ def _loss(**weights: Any) -> Arm:
 _PARTS: dict[str, Overrides] = {
     "found lungs beside the image": {"data.roi": "predicted", "data.roi_as": "channel"},
     "presence head": {
-        "model.presence": True,
+        "model.presence_head": True,
         "loss.presence": 0.5,
         "transfer.fresh": (_HEAD, _PRESENCE),
     },
-    "blanks left to the head": {"loss.blank": 0.0},
-    "batch Dice": {"loss.over": "batch"},
+    "blanks left to the head": {"loss.empty_weight": 0.0},
+    "batch Dice": {"loss.batch_dice": True},
     "positives .8 to .4": {"data.positive_share": (0.8, 0.4)},
     "moving average": {"optim.average": "ema"},
     "residual": {"model.residual": True},
@@ -85,7 +85,7 @@ _PARTS: dict[str, Overrides] = {
         "transfer.fresh": (_HEAD, _DEEP),
     },
     "strong augmentation": _STRONG,
-    "flip": {"eval.flip": True},
+    "flip": {"eval.tta_flip": True},
     "epoch chosen tuned": {"eval.choose": "tuned"},
 }
 # A part → the one that it means nothing without.
@@ -152,7 +152,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         {
             "hybrid .5": Arm(),
             "Dice": _loss(dice=1.0),
-            "Dice over the batch": _loss(dice=1.0, over="batch"),
+            "Dice over the batch": _loss(dice=1.0, batch_dice=True),
             "BCE": _loss(bce=1.0),
             "hybrid .25": _loss(dice=0.25, bce=0.75),
             "hybrid .75": _loss(dice=0.75, bce=0.25),
@@ -166,7 +166,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         {
             "study": Arm(),
             "off": Arm(
-                {f"augment.{kind}_prob": 0.0 for kind in ("flip", "affine", "tone")}
+                {
+                    f"augment.{kind}_prob": 0.0
+                    for kind in ("flip", "affine", "brightness_contrast")
+                }
             ),
             "strong": Arm(_STRONG),
         },
@@ -217,7 +220,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             **{f"without {name}": arm for name in _PARTS if (arm := _without(name))},
             "whole image": _recipe({"data.roi": "none", "data.roi_as": "cut"}),
             "image cut to found lungs": _recipe({"data.roi_as": "cut"}),
-            "batch Dice": _recipe({"loss.over": "batch", "loss.blank": 1.0}),
+            "batch Dice": _recipe({"loss.batch_dice": True, "loss.empty_weight": 1.0}),
             "strong augmentation": _recipe(_STRONG),
             "mean of epochs": _recipe({"optim.average": "epochs"}),
         },

@@ -26,10 +26,10 @@ def make_config(**settings: Any) -> ml_collections.ConfigDict:
     config.model.norm = settings.get("norm", "batch")
     config.model.residual = settings.get("residual", False)
     config.model.intensity = settings.get("intensity", "unit")
-    config.model.presence = settings.get("presence", False)
+    config.model.presence_head = settings.get("presence", False)
     config.model.upsample = settings.get("upsample", "transpose")
     config.model.deep_supervision = settings.get("deep", 0)
-    config.eval.flip = settings.get("flip", False)
+    config.eval.tta_flip = settings.get("flip", False)
     config.data.roi = "predicted"
     config.data.roi_as = "channel" if settings.get("channel") else "cut"
     return config

@@ -83,7 +83,7 @@ def test_every_arm_can_start_from_its_run_of_stage_1(name):
 
 def test_stage_1_has_the_network_of_the_arm_but_not_its_heads():
     heads = {
-        "model.presence": True,
+        "model.presence_head": True,
         "loss.presence": 0.5,
         "model.deep_supervision": 1,
         "model.norm": "group",
@@ -96,7 +96,7 @@ def test_stage_1_has_the_network_of_the_arm_but_not_its_heads():
         "model.norm": ("group", "batch"),
         "model.residual": (True, False),
     }
-    assert run.config.model.presence and run.config.model.deep_supervision == 1
+    assert run.config.model.presence_head and run.config.model.deep_supervision == 1
 
 
 def test_stage_1_is_shared_by_the_arms_of_a_seed_and_by_experiments():
@@ -152,12 +152,12 @@ def test_the_recipe_lacks_one_part_in_each_arm():
     }
     assert changed["without residual"] == {"model.residual"}
     assert changed["without presence head"] == {
-        "model.presence", "loss.presence", "loss.blank",
+        "model.presence_head", "loss.presence", "loss.empty_weight",
     }  # fmt: skip
-    assert changed["without blanks left to the head"] == {"loss.blank"}
+    assert changed["without blanks left to the head"] == {"loss.empty_weight"}
     # Without the head, nothing would teach a network to be silent.
     added = plan("recipe").of_arm["blanks left to the head"][0].config
-    assert added.model.presence and added.loss.blank == 0
+    assert added.model.presence_head and added.loss.empty_weight == 0
     study = plan("loss").runs[1].config
     for arm, fields in changed.items():
         values = flatten(of_arm[arm][0].config)
@@ -195,7 +195,7 @@ def test_settings_are_of_both_stages_or_of_one():
         ({"data.image_size": "65"}, "config.data.image_size = 65: must be divisible"),
         ({"optim.lr": "__import__('os')"}, "must be like"),
         ({"test:seed": "1"}, "no stage 'test'"),
-        ({"eval.flip": "3.5"}, "config.eval.flip = 3.5: must be like False"),
+        ({"eval.tta_flip": "3.5"}, "config.eval.tta_flip = 3.5: must be like False"),
     ],
 )
 def test_a_wrong_setting_is_named(settings, said):

@@ -138,7 +138,7 @@ def test_lungs_that_a_model_found_move_as_true_ones_would(serial):
 def test_masks_move_with_the_image():
     mask = rectangle(20, 8)
     mask[12:20, 40:44] = 1  # no symmetry
-    moved = Augment(**(STUDY | {"tone_prob": 0.0, "affine_prob": 1.0}))
+    moved = Augment(**(STUDY | {"brightness_contrast_prob": 0.0, "affine_prob": 1.0}))
     changed = 0
     for seed in SEEDS:
         result = moved(record_of(mask) | {"found_lung": mask.copy()}, seed)
@@ -237,7 +237,7 @@ def test_pixels_that_the_image_leaves_are_0():
 )
 def test_tone_changes_up_to_its_limit_both_ways(strength, limit):
     grey = np.full((SIDE, SIDE), 100, np.uint8)
-    expose = make(tone_prob=1.0, **{strength: 0.2})
+    expose = make(brightness_contrast_prob=1.0, **{strength: 0.2})
     changes = []
     for seed in SEEDS:
         result = expose(record_of(rectangle(8, 8), grey), seed)
@@ -252,7 +252,9 @@ def test_contrast_scales_and_brightness_adds():
     sample = np.tile(np.array([60, 120], np.uint8), (SIDE, SIDE // 2))
     for seed in range(20):
         bright, stark = (
-            make(tone_prob=1.0, **{name: 0.2})(record_of(sample // 120, sample), seed)
+            make(brightness_contrast_prob=1.0, **{name: 0.2})(
+                record_of(sample // 120, sample), seed
+            )
             for name in ("brightness", "contrast")
         )
         low, high = bright["image"][0, :2].astype(int)
@@ -264,7 +266,7 @@ def test_contrast_scales_and_brightness_adds():
 def test_too_bright_stays_white():
     white = np.full((SIDE, SIDE), 250, np.uint8)
     for seed in SEEDS:
-        result = make(tone_prob=1.0, brightness=0.2)(
+        result = make(brightness_contrast_prob=1.0, brightness=0.2)(
             record_of(white // 250, white), seed
         )
         assert result["image"].min() >= 250 - 52  # nothing wraps around to black
@@ -345,7 +347,7 @@ def test_noise_stays_within_black_and_white():
     [
         ("flip_prob", {}),
         ("affine_prob", {"shift": 0.2, "scale": 0.2, "rotate": 15.0}),
-        ("tone_prob", {"brightness": 0.2, "contrast": 0.2}),
+        ("brightness_contrast_prob", {"brightness": 0.2, "contrast": 0.2}),
         ("gamma_prob", {"gamma": 0.3}),
         ("noise_prob", {"noise": 0.1}),
     ],

@@ -103,7 +103,12 @@ def test_a_shift_is_a_share_of_its_own_side():
 
 
 def test_transforms_happen_as_often_as_asked_and_independently():
-    wanted = {"flip_prob": 0.2, "affine_prob": 0.5, "tone_prob": 0.7, "gamma_prob": 0.6}
+    wanted = {
+        "flip_prob": 0.2,
+        "affine_prob": 0.5,
+        "brightness_contrast_prob": 0.7,
+        "gamma_prob": 0.6,
+    }
     drawn = draws(STUDY | wanted, 20000)
     happened = [drawn.flip, drawn.angle != 0, drawn.contrast != 1, drawn.gamma != 1]
     # A transform happens as a whole.

@@ -53,7 +53,7 @@ def config(devices, monkeypatch):
     config.train.batch_size = BATCH
     config.seed = 3
     config.augment.where = "device"
-    for name in ("flip_prob", "affine_prob", "tone_prob"):
+    for name in ("flip_prob", "affine_prob", "brightness_contrast_prob"):
         config.augment[name] = 0.7
     return config
 

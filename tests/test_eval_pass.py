@@ -97,7 +97,7 @@ def claiming() -> TrainState:
 def asking(config) -> ml_collections.ConfigDict:
     """A config whose network has a presence head."""
     config = ml_collections.ConfigDict(config.to_dict())
-    config.model.presence, config.loss.presence = True, 0.5
+    config.model.presence_head, config.loss.presence = True, 0.5
     return config
 
 
@@ -209,7 +209,7 @@ def test_the_mirror_image_is_asked_where_the_config_says_so(
     samples, asking, claiming, flip
 ):
     config = ml_collections.ConfigDict(asking.to_dict())
-    config.eval.flip = flip
+    config.eval.tta_flip = flip
     found = eval_pass.predict_split(config, samples, claiming)
     dataset = make_eval_dataset(samples, config=config)
     scores = eval_pass.score(eval_pass.compile_eval_step(config), claiming, dataset, N)

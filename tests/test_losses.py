@@ -232,7 +232,7 @@ def test_make_loss_hands_on_gamma_and_the_weight_of_missed_pixels():
     logits, masks = images([LN3, LN3, -LN3, -LN3], ALL), images(LEFT, LEFT)
     mild = losses.make_loss(dice=0, bce=0, focal=1, focal_gamma=0.5)
     assert mild(logits, masks)[0] == pytest.approx(np.log(4 / 3) / 2, rel=1e-6)
-    blind = losses.make_loss(dice=0, bce=0, tversky=1, tversky_missed=1.0)
+    blind = losses.make_loss(dice=0, bce=0, tversky=1, tversky_beta=1.0)
     assert blind(logits, masks)[1] == pytest.approx(0, abs=1e-6)
 
 
@@ -297,9 +297,9 @@ def test_weights_that_make_no_loss_are_refused(weights: dict[str, Any]):
 def test_over_the_batch_there_is_one_ratio_for_all():
     # Two found and two false, then a false alarm of four: 2 of 2, with 6 false.
     logits, masks = images(ALL, ALL), images(LEFT, [0] * 4)
-    dice = losses.soft_dice_loss(logits, masks, over="batch")
+    dice = losses.soft_dice_loss(logits, masks, batch=True)
     np.testing.assert_allclose(dice, [1 - 5 / 11] * 2, rtol=1e-6)
-    tversky = losses.tversky_loss(logits, masks, over="batch", smooth=2.0)
+    tversky = losses.tversky_loss(logits, masks, batch=True, smooth=2.0)
     expected = 1 - (4 + 2) / (2 * (2 + 0.3 * 6) + 2)
     np.testing.assert_allclose(tversky, [expected] * 2, rtol=1e-6)
 
@@ -356,18 +356,23 @@ def test_images_without_foreground_weigh_less_in_the_pixel_losses_alone():
     masks = images([0, 0, 0, 1], [0] * 4)
     coarse = (jnp.zeros((2, 1, 1, 1)),)  # cross entropies of ln 2, as at full size
     prediction = Prediction(jnp.zeros((2, 2, 2, 1)), jnp.zeros(2), coarse)
-    found = losses.make_objective(dice=0, bce=1, presence=0.5, blank=0.25)(
+    found = losses.make_objective(dice=0, bce=1, presence=0.5, empty_weight=0.25)(
         prediction, masks
     )
     np.testing.assert_allclose(found, [1.5 * LN2, 0.75 * LN2], rtol=1e-6)
-    objective = losses.make_objective(dice=1, bce=0, blank=0.0)
+    objective = losses.make_objective(dice=1, bce=0, empty_weight=0.0)
     for prediction in (images(ALL, ALL), images(ALL, [0] * 4)):
         of_pixels = objective(Prediction(prediction), masks)
         np.testing.assert_allclose(of_pixels, [1 - 3 / 6, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"blank": -0.1}, {"blank": 1.1}, {"blank": 0.5, "over": "batch"}]
+    "wrong",
+    [
+        {"empty_weight": -0.1},
+        {"empty_weight": 1.1},
+        {"empty_weight": 0.5, "batch_dice": True},
+    ],
 )
 def test_a_weight_of_blank_images_that_cannot_be_is_refused(wrong: dict[str, Any]):
     with pytest.raises(ValueError, match="blank must be from 0 to 1, and 1 over the"):
@@ -376,8 +381,8 @@ def test_a_weight_of_blank_images_that_cannot_be_is_refused(wrong: dict[str, Any
 
 def test_evaluation_takes_the_pixel_losses_of_each_image_from_the_same_settings():
     config = base.get_config()
-    config.loss.over, config.loss.presence = "batch", 0.5
-    config.loss.tversky, config.loss.blank = 2.0, 0.5
+    config.loss.batch_dice, config.loss.presence = True, 0.5
+    config.loss.tversky, config.loss.empty_weight = 2.0, 0.5
     loss_fn = losses.make_loss(**losses.pixel_terms(config.loss))
     logits, masks = random_pair((2, 4, 4), seed=6)
     expected = sum(
@@ -417,7 +422,7 @@ def objective_in_numpy(slope: float, bias: float, samples: Any, masks: Any) -> f
 
 def objective_of_share(params: jax.Array, samples: jax.Array, masks: jax.Array):
     """The mean objective of one device's share and its gradient, as a step has them."""
-    objective = losses.make_objective(over="batch", **SETTINGS)
+    objective = losses.make_objective(batch_dice=True, **SETTINGS)
 
     def mean_objective(params: jax.Array) -> jax.Array:
         slope, bias = params

@@ -92,7 +92,7 @@ def config() -> ml_collections.ConfigDict:
 
 
 def without_augmentation(config):
-    for name in ("flip_prob", "affine_prob", "tone_prob"):
+    for name in ("flip_prob", "affine_prob", "brightness_contrast_prob"):
         config.augment[name] = 0.0
     return config
 
@@ -414,7 +414,7 @@ def test_lungs_move_with_the_image_that_they_stand_beside(samples, config):
         dataclasses.replace(sample, infection_mask=sample.lung_mask)
         for sample in samples
     ]
-    config.augment.affine_prob = config.augment.tone_prob = 1.0
+    config.augment.affine_prob = config.augment.brightness_contrast_prob = 1.0
     config.data.roi, config.data.roi_as = "truth", "channel"
     both = train(samples, config, (0, 3))
     config.data.roi, config.data.roi_as = "none", "cut"
@@ -446,7 +446,7 @@ def test_region_is_cut_after_the_augmentation(samples, config, roi, dilate):
         dataclasses.replace(sample, infection_mask=getattr(sample, name))
         for sample in samples
     ]
-    for name in ("tone_prob", "affine_prob", "gamma_prob", "noise_prob"):
+    for name in ("brightness_contrast_prob", "affine_prob", "gamma_prob", "noise_prob"):
         config.augment[name] = 1.0
     config.data.roi, config.data.roi_dilate = roi, dilate
     cut = train(samples, config, (0, 6))

@@ -108,7 +108,7 @@ def test_a_network_without_statistics_is_read_by_its_own_config(tmp_path):
 def test_a_run_that_averages_its_weights_is_read_as_their_averages(tmp_path):
     config = infection.get_config("phantom")
     config.optim.average = "ema"
-    config.model.presence, config.model.residual = True, True
+    config.model.presence_head, config.model.residual = True, True
     run = write_run(tmp_path / "infection", config)
     found, saved = read_trained(str(run.folder)).state, run.states[3]
     assert found.averaged is None and found.evaluated() == found.variables()

@@ -35,7 +35,7 @@ def make_config() -> ml_collections.ConfigDict:
     config = infection.get_config("phantom")
     config.data.root, config.data.lung_run = "/images/of/a/hospital", "/runs/lung"
     config.data.cache, config.init_from = "/scratch/somebody", "/runs/lung"
-    config.model.presence, config.model.residual = True, True
+    config.model.presence_head, config.model.residual = True, True
     return config
 
 
@@ -117,9 +117,9 @@ def test_the_file_says_whom_the_images_are_owed_to(file, weights, tmp_path):
 
 def test_fields_that_were_added_later_are_filled_in(file, tmp_path):
     told = about(file)
-    del told["config"]["loss"]["blank"]
+    del told["config"]["loss"]["empty_weight"]
     save_file(load_file(file), tmp_path / "old", {"covjax": json.dumps(told)})
-    assert read_weights(tmp_path / "old").trained.config.loss.blank == 1.0
+    assert read_weights(tmp_path / "old").trained.config.loss.empty_weight == 1.0
 
 
 def test_a_network_without_statistics_is_read(tmp_path):

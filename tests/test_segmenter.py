@@ -54,7 +54,7 @@ def test_infection_is_found_within_the_lungs_that_were_found(both):
 
 def test_what_a_presence_head_says_is_a_probability_that_gates_the_mask():
     config = make_config("infection")
-    config.model.presence = True
+    config.model.presence_head = True
     weights = make_weights("infection", config)
     weights.trained.state.params["presence"]["bias"][:] = np.log(3)  # of odds 3 : 1
     segmenter = Segmenter(make_weights("lung"), weights)

@@ -240,7 +240,7 @@ def mean_objective(weights: dict[str, float]) -> float:
 
 
 def test_a_step_descends_the_objective_of_every_head_over_all_devices(devices):
-    objective = make_objective(dice=0.5, bce=0.5, over="batch", presence=0.25)
+    objective = make_objective(dice=0.5, bce=0.5, batch_dice=True, presence=0.25)
     step = parallel.compile_train_step(
         functools.partial(train_step, objective=objective)
     )

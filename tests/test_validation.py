@@ -106,7 +106,7 @@ def samples(tmp_path_factory) -> list[Sample]:
 def config_of(choose: str, samples: list[Sample]) -> ml_collections.ConfigDict:
     config = make_config("infection", samples[0].image.parents[4])
     config.eval.choose, config.eval.threshold = choose, THRESHOLD
-    config.model.presence, config.loss.presence = True, 0.5
+    config.model.presence_head, config.loss.presence = True, 0.5
     return config
 
 

@@ -84,7 +84,7 @@ class Augment(Strengths):
                 A.RandomBrightnessContrast(
                     brightness_limit=self.brightness,
                     contrast_limit=self.contrast,
-                    p=self.tone_prob,
+                    p=self.brightness_contrast_prob,
                 ),
                 A.RandomGamma(gamma_limit=exponents, p=self.gamma_prob),
                 A.GaussNoise(std_range=(0, self.noise), p=self.noise_prob),

@@ -17,7 +17,7 @@ class Strengths:
       shift: largest shift along each axis, as a share of the side.
       scale: largest relative change of size, the same along both axes.
       rotate: largest rotation, degrees.
-      tone_prob: probability of brightness and contrast together.
+      brightness_contrast_prob: probability of brightness and contrast together.
       brightness: largest change of brightness, as a share of full scale.
       contrast: largest relative change of contrast.
       gamma_prob: probability of another gamma.
@@ -31,7 +31,7 @@ class Strengths:
     shift: float
     scale: float
     rotate: float
-    tone_prob: float
+    brightness_contrast_prob: float
     brightness: float
     contrast: float
     gamma_prob: float

@@ -231,7 +231,7 @@ def score_split(
         "roi": roi,
         "roi_dilate": data.roi_dilate if roi != "none" else 0,
         "roi_as": data.roi_as if roi != "none" else "cut",
-        "presence_from": "head" if subject.config.model.presence else "pixels",
+        "presence_from": "head" if subject.config.model.presence_head else "pixels",
         "loss_weights": loss_weights(subject.config.loss),
         "image_size": data.image_size,
         "phantom": is_phantom(subject.root),

@@ -4,7 +4,7 @@
     probability  float32 [B, H, W, 1], of every pixel
     presence     float32 [B], that there is a finding at all; where a head tells
 
-Levels are scaled, intensities normalized and, where `config.eval.flip` says so, the
+Levels are scaled, intensities normalized and, where `config.eval.tta_flip` says so, the
 mirror image asked inside. Every format computes this in float32, whatever
 `config.model.dtype` says.
 """
@@ -33,7 +33,7 @@ def make_inference(trained: Trained, upsample: Upsampling | None = None) -> Infe
     state = in_form(trained, dtype="float32", **form)
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
-        prediction = predict(state, images, flip=config.eval.flip)
+        prediction = predict(state, images, flip=config.eval.tta_flip)
         told = {"probability": jax.nn.sigmoid(prediction.logits)}
         if prediction.presence is not None:
             told["presence"] = jax.nn.sigmoid(prediction.presence)

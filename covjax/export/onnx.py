@@ -160,7 +160,7 @@ def _network(
     x = _normalized(graph, sample, config)
     if others:
         x = graph.add("Concat", x, *(_unit(graph, o) for o in others), axis=1)
-    if not config.eval.flip:
+    if not config.eval.tta_flip:
         return _unet(graph, x, config.model)
     # The mirror image goes through the same nodes, as a second half of the batch.
     logits, presence = _unet(
@@ -180,7 +180,7 @@ def _unet(
         skips.append(x)
         x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
     x = _block(graph, x, "bottleneck", model)
-    presence = _presence(graph, x) if model.presence else None
+    presence = _presence(graph, x) if model.presence_head else None
     for i in reversed(range(model.depth)):
         # JAX's transposed convolution correlates, ONNX's convolves.
         kernel = graph.kernel(f"params/upsample_{i}/kernel", 2, 3, 0, 1, turned=True)

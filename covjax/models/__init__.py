@@ -19,6 +19,6 @@ def make_model(config: ml_collections.ConfigDict) -> UNet:
         remat=model.remat,
         intensity=model.intensity,
         residual=model.residual,
-        presence=model.presence,
+        presence_head=model.presence_head,
         deep_supervision=model.deep_supervision,
     )

@@ -123,8 +123,8 @@ class UNet(nn.Module):
         keeping it: less memory, more time, the same numbers.
       intensity: what the levels of an image become first (models/intensity.py).
       residual: whether the blocks of the encoder and the bottleneck are residual.
-      presence: whether a head tells from the bottleneck (its mean and its maximum over
-        the picture) that there is a finding at all.
+      presence_head: whether a head tells from the bottleneck (its mean and its maximum
+        over the picture) that there is a finding at all.
       deep_supervision: coarser levels of the decoder that have a head in training.
 
     Reference:
@@ -140,7 +140,7 @@ class UNet(nn.Module):
     remat: bool = False
     intensity: Intensity = "unit"
     residual: bool = False
-    presence: bool = False
+    presence_head: bool = False
     deep_supervision: int = 0
 
     @nn.compact
@@ -174,7 +174,7 @@ class UNet(nn.Module):
             x = _max_pool(x)
         x = self._block(self.depth, "bottleneck", self.residual)(x, train)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        presence = self._presence(x) if self.presence else None
+        presence = self._presence(x) if self.presence_head else None
         deeper = []
         for i in reversed(range(self.depth)):
             x = Upsample(

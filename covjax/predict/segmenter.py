@@ -174,7 +174,7 @@ def _compile(weights: Weights) -> Network:
     form = {"dtype": "float32", "upsample": "depth_to_space"}
     trained = weights.trained
     state = in_form(trained, **({} if parallel.is_accelerated() else form))
-    state, flip = parallel.put_on_local(state), trained.config.eval.flip
+    state, flip = parallel.put_on_local(state), trained.config.eval.tta_flip
 
     def levels_and_presence(state: Any, images: Any) -> tuple[Any, Any]:
         prediction = predict(state, images, flip=flip)

@@ -79,7 +79,7 @@ class DeviceAugment(Strengths):
         key = jax.random.key(seed)
         u = jax.random.uniform(key, (9,))
         signed = 2 * u - 1  # from -1 to 1
-        affine, tone = u[1] < self.affine_prob, u[6] < self.tone_prob
+        affine, tone = u[1] < self.affine_prob, u[6] < self.brightness_contrast_prob
         return Draw(
             flip=u[0] < self.flip_prob,
             angle=jnp.where(affine, jnp.deg2rad(self.rotate * signed[2]), 0.0),

@@ -85,8 +85,8 @@ def predict_split(
     """Keeps the probability of every pixel of a split.
 
     Args:
-      config: `data`, `loss`, `eval.flip`, `model.presence` and `train.batch_size` are
-        read.
+      config: `data`, `loss`, `eval.tta_flip`, `model.presence_head` and
+        `train.batch_size` are read.
       samples: the split.
       state: replicated.
       roi: region of interest; None: `data.roi`.
@@ -106,9 +106,9 @@ def predict_split(
     )  # fmt: skip
     n, side = len(samples), config.data.image_size
     kept = {"levels": np.zeros((n, side, side), np.uint8), "loss": np.zeros(n)}
-    if config.model.presence:
+    if config.model.presence_head:
         kept["presence"] = np.zeros(n)
-    step = _compile_predict_step(_terms(config), config.eval.flip)
+    step = _compile_predict_step(_terms(config), config.eval.tta_flip)
     _collect(step, state, dataset, kept)
     presence = kept.get("presence")
     if presence is None:
@@ -150,7 +150,9 @@ def _store(result: Any, kept: dict[str, np.ndarray], seen: np.ndarray) -> None:
 
 def compile_eval_step(config: ml_collections.ConfigDict) -> Callable[[Any, Any], Any]:
     """Returns the compiled `eval_step` with the config's loss, threshold and flip."""
-    return _compile_eval_step(_terms(config), config.eval.threshold, config.eval.flip)
+    return _compile_eval_step(
+        _terms(config), config.eval.threshold, config.eval.tta_flip
+    )
 
 
 @functools.cache  # Val after each epoch shares one program

@@ -2,15 +2,13 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from covjax.types import AXIS, LossFn, Objective, Prediction
-
-Over = Literal["image", "batch"]
 
 _PIXELS = (1, 2, 3)  # the axes of one image in [B, H, W, 1]
 
@@ -20,7 +18,7 @@ def soft_dice_loss(
     masks: jax.Array,
     *,
     smooth: float = 1.0,
-    over: Over = "image",
+    batch: bool = False,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Soft Dice loss of every image, before any averaging.
@@ -46,7 +44,7 @@ def soft_dice_loss(
       logits: unnormalised scores, float, [B, H, W, 1].
       masks: targets in {0, 1}, or shares of foreground between, same shape.
       smooth: pixels (> 0) added to both sides; at 0 an empty pair would be 0 / 0.
-      over: what the sums run over: "image", each for itself, or "batch".
+      batch: whether the sums run over the whole batch instead of each image.
       axis_name: of the devices that share the batch (see `region_sums`); None: it lies
         on one.
 
@@ -61,7 +59,9 @@ def soft_dice_loss(
       Milletari et al., V-Net, 2016 (without the squares in the denominator).
     """
     _check_smooth(smooth)
-    overlap, output, truth = region_sums(logits, masks, over=over, axis_name=axis_name)
+    overlap, output, truth = region_sums(
+        logits, masks, batch=batch, axis_name=axis_name
+    )
     return 1.0 - (2.0 * overlap + smooth) / (output + truth + smooth)
 
 
@@ -71,7 +71,7 @@ def tversky_loss(
     *,
     missed: float = 0.7,
     smooth: float = 1.0,
-    over: Over = "image",
+    batch: bool = False,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Tversky loss of every image: a Dice loss that weighs misses and false alarms.
@@ -98,7 +98,7 @@ def tversky_loss(
       masks: targets in {0, 1}, or shares of foreground between, same shape.
       missed: weight of missed pixels, from 0 to 1; false ones weigh 1 - missed.
       smooth: pixels (> 0) added to both sides; at 0 an empty pair would be 0 / 0.
-      over: what the sums run over: "image", each for itself, or "batch".
+      batch: whether the sums run over the whole batch instead of each image.
       axis_name: of the devices that share the batch (see `region_sums`); None: it lies
         on one.
 
@@ -115,13 +115,15 @@ def tversky_loss(
     _check_smooth(smooth)
     if not 0 <= missed <= 1:
         raise ValueError(f"missed must be from 0 to 1, not {missed}")
-    overlap, output, truth = region_sums(logits, masks, over=over, axis_name=axis_name)
+    overlap, output, truth = region_sums(
+        logits, masks, batch=batch, axis_name=axis_name
+    )
     size = 2.0 * (missed * truth + (1.0 - missed) * output)
     return 1.0 - (2.0 * overlap + smooth) / (size + smooth)
 
 
 def region_sums(
-    logits: jax.Array, masks: jax.Array, *, over: Over, axis_name: str | None
+    logits: jax.Array, masks: jax.Array, *, batch: bool, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums p * t, p and t, with p = sigmoid(logits) and t = masks, in float32.
 
@@ -137,7 +139,7 @@ def region_sums(
     Args:
       logits: unnormalised scores, float, [B, H, W, 1].
       masks: targets from 0 to 1, same shape.
-      over: "image" or "batch".
+      batch: whether to sum over the whole batch instead of each image.
       axis_name: of the devices that share the batch; None: it lies on one.
 
     Returns:
@@ -150,7 +152,7 @@ def region_sums(
     p = jax.nn.sigmoid(logits.astype(jnp.float32))
     t = masks.astype(jnp.float32)
     overlap, output, truth = (jnp.sum(x, axis=_PIXELS) for x in (p * t, p, t))
-    if over == "image":
+    if not batch:
         return overlap, output, truth
     sums = jnp.stack([overlap, output, truth]).sum(axis=1)
     if axis_name is not None:
@@ -251,8 +253,8 @@ def make_loss(
     focal: float = 0.0,
     focal_gamma: float = 2.0,
     tversky: float = 0.0,
-    tversky_missed: float = 0.7,
-    over: Over = "image",
+    tversky_beta: float = 0.7,
+    batch_dice: bool = False,
 ) -> LossFn:
     """Returns the weighted sum of the pixel losses; each image's by default.
 
@@ -265,9 +267,9 @@ def make_loss(
       focal: weight of the focal loss, >= 0.
       focal_gamma: its gamma.
       tversky: weight of the Tversky loss, >= 0.
-      tversky_missed: its weight of missed pixels.
-      over: of the sums of Dice and Tversky: "image"; or "batch", that of all devices
-        of the axis `AXIS`, where alone such a loss can be computed.
+      tversky_beta: its weight of missed pixels.
+      batch_dice: whether Dice and Tversky sum over the batch of all devices of the axis
+        `AXIS` instead of each image; such a loss can be computed there alone.
 
     Raises:
       ValueError: if a weight is negative or all are 0.
@@ -275,20 +277,24 @@ def make_loss(
     weights = {"dice": dice, "bce": bce, "focal": focal, "tversky": tversky}
     if min(weights.values()) < 0 or not any(weights.values()):
         raise ValueError(f"loss weights must be >= 0, one of them > 0: {weights}")
-    axis_name = AXIS if over == "batch" else None
-    regions = {"over": over, "axis_name": axis_name}
+    axis_name = AXIS if batch_dice else None
+    regions = {"batch": batch_dice, "axis_name": axis_name}
     losses: dict[str, LossFn] = {
         "dice": functools.partial(soft_dice_loss, **regions),
         "bce": sigmoid_cross_entropy,
         "focal": functools.partial(focal_loss, gamma=focal_gamma),
-        "tversky": functools.partial(tversky_loss, missed=tversky_missed, **regions),
+        "tversky": functools.partial(tversky_loss, missed=tversky_beta, **regions),
     }
     terms = [(weight, losses[name]) for name, weight in weights.items() if weight > 0]
     return functools.partial(_weighted_sum, terms=terms)
 
 
 def make_objective(
-    *, over: Over = "image", presence: float = 0.0, blank: float = 1.0, **terms: float
+    *,
+    batch_dice: bool = False,
+    presence: float = 0.0,
+    empty_weight: float = 1.0,
+    **terms: float,
 ) -> Objective:
     """Returns what training minimises, for every image of a batch.
 
@@ -298,33 +304,37 @@ def make_objective(
                     + presence * presence_loss
 
     with w_k proportional to 1, 1/2, 1/4, …, of sum 1 (without coarser levels, w is 1),
-    and b = `blank` for an image whose mask is empty, else 1.
+    and b = `empty_weight` for an image whose mask is empty, else 1.
     masks_k holds the share of foreground in each block of 2^k x 2^k pixels: no lesion
     is too small to count. All pixel losses are linear in it, or in its sums; so level
     k is judged as if its logits were spread over their blocks, against the mask in full
     (and `smooth` counts pixels of the level).
 
     Args:
-      over: of the sums of Dice and Tversky: "image" or "batch" (see `make_loss`).
+      batch_dice: whether Dice and Tversky sum over the batch (see `make_loss`).
       presence: weight of the presence head's loss, >= 0.
-      blank: weight of images without foreground in the pixel losses, from 0 to 1. With
-        less than 1, the masks learn what to outline where there is something, and the
+      empty_weight: weight of images without foreground in the pixel losses, from 0 to
+        1. With less than 1, the masks learn what to outline where there is something,
+          and the
         presence head is left to tell where there is nothing.
       **terms: the other arguments of `make_loss`.
 
     Raises:
-      ValueError: if a weight is negative, or those of `make_loss` are all 0; if `blank`
-        is no share, or below 1 with sums over the batch, which are of no one image;
-        from the objective, if there is a weight for the presence head and no such head.
+      ValueError: if a weight is negative, or those of `make_loss` are all 0; if
+        `empty_weight` is no share, or below 1 with sums over the batch, which are of no
+        one image; from the objective, if there is a weight for the presence head and no
+        such head.
 
     Reference:
       Isensee et al., nnU-Net, Nature Methods 2021 (the weights of the levels).
     """
     if presence < 0:
         raise ValueError(f"loss weights must be >= 0: {presence=}")
-    if not 0 <= blank <= 1 or (blank < 1 and over == "batch"):
-        raise ValueError(f"blank must be from 0 to 1, and 1 over the batch: {blank}")
-    loss_fn = make_loss(over=over, **terms)
+    if not 0 <= empty_weight <= 1 or (empty_weight < 1 and batch_dice):
+        raise ValueError(
+            f"empty_weight must be from 0 to 1, and 1 with batch_dice: {empty_weight}"
+        )
+    loss_fn = make_loss(batch_dice=batch_dice, **terms)
 
     def objective(prediction: Prediction, masks: jax.Array) -> jax.Array:
         losses = loss_fn(prediction.logits, masks)
@@ -333,8 +343,8 @@ def make_objective(
             losses *= weights[0]
             for k, logits in enumerate(prediction.deeper, 1):
                 losses += weights[k] * loss_fn(logits, shares(masks, 2**k))
-        if blank < 1:
-            losses *= jnp.where(jnp.any(masks > 0, axis=_PIXELS), 1.0, blank)
+        if empty_weight < 1:
+            losses *= jnp.where(jnp.any(masks > 0, axis=_PIXELS), 1.0, empty_weight)
         if presence:
             if prediction.presence is None:
                 raise ValueError(f"{presence=}, and the network has no presence head")
@@ -351,10 +361,10 @@ def pixel_terms(loss: Mapping[str, Any]) -> dict[str, Any]:
     a network was trained.
 
     Example:
-      >>> pixel_terms({"dice": 1.0, "over": "image", "presence": 0.1, "blank": 0.0})
+      >>> pixel_terms({"dice": 1.0, "presence": 0.1, "empty_weight": 0.0})
       {'dice': 1.0}
     """
-    beyond = ("over", "presence", "blank")
+    beyond = ("batch_dice", "presence", "empty_weight")
     return {name: loss[name] for name in loss if name not in beyond}
 
 

@@ -156,8 +156,8 @@ def _main(_: list[str]) -> None:
         sys.exit(
             "--config is missing, for example --config=configs/infection.py:laptop"
         )
-    if config.eval.flip:
-        sys.exit("config.eval.flip asks each image twice, and the bare pass once")
+    if config.eval.tta_flip:
+        sys.exit("config.eval.tta_flip asks each image twice, and the bare pass once")
     found: dict[str, Any] = {
         "devices": jax.device_count(),
         "backend": jax.default_backend(),

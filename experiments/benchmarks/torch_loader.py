@@ -51,7 +51,7 @@ def make_transform(augment: dict[str, float]) -> A.Compose:
             A.RandomBrightnessContrast(
                 brightness_limit=augment["brightness"],
                 contrast_limit=augment["contrast"],
-                p=augment["tone_prob"],
+                p=augment["brightness_contrast_prob"],
             ),
         ],
         additional_targets={"infection": "mask"},

@@ -121,7 +121,7 @@ class Network(nn.Module):
         self.head.weight.data = kernel.permute(3, 2, 0, 1).contiguous()
         self.head.bias = nn.Parameter(leaves["params/head/bias"])
         self.presence: nn.Linear | None = None
-        if config["model"]["presence"]:
+        if config["model"]["presence_head"]:
             kernel = leaves["params/presence/kernel"]
             self.presence = nn.Linear(kernel.shape[0], 1)
             self.presence.weight.data = kernel.T.contiguous()
