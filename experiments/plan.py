@@ -26,7 +26,7 @@ from covjax.errors import UsageError
 from experiments.ablations import STAGE_1, Arm, Experiment, Overrides
 
 # Heads that each stage has of its own; all else of `model` has to be the same in both.
-_OWN_HEADS = ("presence", "deep_supervision")
+_OWN_HEADS = ("presence_head", "deep_supervision")
 _PATHS = ("init_from", "data.lung_run")  # of the run of stage 1
 
 

@@ -68,7 +68,7 @@ def test_every_variant_of_the_recipe_is_valid(stage, variant):
 
 def test_both_stages_of_the_recipe_are_of_one_network():
     first, second = (BEST[stage].get_config().model.to_dict() for stage in BEST)
-    assert first | {"presence": True} == second
+    assert first | {"presence_head": True} == second
 
 
 @pytest.mark.parametrize("stage", [*STAGES.values(), *BEST.values()])

@@ -76,8 +76,8 @@ def test_the_dtype_is_that_of_the_computation_alone(norm, upsample, dtype):
 def test_make_model_takes_every_field_of_the_config():
     asked: dict[str, Any] = dict(
         width=6, depth=3, norm="group", dropout=0.25, upsample="depth_to_space",
-        dtype="float32", remat=True, intensity="equal", residual=True, presence_head=True,
-        deep_supervision=2,
+        dtype="float32", remat=True, intensity="equal", residual=True,
+        presence_head=True, deep_supervision=2,
     )  # fmt: skip
     config = base.get_config()
     assert set(asked) == set(config.model)

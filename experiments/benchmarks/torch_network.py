@@ -126,7 +126,7 @@ class Network(nn.Module):
             self.presence = nn.Linear(kernel.shape[0], 1)
             self.presence.weight.data = kernel.T.contiguous()
             self.presence.bias = nn.Parameter(leaves["params/presence/bias"])
-        self.flip = config["eval"]["flip"]
+        self.flip = config["eval"]["tta_flip"]
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Maps images, uint8 [B, H, W, C], to probabilities [B, H, W], and [B]."""
