@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = data_root(given.root, PROJECT)
         train, val = (list_samples(root, "infection", k) for k in ("Train", "Val"))
         shares = {"Train, published lungs": _of_published(train, size)}
-        order = np.random.default_rng(0).permutation(len(val))[: given.radiographs]
+        order = np.random.default_rng(0).permutation(len(val))[: given.images]
         some = [read_sample(val[k], size)["image"] for k in order]
     except DataError as error:
         print(error, file=sys.stderr)

@@ -220,12 +220,12 @@ def test_an_identical_call_writes_nothing(written: Path) -> None:
     [
         ({"seed": 4}, "seed 3 not 4"),
         ({"size": 48}, "size 64 not 48"),
-        ({"images": {"Train": 12}}, "images"),
+        ({"samples": {"Train": 12}}, "images"),
     ],
 )
 def test_refuses_another_set(written: Path, change: dict, said: str) -> None:
     before = contents(written)
-    wanted = {"images": SAMPLES, "size": 64, "seed": 3} | change
+    wanted = {"samples": SAMPLES, "size": 64, "seed": 3} | change
     with pytest.raises(DataError, match=said) as caught:
         dataset.write_phantoms(written, **wanted)
     assert str(written) in str(caught.value) and "remove" in str(caught.value)
@@ -294,10 +294,10 @@ def test_two_writers_at_once(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": 16}, {"seed": -1}, {"images": {"Train": -1}}, {"images": {"train": 3}}],
+    [{"size": 16}, {"seed": -1}, {"samples": {"Train": -1}}, {"samples": {"train": 3}}],
 )
 def test_refuses_senseless_numbers(tmp_path: Path, wrong: dict) -> None:
-    wanted = {"images": {"Train": 3}, "size": 32, "seed": 0} | wrong
+    wanted = {"samples": {"Train": 3}, "size": 32, "seed": 0} | wrong
     with pytest.raises(UsageError):
         dataset.write_phantoms(tmp_path / "set", **wanted)
     assert list(tmp_path.iterdir()) == []

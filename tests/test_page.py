@@ -199,7 +199,7 @@ def test_families_stand_tuned_beside_untuned(full):
         "Non-COVID": ["0.6220", "0.3220"],
     }
     assert (
-        "above a probability of 0.62; areas below 40 pixels (at 256 px) are dropped; a"
+        "above a probability of 0.62; areas below 40 pixels (at 256 px) are dropped; an"
         " image stays blank where its presence score (the mean probability of its"
         " surest"
         " pixels, one in 256) is below 0.800. All of it was chosen on Val alone, for"

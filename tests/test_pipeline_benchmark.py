@@ -13,7 +13,7 @@ from experiments.benchmarks import pipeline
 SCRIPT = """
 import json, sys
 told = json.loads(sys.stdin.readline())
-print(json.dumps({"images": len(told["images"]), "cut": told["cut"]}), flush=True)
+print(json.dumps({"images": len(told["samples"]), "cut": told["cut"]}), flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     answer = {"rate": 2.0 ** -asked["workers"], "first_s": 1.0}

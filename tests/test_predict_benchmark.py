@@ -276,7 +276,7 @@ def test_tensors_are_those_that_safetensors_reads(tmp_path):
     path = tmp_path / "infection.safetensors"
     path.write_bytes(pack_weights(weights))
     tensors, config = read_tensors(path)
-    assert config["eval"]["flip"] is True
+    assert config["eval"]["tta_flip"] is True
     expected = load_file(path)
     assert tensors.keys() == expected.keys()
     for name, array in expected.items():

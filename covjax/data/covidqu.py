@@ -313,7 +313,7 @@ def read_masks(
         mask = read_mask(path)
         if image_shape not in (None, mask.shape):
             raise DataError(
-                f"{shown(path)}: mask of {mask.shape[1]}x{mask.shape[0]} pixels for a"
+                f"{shown(path)}: mask of {mask.shape[1]}x{mask.shape[0]} pixels for an"
                 f" image of {image_shape[1]}x{image_shape[0]}"
             )
         masks[kind] = resize_mask(mask, size)

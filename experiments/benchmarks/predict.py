@@ -231,7 +231,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         folder = Path(temporary)
         stages = [_as_packed(stage, folder) for stage in found_stages]
         segmenter = Segmenter(*stages)
-        size = given.batch or predicting.batch_size(given.samples)
+        size = given.batch or predicting.batch_size(given.images)
         _check(given, size)
         sides = [stage.trained.config.data.image_size for stage in stages]
         found: dict[str, Any] = {
@@ -242,12 +242,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "jax": jax.__version__,
             "image_size": sides[0],
             "source_size": given.size or sides[0],
-            "images": given.samples,
+            "images": given.images,
             "batch": size,
             "in_flight": predicting.IN_FLIGHT,
         }
         print(", ".join(f"{k} {v}" for k, v in found.items()))
-        inputs = write_images(folder / "images", given.samples, found["source_size"])
+        inputs = write_images(folder / "images", given.images, found["source_size"])
         shown = [
             of_batch(draw_samples(make_region(data), data.image_size), size)
             for data in (stage.trained.config.data for stage in stages)
@@ -268,7 +268,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             stages[1],
             segmenter.infection,
             batch=size,
-            batches=given.samples // size,
+            batches=given.images // size,
             rounds=given.rounds,
             python=None if given.peer == "none" else given.peer_python,
         )
@@ -299,8 +299,8 @@ def _check(given: argparse.Namespace, size: int) -> None:
         raise UsageError(f"--batch={size}: must be divisible by {devices} devices")
     if given.size and given.size < MIN_SIZE:
         raise UsageError(f"--size={given.size}: phantoms have {MIN_SIZE} px or more")
-    if given.samples % size:
-        raise UsageError(f"--images={given.samples}: must be whole batches of {size}")
+    if given.images % size:
+        raise UsageError(f"--images={given.images}: must be whole batches of {size}")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -175,7 +175,7 @@ def time_stages(
 def main() -> None:
     """Answers line by line."""
     told = json.loads(sys.stdin.readline())
-    samples = Samples(told["images"], told["cut"], make_transform(told["augment"]))
+    samples = Samples(told["samples"], told["cut"], make_transform(told["augment"]))
     device = "cuda" if told["gpu"] and torch.cuda.is_available() else "cpu"
     answer(
         torch=torch.__version__,
