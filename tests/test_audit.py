@@ -423,3 +423,59 @@ def test_json_goes_nowhere_or_whole(samples, tmp_path, capsys, monkeypatch):
     assert "No space left" in capsys.readouterr().err
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["f.json"]
+
+
+@pytest.fixture
+def audited(tmp_path, monkeypatch) -> list[Path]:
+    """Folders that are audited from here on; the cache is empty."""
+    monkeypatch.setenv("COVJAX_CACHE", str(tmp_path / "cache"))
+    folders = []
+    run = audit.audit_with_bar
+
+    def note(root: Path):
+        folders.append(root)
+        return run(root)
+
+    monkeypatch.setattr(audit, "audit_with_bar", note)
+    return folders
+
+
+def test_the_same_files_are_audited_once(samples, audited):
+    first = audit.audit_once(samples.root)
+    assert audit.audit_once(samples.root) == first == audit.audit(samples.root)
+    moved = samples.root.rename(samples.root.with_name("moved"))
+    assert audit.audit_once(moved) == first | {"root": str(moved)}
+    assert len(audited) == 1
+
+
+@pytest.mark.parametrize("change", ["pixels", "time", "less", "more"])
+def test_changed_files_are_audited_again(samples, audited, change):
+    before = audit.audit_once(samples.root)
+    path = samples.path("infection/Test/COVID-19/c.png", "images")
+    again = sorted(samples.root.rglob("*.png"))[0]
+    if change == "pixels":
+        again.write_bytes(again.read_bytes()[:-30])
+    elif change == "time":
+        os.utime(again, ns=(1, 1))
+    elif change == "less":
+        again.unlink()
+    else:
+        write(path, make_image(99))
+    after = audit.audit_once(samples.root)
+    assert len(audited) == 2
+    assert (after == before) == (change == "time")
+
+
+def test_a_cached_audit_that_is_not_whole_is_made_again(samples, audited, tmp_path):
+    whole = audit.audit_once(samples.root)
+    (path,) = (tmp_path / "cache" / "audits").iterdir()
+    for content in ("", "{", "[]"):
+        path.write_text(content)
+        assert audit.audit_once(samples.root) == whole
+    assert len(audited) == 4
+
+
+def test_without_a_cache_the_audit_is_made(samples, audited, tmp_path):
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    assert audit.audit_once(samples.root) == audit.audit_once(samples.root)
+    assert len(audited) == 2
