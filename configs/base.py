@@ -24,13 +24,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.root = ""  # else $COVJAX_DATA, else data/COVID-QU-Ex
     config.data.phantom_images = ()  # (Train, Val, Test): synthetic images, no root
     config.data.task = "lung"  # whose mask is the target: "lung" or "infection"
-    # What the network is shown of an image: "none" (all of it), "truth" (the inside of
-    # the true lungs), "predicted" (of the lungs that a run of stage 1 finds), "outside"
-    # (all but the true lungs: what the image gives away without them).
+    # Region of interest: "none" (the whole image), "truth" (inside the true lungs),
+    # "predicted" (inside the lungs that a stage-1 run predicts), "outside" (everything
+    # but the true lungs, a test for shortcut learning).
     config.data.roi = "none"
     config.data.roi_dilate = 0  # pixels by which those lungs are widened
-    # How it is shown: "cut" (image x lungs, black elsewhere) or "channel" (the whole
-    # image, and the lungs as a second channel beside it).
+    # How the network gets it: "cut" (image x lungs, black elsewhere) or "channel" (the
+    # whole image, with the lungs as a second channel).
     config.data.roi_as = "cut"
     config.data.lung_run = ""  # the run of stage 1; else init_from, where it is one
     config.data.image_size = 256
@@ -42,8 +42,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # "": the images are decoded each time.
     config.data.cache = "auto"
     config.data.threads = 1  # that read and augment, in each worker
-    # Processes beside this one that load training images; -1: half of the cores, where
-    # the steps run on an accelerator, else none (covjax/runtime/cores.py).
+    # Number of worker processes that load training images; -1: half of the cores with
+    # an accelerator, else none (covjax/runtime/cores.py).
     config.data.workers = -1
     config.data.prefetch = 4  # batches that wait on the host
     # All images and masks are looked at before the first step. One that cannot be used

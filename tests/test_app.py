@@ -468,7 +468,7 @@ def test_what_libraries_log_is_not_printed(networks, monkeypatch):
     monkeypatch.setattr(root, "handlers", [logging.StreamHandler(printed)])
     page = SimpleNamespace(make_app=lambda *_: None)  # without Gradio
     monkeypatch.setitem(sys.modules, "covjax.app.page", page)
-    logger = logging.getLogger("a.library")
+    logger = logging.getLogger("decoder")
     monkeypatch.setattr(app, "_run", lambda *_: logger.error("patient-mueller"))
     assert app.main([*networks, "--port=0"]) == 0
     assert printed.getvalue() == ""
