@@ -17,7 +17,8 @@ ROWS = [
     ("| covjax, the study's settings (128 px) | found lungs | `all` |",
      "laptop/infection/test-predicted", "all"),
     ("| | | `positive` |", "laptop/infection/test-predicted", "positive"),
-    (f"| covjax, {RECIPE} (128 px), ensemble of two seeds | image, found lungs | `all` |",
+    (f"| covjax, {RECIPE} (128 px), ensemble of two seeds | image, found lungs"
+     " | `all` |",
      "laptop/infection_best/test", "all"),
     ("| | | `positive` |", "laptop/infection_best/test", "positive"),
     ("| **covjax, the recipe at 256 px** | image, found lungs | `all` |",
